@@ -1,0 +1,319 @@
+import io
+import os
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsol_jax.data import (
+    BadImage,
+    DataError,
+    ImageFolder,
+    Record,
+    WsolFolder,
+    decode_image,
+    decode_mask,
+    open_source,
+    resize_image,
+    stored_size,
+)
+
+
+def real(name):
+    if 'WSOL_DATA' not in os.environ:
+        pytest.skip('WSOL_DATA is not set: no real images')
+    return Path(os.environ['WSOL_DATA']) / name
+
+
+def png(array):
+    return cv2.imencode('.png', np.asarray(array, np.uint8))[1].tobytes()
+
+
+FILES = {
+    'class_names.txt': 'ant,30\nbee,10',
+    'metadata/test/image_ids.txt': 'a.png\nb,c.png',
+    'metadata/test/class_labels.txt': 'a.png,0\nb,c.png,1',
+    'metadata/test/image_sizes.txt': 'a.png,20,10\nb,c.png,8,8',
+    'metadata/test/localization.txt': 'a.png,0,0,20,10\na.png,1,2,3,4\nb,c.png,0,0,8,8',
+}
+
+
+def tiny(root, changes=None):
+    """A correct folder of two images, with some files replaced or, where None, left out."""
+    (root / 'images').mkdir()
+    for name, text in {**FILES, **(changes or {})}.items():
+        if text is not None:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ('name', 'classes', 'counts'),
+    [
+        ('imagenette', 10, (1000, 150, 150)),
+        ('cub30', 30, (750, 150, 801)),
+        ('pets', 3, (255, 45, 298)),
+        ('tiny20', 20, (6000, 500, 1000)),
+    ],
+)
+def test_real_folder_counts(name, classes, counts):
+    for split, count in zip(('train', 'val', 'test'), counts, strict=True):
+        source = WsolFolder(real(name), split)
+        assert (len(source), source.num_classes) == (count, classes)
+        assert {record.labels[0] for record in source} == set(range(classes))
+        supervised = [bool(record.boxes or record.masks) for record in source]
+        assert all(supervised) if split != 'train' else not any(supervised)
+
+
+@pytest.mark.parametrize('name', ['imagenette', 'cub30', 'pets', 'tiny20'])
+def test_real_images_have_the_size_the_metadata_says(name):
+    source = WsolFolder(real(name), 'test')
+    for record in list(source)[:: len(source) // 5]:
+        assert decode_image(record).shape == (*record.size[::-1], 3)
+
+
+def test_real_images_carry_several_boxes():
+    source = WsolFolder(real('imagenette'), 'test')
+    assert source[0].boxes == ((78, 110, 224, 204), (106, 77, 223, 167))
+    assert sum(len(record.boxes) for record in source) == 221
+
+
+def test_real_masks():
+    source = WsolFolder(real('pets'), 'test')
+    for record in list(source)[::60]:
+        mask = decode_mask(record, (224, 200))
+        assert mask.shape == (200, 224) and mask.dtype == np.uint8
+        assert set(np.unique(mask)) == {0, 1, 255}
+
+
+def test_real_class_index():
+    source = WsolFolder(real('imagenette'), 'test', class_index=True)
+    local = WsolFolder(real('imagenette'), 'test')
+    mapped = dict(zip((r.labels[0] for r in local), (r.labels[0] for r in source), strict=True))
+    assert (mapped[0], mapped[1], len(mapped)) == (0, 217, 10)
+    assert source.class_name(217) == local.class_name(1) == 'n02102040'
+    assert source.num_classes == 10 and source.class_names == local.class_names
+
+
+def test_class_names_with_commas_stay_whole():
+    assert WsolFolder(real('tiny20'), 'val').class_name(1).startswith('ladybug, ladybeetle, ')
+
+
+def test_tiny_folder(tmp_path):
+    source = WsolFolder(tiny(tmp_path), 'test')
+    assert source.class_names == ('ant', 'bee')
+    assert source[0] == Record(
+        'a.png', tmp_path / 'images/a.png', (0,), (20, 10), ((0, 0, 20, 10), (1, 2, 3, 4))
+    )
+    assert source[1].image_id == 'b,c.png' and source[1].size == (8, 8)
+    assert pickle.loads(pickle.dumps(source))[1] == source[1]
+
+
+def test_class_index_maps_labels(tmp_path):
+    source = WsolFolder(tiny(tmp_path), 'test', class_index=True)
+    assert [record.labels for record in source] == [(30,), (10,)]
+    assert [source.class_name(k) for k in (30, 10, 7)] == ['ant', 'bee', '7']
+    assert source.num_classes == 2
+
+
+def test_optional_files_may_be_absent_or_empty(tmp_path):
+    absent = {'class_names.txt': None, 'metadata/test/localization.txt': None}
+    source = WsolFolder(tiny(tmp_path, {**absent, 'metadata/test/image_sizes.txt': ''}), 'test')
+    assert source.class_names == ('0', '1')
+    assert [(r.size, r.boxes, r.masks) for r in source] == [(None, (), ())] * 2
+    (tmp_path / 'metadata/test/image_sizes.txt').unlink()
+    assert WsolFolder(tmp_path, 'test')[0].size is None
+
+
+def test_masks_are_paths_below_the_root(tmp_path):
+    lines = 'a.png,m/0.png,\na.png,m/1.PNG,i/1.png\nb,c.png,m/2.png,'
+    source = WsolFolder(tiny(tmp_path, {'metadata/test/localization.txt': lines}), 'test')
+    assert source[0].masks == (
+        (tmp_path / 'm/0.png', None),
+        (tmp_path / 'm/1.PNG', tmp_path / 'i/1.png'),
+    )
+    assert source[1].masks == ((tmp_path / 'm/2.png', None),)
+
+
+def test_windows_line_ends_and_blank_lines(tmp_path):
+    text = FILES['metadata/test/class_labels.txt'].replace('\n', '\r\n\r\n') + '\r\n'
+    source = WsolFolder(tiny(tmp_path, {'metadata/test/class_labels.txt': text}), 'test')
+    assert [record.labels for record in source] == [(0,), (1,)]
+
+
+IDS, LABELS = 'metadata/test/image_ids.txt', 'metadata/test/class_labels.txt'
+SIZES, BOXES = 'metadata/test/image_sizes.txt', 'metadata/test/localization.txt'
+NAMES = 'class_names.txt'
+
+
+@pytest.mark.parametrize(
+    ('file', 'text', 'said'),
+    [
+        (IDS, None, 'image_ids.txt: no such file'),
+        (IDS, '', 'image_ids.txt: lists no image'),
+        (IDS, 'a.png\na.png', "image_ids.txt:2: 'a.png' is listed twice"),
+        (LABELS, None, 'class_labels.txt: no such file'),
+        (LABELS, 'a.png,0', "class_labels.txt: no line for 'b,c.png' (1 of 2 images lack one)"),
+        (LABELS, 'a.png,0\nz.png,1', "class_labels.txt:2: 'z.png' is not in image_ids.txt"),
+        (LABELS, 'a.png', "class_labels.txt:1: expected 'path,label', got 'a.png'"),
+        (LABELS, 'a.png,cat', "class_labels.txt:1: expected 'path,label' with whole numbers"),
+        (LABELS, 'a.png,12', 'class_labels.txt:1: label 12 outside 0..1'),
+        (LABELS, 'a.png,2', 'class_labels.txt:1: label 2 outside 0..1'),
+        (LABELS, 'a.png,-1', 'class_labels.txt:1: label -1 outside 0..1'),
+        (SIZES, 'a.png,20,10', "image_sizes.txt: no line for 'b,c.png'"),
+        (SIZES, 'a.png,20,wide', "image_sizes.txt:1: expected 'path,width,height'"),
+        (SIZES, 'a.png,0,10', 'image_sizes.txt:1: size 0x10 is not positive'),
+        (SIZES, 'z.png,9,9', "image_sizes.txt:1: 'z.png' is not in image_ids.txt"),
+        (BOXES, 'a.png,0,0,9,9', "localization.txt: no line for 'b,c.png'"),
+        (BOXES, 'z.png,0,0,9,9', "localization.txt:1: 'z.png' is not in image_ids.txt"),
+        (BOXES, 'a.png,5,0,5,9', 'localization.txt:1: box (5, 0, 5, 9) is empty'),
+        (BOXES, 'a.png,0,9,5,2', 'localization.txt:1: box (0, 9, 5, 2) is empty'),
+        (BOXES, 'a.png,0,0,21,9', 'box (0, 0, 21, 9) lies outside the image of 20x10'),
+        (BOXES, 'a.png,-1,0,9,9', 'localization.txt:1: box (-1, 0, 9, 9) lies outside the image'),
+        (BOXES, 'a.png,0,0,9', "localization.txt:1: expected 'path,x0,y0,x1,y1'"),
+        (BOXES, 'a.png,0,0,9,x', "localization.txt:1: expected 'path,x0,y0,x1,y1' with whole"),
+        (NAMES, '', 'class_names.txt: names no class'),
+    ],
+)
+def test_wrong_metadata_is_named(tmp_path, file, text, said):
+    with pytest.raises(DataError) as error:
+        WsolFolder(tiny(tmp_path, {file: text}), 'test')
+    assert said in str(error.value) and '\n' not in str(error.value)
+
+
+def test_class_index_needs_the_second_column(tmp_path):
+    root = tiny(tmp_path, {NAMES: 'ant,3\nbee'})
+    with pytest.raises(DataError, match=r"class_names.txt:2: expected 'name,index', got 'bee'"):
+        WsolFolder(root, 'test', class_index=True)
+    (root / NAMES).unlink()
+    with pytest.raises(DataError, match=r'class_names.txt: no such file'):
+        WsolFolder(root, 'test', class_index=True)
+
+
+def test_missing_folders_are_named(tmp_path):
+    with pytest.raises(DataError, match=r'nowhere: no such folder'):
+        WsolFolder(tmp_path / 'nowhere', 'test')
+    (tmp_path / 'images').mkdir()
+    with pytest.raises(DataError, match=r'metadata: no such folder'):
+        WsolFolder(tmp_path, 'test')
+    (tmp_path / 'metadata' / 'val').mkdir(parents=True)
+    (tmp_path / 'metadata' / 'train').mkdir()
+    with pytest.raises(DataError, match=r"no split 'tset'; available: train, val"):
+        WsolFolder(tmp_path, 'tset')
+
+
+def test_image_folder(tmp_path):
+    for name in ('b.PNG', 'deep/er/a.jpeg', 'a.tif', 'notes.txt', 'c.ppm'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b'')
+    source = ImageFolder(tmp_path)
+    assert [r.image_id for r in source] == ['a.tif', 'b.PNG', 'c.ppm', 'deep/er/a.jpeg']
+    assert source[3] == Record('deep/er/a.jpeg', tmp_path / 'deep/er/a.jpeg', (), None)
+    assert (source.num_classes, source.class_names, source.class_name(3)) == (0, (), '3')
+
+
+def test_image_folder_without_images(tmp_path):
+    with pytest.raises(DataError, match='holds no image'):
+        ImageFolder(tmp_path)
+    with pytest.raises(DataError, match=r'gone: no such folder'):
+        ImageFolder(tmp_path / 'gone')
+
+
+def test_open_source_by_name(tmp_path):
+    assert len(open_source('wsol_folder', tiny(tmp_path), 'test', class_index=True)) == 2
+    (tmp_path / 'images/a.png').write_bytes(b'')
+    assert len(open_source('image_folder', tmp_path, 'test')) == 1
+    assert len(open_source('shapes', '', 'val', count=5)) == 5
+    with pytest.raises(DataError, match=r"no data source 'wsolfolder'; did you mean 'wsol_folder'"):
+        open_source('wsolfolder', tmp_path, 'test')
+
+
+def encoded(image, format, **options):
+    stored = io.BytesIO()
+    image.save(stored, format, **options)
+    return stored.getvalue()
+
+
+@pytest.mark.parametrize('mode', ['L', 'P', 'CMYK', 'RGBA', 'RGB', '1'])
+def test_decode_every_mode_as_rgb(tmp_path, mode):
+    red = Image.new('RGB', (6, 4), (250, 0, 0)).convert(mode)
+    stored = encoded(red, 'TIFF' if mode == 'CMYK' else 'PNG')
+    (tmp_path / 'image').write_bytes(stored)
+    image = decode_image(Record('red', stored, (), None))
+    assert image.shape == (4, 6, 3) and image.dtype == np.uint8
+    np.testing.assert_array_equal(image, decode_image(Record('r', tmp_path / 'image', (), None)))
+    colour = image[0, 0].astype(int)
+    if mode in ('L', '1'):
+        assert colour[0] == colour[1] == colour[2]
+    else:
+        assert colour[0] > 240 and colour[1:].max() < 15
+
+
+def test_cmyk_jpeg_decodes():
+    stored = encoded(Image.new('CMYK', (6, 4), (0, 255, 255, 0)), 'JPEG')
+    assert decode_image(Record('red', stored, (), None)).shape == (4, 6, 3)
+
+
+def test_bad_images_are_named(tmp_path):
+    whole = encoded(Image.fromarray(np.arange(3000, dtype=np.uint8).reshape(25, 40, 3)), 'JPEG')
+    for name, content in {'cut.jpg': whole[: len(whole) // 2], 'text.jpg': b'hello'}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadImage, match=name) as error:
+            decode_image(Record(name, tmp_path / name, (), None))
+        assert '\n' not in str(error.value)
+    with pytest.raises(BadImage, match=r'gone.jpg: no such file'):
+        decode_image(Record('gone', tmp_path / 'gone.jpg', (), None))
+    with pytest.raises(BadImage, match=r'number 7: not an image'):
+        decode_image(Record('number 7', b'', (), None))
+
+
+def test_stored_size_reads_the_header_where_the_record_does_not_tell(tmp_path):
+    stored = encoded(Image.new('RGB', (6, 4)), 'PNG')
+    assert stored_size(Record('x', stored, (), None)) == (6, 4)
+    assert stored_size(Record('x', tmp_path / 'never opened', (), (3, 2))) == (3, 2)
+    with pytest.raises(BadImage, match=r'gone.png: no such file'):
+        stored_size(Record('x', tmp_path / 'gone.png', (), None))
+
+
+def test_resize_same_size_is_identity():
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    np.testing.assert_array_equal(resize_image(image, (7, 5)), image)
+
+
+def test_resize_squashes_to_width_height():
+    image = np.zeros((40, 20, 3), np.uint8)
+    image[:, 10:] = 200
+    small = resize_image(image, (2, 3))
+    assert small.shape == (3, 2, 3)
+    assert (small[:, 0] < 60).all() and (small[:, 1] > 140).all()
+
+
+def test_mask_is_the_union_with_ignore_outside():
+    left, right, ignore = (np.zeros((4, 6)) for _ in range(3))
+    left[:, 0], right[:, 5], ignore[0] = 1, 255, 255
+    pairs = ((png(left), None), (png(right), png(ignore)))
+    mask = decode_mask(Record('x', b'', (), None, masks=pairs), (6, 4))
+    np.testing.assert_array_equal(mask, [[1, 255, 255, 255, 255, 1]] + [[1, 0, 0, 0, 0, 1]] * 3)
+
+
+def test_mask_is_resized_by_nearest():
+    grey = np.random.default_rng(0).integers(0, 2, (13, 17)) * 9
+    mask = decode_mask(Record('x', b'', (), None, masks=((png(grey), None),)), (8, 5))
+    rows = [int(y * 13 / 5) for y in range(5)]
+    columns = [int(x * 17 / 8) for x in range(8)]
+    np.testing.assert_array_equal(mask, grey[np.ix_(rows, columns)] > 0)
+
+
+def test_bad_masks_are_named(tmp_path):
+    with pytest.raises(DataError, match=r'x: has no mask'):
+        decode_mask(Record('x', b'', (), None), (4, 4))
+    (tmp_path / 'text.png').write_text('hello')
+    for name, said in {'gone.png': 'no such file', 'text.png': 'not an image'}.items():
+        with pytest.raises(DataError, match=f'{name}: {said}'):
+            decode_mask(Record('x', b'', (), None, masks=((tmp_path / name, None),)), (4, 4))
+    with pytest.raises(DataError, match='mask x: '):
+        decode_mask(Record('x', b'', (), None, masks=((b'', None),)), (4, 4))

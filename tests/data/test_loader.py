@@ -1,0 +1,178 @@
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from wsol_jax.data import (
+    DataError,
+    Record,
+    Shapes,
+    decode_image,
+    evaluation_batches,
+    resize_image,
+    training_batches,
+)
+
+SIZE = 28
+MARGIN = 4
+
+
+class Listed:
+    """A source over a list of records."""
+
+    num_classes = 6
+    class_names = tuple('abcdef')
+
+    def __init__(self, records):
+        self.records = list(records)
+
+    def class_name(self, label):
+        return self.class_names[label]
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        return self.records[index]
+
+
+@pytest.fixture(scope='module')
+def source():
+    return Shapes('train', 23, size=48)
+
+
+def by_index(batches):
+    return {
+        int(k): (image, int(label))
+        for batch in batches
+        for k, image, label, ok in zip(
+            batch.index, batch.images, batch.labels, batch.valid, strict=True
+        )
+        if ok
+    }
+
+
+@pytest.mark.parametrize('batch_size', [1, 5, 23, 40])
+def test_every_image_once_in_order_equal_to_a_plain_loop(source, batch_size):
+    batches = list(evaluation_batches(source, SIZE, batch_size))
+    assert len(batches) == -(-23 // batch_size)
+    index = np.concatenate([batch.index for batch in batches])
+    assert index[:23].tolist() == list(range(23)) and (index[23:] == -1).all()
+    for k, (image, label) in by_index(batches).items():
+        np.testing.assert_array_equal(
+            image, resize_image(decode_image(source[k]), (SIZE, SIZE)), strict=True
+        )
+        assert label == k % 6
+
+
+def test_last_batch_is_padded(source):
+    *_, last = evaluation_batches(source, SIZE, 10)
+    assert last.images.shape == (10, SIZE, SIZE, 3) and last.images.dtype == np.uint8
+    assert (last.labels.dtype, last.index.dtype, last.valid.dtype) == (np.int32, np.int64, bool)
+    assert last.valid.tolist() == [True] * 3 + [False] * 7
+    assert (last.index[3:] == -1).all() and (last.labels[3:] == -1).all()
+    assert not last.images[3:].any() and last.errors == {}
+
+
+def test_chosen_indices(source):
+    (batch,) = evaluation_batches(source, SIZE, 4, indices=[20, 3, 7])
+    assert batch.index.tolist() == [20, 3, 7, -1]
+    assert batch.labels.tolist() == [2, 3, 1, -1]
+    assert list(evaluation_batches(source, SIZE, 4, indices=[])) == []
+
+
+def test_unlabelled_images_get_minus_one(source):
+    (batch,) = evaluation_batches(Listed([replace(source[0], labels=())]), SIZE, 1)
+    assert batch.labels.tolist() == [-1] and batch.valid.tolist() == [True]
+
+
+def broken(source, index):
+    records = list(source)
+    records[index] = Record('broken.png', b'no image', (5,), None)
+    return Listed(records)
+
+
+def test_broken_image_is_reported_and_harms_no_other(source):
+    batches = list(evaluation_batches(broken(source, 7), SIZE, 5))
+    assert batches[1].errors == {7: 'broken.png: not an image that can be decoded'}
+    assert batches[1].valid.tolist() == [True, True, False, True, True]
+    assert batches[1].index.tolist() == [5, 6, 7, 8, 9] and batches[1].labels[2] == 5
+    assert not batches[1].images[2].any()
+    assert not any(batch.errors for k, batch in enumerate(batches) if k != 1)
+    whole, rest = by_index(evaluation_batches(source, SIZE, 5)), by_index(batches)
+    assert set(whole) - set(rest) == {7}
+    assert all((rest[k][0] == whole[k][0]).all() for k in rest)
+
+
+def test_broken_image_stops_training_by_name(source):
+    with pytest.raises(DataError, match=r'broken.png: not an image'):
+        list(training_batches(broken(source, 7), SIZE, 23, seed=0, epoch=0))
+
+
+def threads():
+    return [t for t in threading.enumerate() if 'grain' in t.name]
+
+
+def test_stopping_early_leaves_no_thread(source):
+    before = len(threads())
+    batches = evaluation_batches(source, SIZE, 2)
+    next(batches)
+    batches.close()
+    deadline = time.monotonic() + 5
+    while len(threads()) > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(threads()) <= before
+
+
+def test_worker_processes_give_the_same_batches(source):
+    threaded = list(evaluation_batches(source, SIZE, 10))
+    for one, two in zip(threaded, evaluation_batches(source, SIZE, 10, workers=2), strict=True):
+        for field in ('images', 'labels', 'index', 'valid'):
+            np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
+
+
+def test_training_epoch_is_shuffled_and_drops_the_incomplete_batch(source):
+    batches = list(training_batches(source, SIZE, 5, seed=1, epoch=0))
+    index = np.concatenate([batch.index for batch in batches])
+    assert index.shape == (20,) and len(set(index.tolist())) == 20
+    assert index.tolist() != sorted(index.tolist())
+    assert all(batch.valid.all() and not batch.errors for batch in batches)
+    assert all((batch.labels == batch.index % 6).all() for batch in batches)
+
+
+def test_training_is_determined_by_seed_epoch_and_index(source):
+    def epoch(batch_size, seed, epoch):
+        return by_index(training_batches(source, SIZE, batch_size, seed, epoch))
+
+    one, two = epoch(23, 1, 0), epoch(1, 1, 0)
+    assert list(one) == list(two)
+    assert all((one[k][0] == two[k][0]).all() for k in one)
+    for other in (epoch(23, 1, 1), epoch(23, 2, 0)):
+        assert list(other) != list(one)
+        assert sum((other[k][0] != one[k][0]).any() for k in one) > 12
+
+
+def test_augmentation_is_a_crop_and_a_flip_of_the_squashed_image(source):
+    side = SIZE + MARGIN
+    seen = set()
+    for epoch in range(4):
+        for k, (image, _) in by_index(training_batches(source, SIZE, 23, 0, epoch)).items():
+            whole = resize_image(decode_image(source[k]), (side, side))
+            found = [
+                (top, left, flip)
+                for top in range(MARGIN + 1)
+                for left in range(MARGIN + 1)
+                for flip in (1, -1)
+                if (whole[top : top + SIZE, left : left + SIZE][:, ::flip] == image).all()
+            ]
+            assert len(found) == 1
+            seen.add(found[0])
+    tops, lefts, flips = map(set, zip(*seen, strict=True))
+    assert tops == lefts == set(range(MARGIN + 1)) and flips == {1, -1}
+
+
+def test_too_few_training_images_are_named(source):
+    with pytest.raises(DataError, match='23 training images do not fill one batch of 24'):
+        next(training_batches(source, SIZE, 24, 0, 0))

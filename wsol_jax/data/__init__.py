@@ -1,0 +1,62 @@
+"""Where images, labels, boxes and masks come from: one record type, one loader for all sources."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from wsol_jax.data.folders import ImageFolder, WsolFolder
+from wsol_jax.data.loader import Batch, evaluation_batches, training_batches
+from wsol_jax.data.records import (
+    BadImage,
+    DataError,
+    Record,
+    Source,
+    decode_image,
+    decode_mask,
+    resize_image,
+    stored_size,
+)
+from wsol_jax.data.shapes import Shapes
+
+__all__ = [
+    'BadImage',
+    'Batch',
+    'DataError',
+    'ImageFolder',
+    'Record',
+    'Shapes',
+    'Source',
+    'WsolFolder',
+    'decode_image',
+    'decode_mask',
+    'evaluation_batches',
+    'open_source',
+    'resize_image',
+    'stored_size',
+    'training_batches',
+]
+
+_SOURCES: dict[str, Callable[..., Source]] = {
+    'shapes': lambda root, split, **options: Shapes(split, **options),
+    'wsol_folder': WsolFolder,
+    'image_folder': lambda root, split, **options: ImageFolder(root, **options),
+}
+
+
+def open_source(name: str, root: str | Path, split: str, **options: Any) -> Source:
+    """Open a data set by name.
+
+    Args:
+        name: 'shapes' (generated; takes no root), 'wsol_folder' or 'image_folder' (has no split).
+        root: folder of the data set.
+        split: which part of it.
+        **options: further arguments of `Shapes` or `WsolFolder`.
+
+    Raises:
+        DataError: the name is unknown, or the data are wrong.
+    """
+    if name not in _SOURCES:
+        near = get_close_matches(name, _SOURCES, 1, cutoff=0.0)[0]
+        raise DataError(f'no data source {name!r}; did you mean {near!r}? ({", ".join(_SOURCES)})')
+    return _SOURCES[name](root, split, **options)

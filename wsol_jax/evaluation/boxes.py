@@ -1,0 +1,133 @@
+"""Boxes from score maps and their overlap, by the protocol of wsolevaluation.
+
+Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020.
+Boxes are x0, y0, x1, y1 in pixels.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from wsol_jax.localization.maps import score_map
+
+Array = np.ndarray
+
+
+def boxes_from_map(
+    raw: Array,
+    image_size: tuple[int, int],
+    threshold: float,
+    *,
+    closing: int = 0,
+    relu: bool = False,
+) -> Array:
+    """Boxes of what a raw map highlights, in pixels of the image.
+
+    The map is resized to the image (bicubic) and min-max scaled; each contour of what lies above
+    `threshold` times its maximum gives a box.
+
+    Args:
+        raw: [h, w] map of one image and class, at any resolution.
+        image_size: (width, height) of the image in pixels.
+        threshold: fraction of the maximum, in [0, 1).
+        closing: diameter in pixels of a grey-scale closing of the score map; 0 for none.
+        relu: set negative values to zero first (`METHODS[name]().relu`).
+
+    Returns:
+        [n, 4] int boxes, the largest contour first; [[0, 0, 0, 0]] if there is none.
+
+    Raises:
+        ValueError: the map is not two-dimensional or the threshold is outside [0, 1).
+    """
+    raw = np.asarray(raw)
+    if raw.ndim != 2:
+        raise ValueError(f'expected one map [h, w], got shape {list(raw.shape)}')
+    return threshold_boxes(score_map(raw, image_size, closing=closing, relu=relu), [threshold])[0]
+
+
+def threshold_boxes(scores: Array, thresholds: Sequence[float] | Array) -> list[Array]:
+    """Boxes of a score map at each threshold.
+
+    Scores become 0..255 by truncation; a pixel counts if it is strictly greater than
+    int(threshold * maximum). Thresholds with the same cut share their boxes.
+
+    Args:
+        scores: [h, w] in [0, 1].
+        thresholds: [T] in [0, 1).
+
+    Returns:
+        T arrays [n, 4] int, the largest contour first; [[0, 0, 0, 0]] where there is none.
+
+    Raises:
+        ValueError: a threshold is outside [0, 1), or the map holds NaN or leaves [0, 1].
+    """
+    thresholds = np.asarray(thresholds)
+    if not np.all((thresholds >= 0) & (thresholds < 1)):
+        raise ValueError(f'thresholds must lie in [0, 1), got {thresholds.tolist()}')
+    if not np.all((scores >= 0) & (scores <= 1)):
+        raise ValueError('score maps must lie in [0, 1] without NaN')
+    grey = (scores * 255).astype(np.uint8)
+    cuts, which = np.unique((thresholds * grey.max()).astype(int), return_inverse=True)
+    found = [contour_boxes(grey > cut) for cut in cuts]
+    return [found[i] for i in which]
+
+
+def contour_boxes(foreground: Array) -> Array:
+    """Bounding boxes of all contours of a binary image, holes included, largest area first.
+
+    The area is that of the contour polygon; x1 and y1 are exclusive but clipped to the last pixel.
+
+    Args:
+        foreground: [h, w] bool.
+
+    Returns:
+        [n, 4] int; [[0, 0, 0, 0]] if nothing is foreground.
+    """
+    contours, _ = cv2.findContours(
+        foreground.astype(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE
+    )
+    if not contours:
+        return np.zeros((1, 4), int)
+    areas = np.array([cv2.contourArea(c) for c in contours])
+    x, y, w, h = np.array([cv2.boundingRect(c) for c in contours]).T
+    height, width = foreground.shape
+    boxes = np.stack([x, y, np.minimum(x + w, width - 1), np.minimum(y + h, height - 1)], axis=1)
+    return boxes[np.argsort(-areas, kind='stable')]
+
+
+def box_iou(boxes: Array, others: Array) -> Array:
+    """Intersection over union of every pair, both ends inclusive (+1 pixel).
+
+    Args:
+        boxes: [n, 4].
+        others: [m, 4].
+
+    Returns:
+        [n, m] in [0, 1].
+
+    Raises:
+        ValueError: a box ends before it starts.
+    """
+    a, b = (np.asarray(x, float).reshape(-1, 4) for x in (boxes, others))
+    for given in (a, b):
+        wrong = (given[:, 2:] < given[:, :2]).any(axis=1)
+        if wrong.any():
+            raise ValueError(f'box {given[wrong][0].tolist()} ends before it starts')
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    overlap = np.clip(high - low + 1, 0, None).prod(axis=2)
+    areas = [(x[:, 2:] - x[:, :2] + 1).prod(axis=1) for x in (a, b)]
+    return overlap / (areas[0][:, None] + areas[1][None, :] - overlap)
+
+
+def rescale_boxes(boxes: Array, size: tuple[int, int], new_size: tuple[int, int]) -> Array:
+    """Boxes of an image of `size` in one of `new_size`, truncated to whole pixels.
+
+    Args:
+        boxes: [n, 4].
+        size: (width, height) the boxes are in.
+        new_size: (width, height) wanted.
+    """
+    factors = np.array(new_size, float) / np.array(size, float)
+    return (np.asarray(boxes).reshape(-1, 4) * np.tile(factors, 2)).astype(int)

@@ -1,0 +1,247 @@
+"""The stage `evaluate`: boxes and scores of the maps in the workdir.
+
+Layer and threshold are chosen on one split (val) and applied to the others; what is best on the
+scored split itself is an oracle and is named MaxBoxAcc.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from wsol_jax.config import Config, EvaluateConfig
+from wsol_jax.data import DataError, Record, Source, decode_mask, stored_size
+from wsol_jax.evaluation.box_metrics import BoxCounts
+from wsol_jax.evaluation.boxes import rescale_boxes, threshold_boxes
+from wsol_jax.evaluation.pixel_metrics import PixelCounts
+from wsol_jax.localization.maps import is_blank, score_map
+from wsol_jax.localization.store import DONE, SKIPPED, Key, MapStore
+from wsol_jax.workdir import write_csv, write_text
+
+_READ = 64  # images whose maps are read at once
+_BOX_COLUMNS = ('image_id', 'method', 'layer', 'class', 'class_score', 'threshold')
+
+
+@dataclass
+class Counts:
+    """What one (method, layer) scored on one split; a part without ground truth stays empty."""
+
+    boxes: BoxCounts
+    pixels: PixelCounts
+
+    @property
+    def curve(self) -> np.ndarray | None:
+        """[T] the score that thresholds are chosen by: GT-known, else pixel IoU, else None."""
+        if self.boxes.images:
+            return self.boxes.gt_known
+        return self.pixels.iou if self.pixels.images else None
+
+    @property
+    def score(self) -> float | None:
+        """The score that layers are chosen by: MaxBoxAcc, else PxAP, else None."""
+        if self.boxes.images:
+            return self.boxes.max_box_acc
+        return self.pixels.average_precision if self.pixels.images else None
+
+
+@dataclass
+class Split:
+    """A split with its maps: what evaluation reads.
+
+    Attributes:
+        name: of the split.
+        source: its records, for the ground truth.
+        store: its maps.
+    """
+
+    name: str
+    source: Source
+    store: MapStore
+    status: np.ndarray = field(init=False)
+    classes: np.ndarray = field(init=False)
+    top: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.status, self.classes, self.top = (
+            self.store.fact(name) for name in ('status', 'classes', 'top')
+        )
+        missing = int(np.sum((self.status != DONE) & (self.status != SKIPPED)))
+        if missing or self.store.count != len(self.source):
+            raise DataError(
+                f'{self.store.folder} has maps of {self.store.count - missing} of the '
+                f'{len(self.source)} images; run the stage localize first'
+            )
+
+    def maps(self, key: Key) -> Iterator[tuple[int, Record, np.ndarray]]:
+        """(position, record, raw maps [K,h,w]) of every image that could be read."""
+        for start in range(0, len(self.source), _READ):
+            stop = min(start + _READ, len(self.source))
+            for i, maps in enumerate(self.store.read(key, start, stop), start):
+                if self.status[i] == DONE:
+                    yield i, self.source[i], maps
+
+
+def evaluate(config: Config, sources: Mapping[str, Source], workdir: Path) -> dict[str, Any]:
+    """Scores the maps of every split; writes metrics.json and boxes/<split>.csv.
+
+    Args:
+        config: the experiment.
+        sources: {split: source}; layers and thresholds are chosen on `evaluate.choose_on`.
+        workdir: with the maps of these splits.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        DataError: maps are missing or do not belong to these images.
+        FileNotFoundError: a split has no maps at all.
+    """
+    setting = config.evaluate
+    splits = [Split(n, s, MapStore(workdir / 'maps' / n)) for n, s in sources.items()]
+    counts = {split.name: _count_split(split, setting) for split in splits}
+    chosen = choose(counts.get(setting.choose_on, {}), setting)
+    last = splits[-1]
+    rows = [
+        _row(split, key, counts[split.name][key], chosen.get(key), setting)
+        for split in splits
+        for key in split.store.arrays
+    ]
+    _mark_layers(rows, counts.get(setting.choose_on, {}))
+    for split in splits:
+        thresholds = {key: chosen.get(key, setting.threshold) for key in split.store.arrays}
+        _write_boxes(split, thresholds, setting, workdir / 'boxes' / f'{split.name}.csv')
+    metrics = {
+        'split': last.name,
+        'class': last.store.target,
+        'classification': _classification(last),
+        'skipped': {split.name: int(np.sum(split.status == SKIPPED)) for split in splits},
+        'localization': rows,
+    }
+    write_text(workdir / 'metrics.json', json.dumps(metrics, indent=2) + '\n')
+    return metrics
+
+
+def choose(counts: Mapping[Key, Counts], setting: EvaluateConfig) -> dict[Key, float]:
+    """The threshold that is best on these images, for every (method, layer) that has a score."""
+    thresholds = _thresholds(setting)
+    curves = {key: c.curve for key, c in counts.items()}
+    return {k: float(thresholds[np.argmax(c)]) for k, c in curves.items() if c is not None}
+
+
+def _thresholds(setting: EvaluateConfig) -> np.ndarray:
+    return np.arange(0, 1, setting.threshold_step)
+
+
+def _count_split(split: Split, setting: EvaluateConfig) -> dict[Key, Counts]:
+    bar = tqdm(split.store.arrays, desc=f'evaluate {split.name}', unit='layer', disable=None)
+    return {key: _count(split, key, setting) for key in bar}
+
+
+def _count(split: Split, key: Key, setting: EvaluateConfig) -> Counts:
+    thresholds = _thresholds(setting)
+    counts = Counts(BoxCounts.zero(thresholds), PixelCounts.zero(thresholds))
+    canvas = (setting.size, setting.size)
+    for i, record, maps in split.maps(key):
+        if record.boxes:
+            _count_boxes(counts.boxes, split, key, i, record, maps, setting)
+        if record.masks:
+            scores = _scores(split, key, maps[0], setting)
+            counts.pixels.add(scores, decode_mask(record, canvas))
+    return counts
+
+
+def _scores(split: Split, key: Key, raw: np.ndarray, setting: EvaluateConfig) -> np.ndarray:
+    """The score map on the square canvas."""
+    canvas = (setting.size, setting.size)
+    return score_map(raw, canvas, closing=setting.closing, relu=split.store.relu[key])
+
+
+def _count_boxes(counts: BoxCounts, split: Split, key: Key, i: int, record, maps, setting) -> None:
+    truth = rescale_boxes(np.array(record.boxes), stored_size(record), (setting.size,) * 2)
+    boxes = threshold_boxes(_scores(split, key, maps[0], setting), counts.thresholds)
+    label, ranked = record.labels[0] if record.labels else -1, split.top[i]
+    columns = np.flatnonzero(split.classes[i] == label)
+    top5_boxes = None
+    if label in ranked and len(columns):
+        scores = _scores(split, key, maps[columns[0]], setting)
+        top5_boxes = boxes if columns[0] == 0 else threshold_boxes(scores, counts.thresholds)
+    counts.add(
+        boxes,
+        truth,
+        blank=is_blank(maps[0]),
+        top1_right=ranked[0] == label == split.classes[i][0],
+        top5_boxes=top5_boxes,
+    )
+
+
+def _row(split: Split, key: Key, counts: Counts, chosen: float | None, setting) -> dict[str, Any]:
+    row: dict[str, Any] = {'method': key[0], 'layer': key[1], 'split': split.name}
+    row['images'] = max(counts.boxes.images, counts.pixels.images)
+    threshold = setting.threshold if chosen is None else chosen
+    if counts.boxes.images:
+        row |= _box_scores(counts.boxes, threshold, split.store.target)
+    if counts.pixels.images:
+        row['PxAP'] = counts.pixels.average_precision
+    row['threshold'] = threshold
+    row['threshold_from'] = 'config' if chosen is None else setting.choose_on
+    return row
+
+
+def _box_scores(counts: BoxCounts, threshold: float, target: str) -> dict[str, Any]:
+    at = int(np.argmin(np.abs(counts.thresholds - threshold)))
+    scores = {
+        'MaxBoxAcc': counts.max_box_acc,
+        'MaxBoxAcc_threshold': float(counts.thresholds[np.argmax(counts.gt_known)]),
+        'MaxBoxAccV2': counts.max_box_acc_v2,
+    }
+    if target == 'ground_truth':
+        scores['GTKnownLoc'] = float(counts.gt_known[at])
+    if target in ('ground_truth', 'top1', 'top5'):
+        scores['Top1Loc'] = float(counts.accuracy(counts.top1)[at])
+    if target in ('ground_truth', 'top5'):
+        scores['Top5Loc'] = float(counts.accuracy(counts.top5)[at])
+    return {**scores, 'blank_maps': counts.blank}
+
+
+def _mark_layers(rows: list[dict[str, Any]], counts: Mapping[Key, Counts]) -> None:
+    """Sets `chosen` on the rows of the layer that is best where layers are chosen."""
+    scores = {key: c.score for key, c in counts.items()}
+    best: dict[str, Key] = {}
+    for key, score in scores.items():
+        if score is not None and (key[0] not in best or score > scores[best[key[0]]]):
+            best[key[0]] = key
+    for row in rows:
+        if best:
+            row['chosen'] = best[row['method']] == (row['method'], row['layer'])
+
+
+def _classification(split: Split) -> dict[str, float]:
+    read = np.flatnonzero(split.status == DONE)
+    labels = [split.source[int(i)].labels for i in read]
+    if not labels or not all(labels):
+        return {}
+    right = split.top[read] == np.array([first for first, *_ in labels])[:, None]
+    return {'top1': 100.0 * float(right[:, 0].mean()), 'top5': 100.0 * float(right.any(1).mean())}
+
+
+def _write_boxes(split: Split, thresholds: Mapping[Key, float], setting, path: Path) -> None:
+    scores = split.store.fact('class_scores')
+    rows = (
+        (record.image_id, *key, int(label), f'{score:.6f}', f'{thresholds[key]:g}', *box)
+        for key in split.store.arrays
+        for i, record, maps in split.maps(key)
+        for label, score, raw in zip(split.classes[i], scores[i], maps, strict=True)
+        for box in [_box(split, key, raw, record, thresholds[key], setting)]
+    )
+    write_csv(path, (*_BOX_COLUMNS, 'x0', 'y0', 'x1', 'y1'), rows)
+
+
+def _box(split: Split, key: Key, raw, record: Record, threshold: float, setting) -> list[int]:
+    """The largest contour's box in pixels of the stored image, by way of the scoring canvas."""
+    boxes = threshold_boxes(_scores(split, key, raw, setting), [threshold])[0]
+    canvas = (setting.size, setting.size)
+    return rescale_boxes(boxes[:1], canvas, stored_size(record))[0].tolist()

@@ -1,0 +1,166 @@
+"""The stage `localize`: raw maps of whole splits into the workdir."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from wsol_jax.config import Config, ConfigError
+from wsol_jax.data import Batch, Source, evaluation_batches
+from wsol_jax.localization.localize import MapPlan, check_gradients, compute_maps, make_plan
+from wsol_jax.localization.store import DONE, SKIPPED, TOP, Key, MapStore
+from wsol_jax.models import Network
+from wsol_jax.parallel import data_mesh, replicate, round_up, shard_batch
+from wsol_jax.workdir import ProgressLog
+
+
+class _Outputs(NamedTuple):
+    logits: jax.Array
+    classes: jax.Array
+    maps: dict[Key, jax.Array]
+    dead: dict[str, jax.Array]
+
+
+def localize_split(
+    config: Config, network: Network, source: Source, split: str, workdir: Path
+) -> MapStore:
+    """Computes the maps of every image of a split that are not in the workdir yet.
+
+    An image that cannot be read is listed in `maps/<split>/skipped.csv` and passed over.
+
+    Args:
+        config: the experiment.
+        network: the classifier.
+        source: the images of the split.
+        split: its name.
+        workdir: maps go to `workdir/maps/<split>`.
+
+    Returns:
+        The finished store.
+
+    Raises:
+        ConfigError: ground-truth classes were asked for and an image has no label.
+        ValueError: a wrong method, layer or class.
+    """
+    setting = config.localize
+    plan = make_plan(
+        network,
+        setting.methods,
+        setting.layers,
+        alpha=setting.alpha,
+        fusion=setting.fusion,
+        scales=setting.scales,
+        flip=setting.flip,
+    )
+    mesh = data_mesh()
+    batch_size = round_up(min(setting.batch_size, len(source)), mesh)
+    size = config.network.input_size or network.input_size
+    store = _open_store(
+        setting.classes, network, plan, source, size, batch_size, workdir / 'maps' / split
+    )
+    pending = store.pending()
+    state = replicate(network.state, mesh)
+    reader = evaluation_batches(source, size, batch_size, pending.tolist(), config.data.workers)
+    progress = tqdm(total=len(pending), desc=f'localize {split}', unit='image', disable=None)
+    log = ProgressLog(workdir)
+
+    def launch(batch: Batch) -> tuple[Batch, _Outputs]:
+        predicted, classes = _classes_of(setting.classes, batch, network, source)
+        images, classes = shard_batch((batch.images, classes), mesh)
+        arguments = (network.apply, network.preprocessing, plan, state, images, predicted, classes)
+        return batch, _Outputs(*compute_maps(*arguments))
+
+    with progress:
+        for step, (batch, outputs) in enumerate(_one_ahead(map(launch, reader))):
+            if step == 0:
+                check_gradients(outputs.dead, batch.valid)
+            _store(store, source, batch, outputs)
+            done = int((batch.index >= 0).sum())
+            log.row('localize', split, step, done)
+            progress.update(done)
+    return store
+
+
+def _one_ahead(results: Iterator) -> Iterator:
+    """Yields with one more already launched, so that the device computes while the host writes."""
+    previous = next(results, None)
+    for current in results:
+        yield previous
+        previous = current
+    if previous is not None:
+        yield previous
+
+
+def _open_store(target, network, plan: MapPlan, source, size, batch_size, folder) -> MapStore:
+    def shapes(images, classes):
+        predicted = target if target in ('top1', 'top5') else None
+        arguments = (network.apply, network.preprocessing, plan, network.state)
+        return compute_maps(*arguments, images, predicted, classes)
+
+    images = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+    _, _, maps, _ = jax.eval_shape(shapes, images, jax.ShapeDtypeStruct((1, 1), np.int32))
+    return MapStore.create(
+        folder,
+        [source[i].image_id for i in range(len(source))],
+        target,
+        {key: maps[key].shape[1:] for key in plan.keys},
+        plan.relu,
+        min(TOP, network.num_classes),
+        batch_size,
+    )
+
+
+def _classes_of(target: str, batch: Batch, network: Network, source: Source):
+    """(predicted, classes [B,1]) for `compute_maps`; padding asks for class 0."""
+    if target in ('top1', 'top5'):
+        return target, None
+    if target == 'ground_truth':
+        _check_labels(batch, network, source)
+        return None, np.maximum(batch.labels, 0)[:, None]
+    if not target.isdecimal() or int(target) >= network.num_classes:
+        raise ConfigError(
+            f"config.localize.classes must be 'ground_truth', 'top1', 'top5' or a class index "
+            f'below {network.num_classes}, got {target!r}'
+        )
+    return None, np.full((len(batch.labels), 1), int(target), np.int32)
+
+
+def _check_labels(batch: Batch, network: Network, source: Source) -> None:
+    for position, label in zip(batch.index, batch.labels, strict=True):
+        if position >= 0 and label < 0:
+            raise ConfigError(
+                f'{source[int(position)].image_id} has no label, which '
+                "config.localize.classes='ground_truth' needs; use 'top1'"
+            )
+        if label >= network.num_classes:
+            raise ConfigError(
+                f'{source[int(position)].image_id} has label {label}, but {network.name} has the '
+                f'classes 0..{network.num_classes - 1}'
+            )
+
+
+def _store(store: MapStore, source: Source, batch: Batch, outputs: _Outputs) -> None:
+    real = batch.index >= 0
+    index = batch.index[real]
+    classes, logits = np.asarray(outputs.classes), np.asarray(outputs.logits, np.float64)
+    facts = _facts(logits, classes)
+    store.skip({source[i].image_id: reason for i, reason in batch.errors.items()})
+    store.write(
+        index,
+        np.where(batch.valid[real], DONE, SKIPPED),
+        {name: value[real] for name, value in facts.items()},
+        {key: np.asarray(m)[real] for key, m in outputs.maps.items()},
+    )
+
+
+def _facts(logits: np.ndarray, classes: np.ndarray) -> Mapping[str, Any]:
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return {
+        'classes': classes,
+        'class_scores': np.take_along_axis(probabilities, classes, axis=1).astype(np.float32),
+        'top': np.argsort(-logits, axis=1, kind='stable')[:, :TOP].astype(np.int32),
+    }

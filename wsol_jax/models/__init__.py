@@ -1,0 +1,14 @@
+"""Networks that show their endpoints, and their weights."""
+
+from wsol_jax.models.network import Network, Preprocessing
+from wsol_jax.models.zoo import NETWORKS, as_network, build, load_module, load_network
+
+__all__ = [
+    'NETWORKS',
+    'Network',
+    'Preprocessing',
+    'as_network',
+    'build',
+    'load_module',
+    'load_network',
+]

@@ -1,0 +1,205 @@
+"""What the networks are made of: endpoint taps, convolution blocks, pooling."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from wsol_jax.models.names import unknown_name
+
+Perturbations = Mapping[str, jax.Array]
+Pads = str | Sequence[tuple[int, int]]
+
+glorot_uniform = nnx.initializers.glorot_uniform()
+
+
+def he_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """He et al. 2015, arXiv 1502.01852: normal with variance 2 / fan-in, output axis last."""
+    size = math.prod(shape)
+    # Drawn in a power of two and cut: a draw is compiled per length, 0.1 s each on a CPU, and
+    # a network has up to a hundred shapes.
+    drawn = jax.random.normal(key, (1 << (size - 1).bit_length(),), dtype)
+    return drawn[:size].reshape(shape) * math.sqrt(2.0 * shape[-1] / size)
+
+
+class Endpoints:
+    """Records the activations of one forward pass and adds perturbations to them."""
+
+    def __init__(self, perturb: Perturbations | None = None):
+        self._perturb = dict(perturb or {})
+        self._seen: dict[str, jax.Array] = {}
+
+    def tap(self, name: str, x: jax.Array) -> jax.Array:
+        """Adds `perturb[name]` to `x` if there is one, records the sum and returns it.
+
+        Raises:
+            ValueError: the perturbation has another shape than `x` (a perturbation that
+                broadcasts over the batch would sum the gradient over it).
+        """
+        if name in self._perturb:
+            extra = self._perturb[name]
+            if jnp.shape(extra) != x.shape:
+                raise ValueError(
+                    f'perturbation at endpoint {name!r} has shape {jnp.shape(extra)}, '
+                    f'it must be that of the activation, {x.shape}'
+                )
+            x = x + extra
+        self._seen[name] = x
+        return x
+
+    def finish(self) -> dict[str, jax.Array]:
+        """Every recorded activation, from input to output.
+
+        Raises:
+            ValueError: a perturbation was given for an endpoint that does not exist.
+        """
+        for name in self._perturb:
+            if name not in self._seen:
+                raise unknown_name('endpoint', name, self._seen)
+        return self._seen
+
+
+def conv(
+    in_features: int,
+    features: int,
+    kernel: int | tuple[int, int],
+    *,
+    strides: int = 1,
+    padding: Pads = 'SAME',
+    use_bias: bool = True,
+    kernel_init: nnx.Initializer = he_normal,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A 2-D convolution; `kernel` is the side of a square or (height, width)."""
+    return nnx.Conv(
+        in_features,
+        features,
+        (kernel, kernel) if isinstance(kernel, int) else kernel,
+        strides=strides,
+        padding=padding,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        rngs=rngs,
+    )
+
+
+class ConvNorm(nnx.Module):
+    """Convolution without bias, batch normalisation and, by default, ReLU."""
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        kernel: int | tuple[int, int],
+        *,
+        strides: int = 1,
+        padding: Pads = 'SAME',
+        epsilon: float = 1e-5,
+        momentum: float = 0.9,
+        relu: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = conv(
+            in_features,
+            features,
+            kernel,
+            strides=strides,
+            padding=padding,
+            use_bias=False,
+            rngs=rngs,
+        )
+        self.bn = nnx.BatchNorm(features, epsilon=epsilon, momentum=momentum, rngs=rngs)
+        self.relu = relu
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B,H,W,in_features] -> [B,H',W',features]."""
+        x = self.bn(self.conv(x))
+        return nnx.relu(x) if self.relu else x
+
+
+def torch_pads(
+    size: Sequence[int], window: int, stride: int, pad: int, ceil_mode: bool = False
+) -> list[tuple[int, int]]:
+    """The paddings with which a VALID window reproduces torch's pooling arithmetic.
+
+    Args:
+        size: height and width of the input.
+        window: side of the pooling window.
+        stride: its stride.
+        pad: torch's symmetric padding.
+        ceil_mode: torch's ceil_mode: a last window that starts inside the input (or its
+            left padding) counts even where it runs over the right edge.
+
+    Returns:
+        (low, high) for height and width.
+    """
+    rounded = math.ceil if ceil_mode else math.floor
+    pads = []
+    for length in size:
+        steps = rounded((length + 2 * pad - window) / stride)
+        if steps * stride >= length + pad:
+            steps -= 1
+        pads.append((pad, max(pad, steps * stride + window - length - pad)))
+    return pads
+
+
+def max_pool(x: jax.Array, window: int, stride: int, padding: Pads) -> jax.Array:
+    """Max pooling of [B,H,W,K]; of several equal maxima the first takes the gradient.
+
+    A chain of selections, because the gradient of XLA's own max pooling (select and scatter)
+    is five to forty times slower on a CPU.
+    """
+    best, *others = _views(x, window, stride, padding, fill=-jnp.inf)
+    for view in others:
+        best = jnp.where((view > best) | jnp.isnan(view), view, best)
+    return best
+
+
+def avg_pool(x: jax.Array, window: int, count_padding: bool) -> jax.Array:
+    """Average pooling at stride 1 and unchanged size.
+
+    Args:
+        x: [B,H,W,K].
+        window: odd side of the window.
+        count_padding: divide by the whole window at the border (torch's default) instead
+            of by its part inside the image (TensorFlow's).
+    """
+    return nnx.avg_pool(x, (window, window), padding='SAME', count_include_pad=count_padding)
+
+
+def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Depthwise convolution with TensorFlow's SAME padding.
+
+    A sum over the kernel's positions, because XLA's grouped convolution is tens of times
+    slower on a CPU, its gradient hundreds of times.
+
+    Args:
+        x: [B,H,W,K].
+        kernel: [S,S,1,K].
+        stride: of both axes.
+    """
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    views = _views(x, len(kernel), stride, 'SAME', fill=0.0)
+    return sum((v * w for v, w in zip(views, weights, strict=True)), jnp.zeros((), x.dtype))
+
+
+def _views(
+    x: jax.Array, window: int, stride: int, padding: Pads, fill: float
+) -> Iterator[jax.Array]:
+    """What each position of a sliding window sees, row by row: window**2 of [B,H',W',K]."""
+    if isinstance(padding, str):
+        sides, strides = (window, window), (stride, stride)
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], sides, strides, padding)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=fill)
+    height, width = ((length - window) // stride * stride + 1 for length in x.shape[1:3])
+    for i in range(window):
+        for j in range(window):
+            yield x[:, i : i + height : stride, j : j + width : stride]
+
+
+def global_average_pool(x: jax.Array) -> jax.Array:
+    """[B,H,W,K] -> [B,K]."""
+    return x.mean(axis=(1, 2))

@@ -1,0 +1,76 @@
+"""MobileNetV1 1.0 with folded batch normalisation (Howard et al. 2017, arXiv 1704.04861)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from wsol_jax.models.layers import (
+    Endpoints,
+    Perturbations,
+    conv,
+    depthwise_conv,
+    global_average_pool,
+    glorot_uniform,
+    he_normal,
+)
+
+STEM = 32
+# (stride of the depthwise convolution, features of the pointwise one), blocks 1 to 13.
+BLOCKS = (
+    (1, 64),
+    (2, 128),
+    (1, 128),
+    (2, 256),
+    (1, 256),
+    (2, 512),
+    (1, 512),
+    (1, 512),
+    (1, 512),
+    (1, 512),
+    (1, 512),
+    (2, 1024),
+    (1, 1024),
+)
+
+WEIGHT_NAMES = ()
+HEAD = r'^classifier\b'
+
+
+class DepthwiseConv(nnx.Module):
+    """A 3x3 convolution of every channel by itself, with a bias."""
+
+    def __init__(self, features: int, stride: int, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(he_normal(rngs.params(), (3, 3, 1, features)))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.stride = stride
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B,H,W,K] -> [B,H',W',K]."""
+        return depthwise_conv(x, self.kernel[...], self.stride) + self.bias[...]
+
+
+class MobileNetV1(nnx.Module):
+    """Depthwise separable convolutions with biases, ReLU6 and TensorFlow's SAME padding.
+
+    Endpoints: pw_1 ... pw_13.
+    """
+
+    def __init__(self, num_classes: int, *, rngs: nnx.Rngs):
+        self.conv_0 = conv(3, STEM, 3, strides=2, rngs=rngs)
+        width = STEM
+        for number, (stride, features) in enumerate(BLOCKS, start=1):
+            setattr(self, f'dw_{number}', DepthwiseConv(width, stride, rngs=rngs))
+            setattr(self, f'pw_{number}', conv(width, features, 1, rngs=rngs))
+            width = features
+        self.classifier = nnx.Linear(width, num_classes, kernel_init=glorot_uniform, rngs=rngs)
+
+    def __call__(
+        self, inputs: jax.Array, perturb: Perturbations | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """[B,H,W,3] -> (logits [B,C], endpoints)."""
+        endpoints = Endpoints(perturb)
+        x = nnx.relu6(self.conv_0(inputs))
+        for number in range(1, len(BLOCKS) + 1):
+            x = nnx.relu6(getattr(self, f'dw_{number}')(x))
+            x = endpoints.tap(f'pw_{number}', nnx.relu6(getattr(self, f'pw_{number}')(x)))
+        return self.classifier(global_average_pool(x)), endpoints.finish()

@@ -1,0 +1,127 @@
+"""ResNet (He et al. 2015, arXiv 1512.03385) in torchvision's layout."""
+
+import jax
+from flax import nnx
+
+from wsol_jax.models.layers import (
+    ConvNorm,
+    Endpoints,
+    Perturbations,
+    global_average_pool,
+    glorot_uniform,
+    max_pool,
+    torch_pads,
+)
+
+# depth -> (blocks of the four stages, bottleneck); 10 is for tests and demonstrations.
+STAGES = {
+    10: ((1, 1, 1, 1), False),
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+}
+# output stride -> strides of the four stages; nothing is dilated.
+STRIDES = {32: (1, 2, 2, 2), 16: (1, 2, 2, 1), 8: (1, 2, 1, 1)}
+EXPANSION = 4
+
+WEIGHT_NAMES = (
+    (r'\bconv(\d)\.', r'conv\1.conv.'),
+    (r'\bbn(\d)\.', r'conv\1.bn.'),
+    (r'\bdownsample\.0\.', 'downsample.conv.'),
+    (r'\bdownsample\.1\.', 'downsample.bn.'),
+)
+HEAD = r'^fc\b'
+
+
+def _same(kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Torch's padding; TensorFlow's SAME differs from it where the stride is 2."""
+    pad = (kernel // 2, kernel // 2)
+    return pad, pad
+
+
+class Block(nnx.Module):
+    """A residual block: two 3x3 convolutions, or the 1x1, 3x3, 1x1 bottleneck.
+
+    The stride is on the (first) 3x3 convolution.
+    """
+
+    def __init__(
+        self, in_features: int, width: int, stride: int, bottleneck: bool, *, rngs: nnx.Rngs
+    ):
+        features = width * EXPANSION if bottleneck else width
+        # (kernel, features, stride) of the convolutions, in order.
+        plan = (
+            ((1, width, 1), (3, width, stride), (1, features, 1))
+            if bottleneck
+            else ((3, width, stride), (3, width, 1))
+        )
+        previous = in_features
+        for number, (kernel, out, step) in enumerate(plan, start=1):
+            layer = ConvNorm(
+                previous,
+                out,
+                kernel,
+                strides=step,
+                padding=_same(kernel),
+                relu=number < len(plan),
+                rngs=rngs,
+            )
+            setattr(self, f'conv{number}', layer)
+            previous = out
+        self.depth = len(plan)
+        self.downsample = (
+            ConvNorm(in_features, features, 1, strides=stride, relu=False, rngs=rngs)
+            if stride > 1 or in_features != features
+            else None
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B,H,W,in_features] -> [B,H',W',features], after ReLU."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        for number in range(1, self.depth + 1):
+            x = getattr(self, f'conv{number}')(x)
+        return nnx.relu(x + shortcut)
+
+
+class ResNet(nnx.Module):
+    """ResNet v1 with its stride on the 3x3 convolution of a bottleneck.
+
+    Endpoints, after ReLU: stage1/block1, ..., stage1, stage2/block1, ..., stage4.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int,
+        *,
+        width: int = 64,
+        output_stride: int = 32,
+        rngs: nnx.Rngs,
+    ):
+        if output_stride not in STRIDES:
+            raise ValueError(f'output_stride {output_stride}; it must be one of {list(STRIDES)}')
+        blocks, bottleneck = STAGES[depth]
+        self.conv1 = ConvNorm(3, width, 7, strides=2, padding=_same(7), rngs=rngs)
+        features = width
+        for stage, (count, stride) in enumerate(zip(blocks, STRIDES[output_stride], strict=True)):
+            layer = []
+            for number in range(count):
+                step = stride if number == 0 else 1
+                layer.append(Block(features, width << stage, step, bottleneck, rngs=rngs))
+                features = (width << stage) * (EXPANSION if bottleneck else 1)
+            setattr(self, f'layer{stage + 1}', nnx.List(layer))
+        self.fc = nnx.Linear(features, num_classes, kernel_init=glorot_uniform, rngs=rngs)
+
+    def __call__(
+        self, inputs: jax.Array, perturb: Perturbations | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """[B,H,W,3] -> (logits [B,C], endpoints)."""
+        endpoints = Endpoints(perturb)
+        x = self.conv1(inputs)
+        x = max_pool(x, 3, 2, torch_pads(x.shape[1:3], 3, 2, 1))
+        for stage in range(1, 5):
+            for number, block in enumerate(getattr(self, f'layer{stage}'), start=1):
+                x = endpoints.tap(f'stage{stage}/block{number}', block(x))
+            x = endpoints.tap(f'stage{stage}', x)
+        return self.fc(global_average_pool(x)), endpoints.finish()

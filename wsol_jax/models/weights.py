@@ -1,0 +1,208 @@
+"""Weights under torchvision's names into Flax NNX modules."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+Table = Sequence[tuple[str, str]]
+
+# The last part of a torch name -> what Flax may call it; the module decides which.
+LEAVES = {
+    'weight': ('kernel', 'scale'),
+    'bias': ('bias',),
+    'running_mean': ('mean',),
+    'running_var': ('var',),
+}
+IGNORED = 'num_batches_tracked'
+SHOWN_FIRST = 3
+
+
+class WeightsError(ValueError):
+    """A weights file that cannot be read or does not fit the network."""
+
+
+def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Every tensor of a weights file by name.
+
+    Args:
+        path: .safetensors, or (with torch installed) .pth or .pt holding a state dict.
+
+    Raises:
+        WeightsError: the file is missing, of another kind or cannot be read.
+    """
+    path = Path(path)
+    readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
+        '.safetensors': load_file,
+        '.pth': _read_torch,
+        '.pt': _read_torch,
+    }
+    if path.suffix not in readers:
+        raise WeightsError(f'{path}: weights must be a .safetensors, .pth or .pt file')
+    if not path.is_file():
+        raise WeightsError(f'{path}: no such weights file')
+    try:
+        return readers[path.suffix](path)
+    except SafetensorError as error:
+        raise WeightsError(f'{path}: not a readable safetensors file ({error})') from error
+
+
+def load_weights(
+    module: nnx.Module, path: str | Path, table: Table, head: str, strict: bool = True
+) -> list[str]:
+    """Fills a module from a weights file; see `assign` for the rules.
+
+    Returns:
+        One line for every tensor of the head that did not fit (empty where strict).
+    """
+    return assign(module, read_tensors(path), path, table, head, strict)
+
+
+def assign(
+    module: nnx.Module,
+    tensors: Mapping[str, np.ndarray],
+    path: str | Path,
+    table: Table,
+    head: str,
+    strict: bool = True,
+) -> list[str]:
+    """Fills a module, in place, with tensors in torch's layout.
+
+    Args:
+        module: the network; unchanged where an error is raised.
+        tensors: by torchvision's names; `num_batches_tracked` is ignored.
+        path: where they come from, for messages.
+        table: (regex, replacement) pairs, applied one after the other to a file's key to
+            give the module's attribute path.
+        head: regex of keys (the file's or the module's) that may fail to fit if not strict.
+        strict: everything must fit.
+
+    Returns:
+        One line for every tensor of the head that did not fit and was left as it was;
+        they are logged as warnings, too.
+
+    Raises:
+        WeightsError: a tensor is missing, left over or of another shape. The first line
+            sums up, the other lines list every one.
+    """
+    state = nnx.state(module, (nnx.Param, nnx.BatchStat))
+    wanted = {'.'.join(map(str, keys)): leaf for keys, leaf in nnx.to_flat_state(state)}
+    fit, problems = _match(tensors, {name: leaf.shape for name, leaf in wanted.items()}, table)
+    fatal = problems if strict else problems.outside(head)
+    if fatal:
+        raise WeightsError(fatal.message(path))
+    for name, value in fit.items():
+        wanted[name].set_value(jnp.asarray(value, wanted[name].dtype))
+    nnx.update(module, state)
+    lines = [f'{path}: head keeps its initial value: {line}' for line in problems.lines()]
+    for line in lines:
+        logging.warning('%s', line)
+    return lines
+
+
+@dataclass
+class _Problems:
+    """What does not fit: keys, and for tensors of another shape what was wanted."""
+
+    missing: dict[str, str] = field(default_factory=dict)
+    left_over: dict[str, str] = field(default_factory=dict)
+    other_shape: dict[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.left_over or self.other_shape)
+
+    def outside(self, head: str) -> '_Problems':
+        """The problems at keys that do not match the regex `head`."""
+
+        def kept(group: dict[str, str]) -> dict[str, str]:
+            return {key: text for key, text in group.items() if not re.search(head, key)}
+
+        return _Problems(kept(self.missing), kept(self.left_over), kept(self.other_shape))
+
+    def lines(self) -> list[str]:
+        """One line for every problem."""
+        return [
+            f'{kind}: {key}{text}' for kind, group in self._groups() for key, text in group.items()
+        ]
+
+    def message(self, path: str | Path) -> str:
+        """A summary on the first line, then every problem."""
+        counts = '; '.join(
+            f'{len(group)} {kind} ({_first(group)})' for kind, group in self._groups() if group
+        )
+        return '\n  '.join([f'{path} does not fit the network: {counts}', *self.lines()])
+
+    def _groups(self) -> list[tuple[str, dict[str, str]]]:
+        return [
+            ('missing', self.missing),
+            ('left over', self.left_over),
+            ('of another shape', self.other_shape),
+        ]
+
+
+def _first(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    return ', '.join(keys[:SHOWN_FIRST]) + (', …' if len(keys) > SHOWN_FIRST else '')
+
+
+def _match(
+    tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]], table: Table
+) -> tuple[dict[str, np.ndarray], _Problems]:
+    """The tensors that fit, by the module's names, and what does not."""
+    fit: dict[str, np.ndarray] = {}
+    problems = _Problems()
+    found = set()
+    for key, tensor in tensors.items():
+        if key.endswith(IGNORED):
+            continue
+        name = _module_name(key, table, wanted)
+        if name is None:
+            problems.left_over[key] = ''
+            continue
+        found.add(name)
+        value = _to_flax(tensor, len(wanted[name]))
+        if value.shape == wanted[name]:
+            fit[name] = value
+        else:
+            problems.other_shape[key] = f' is {value.shape}, {name} needs {wanted[name]}'
+    problems.missing = {name: '' for name in wanted if name not in found}
+    return fit, problems
+
+
+def _module_name(key: str, table: Table, known: Iterable[str]) -> str | None:
+    """The module's dotted name for a key of the file, None where it has no such tensor."""
+    for pattern, replacement in table:
+        key = re.sub(pattern, replacement, key)
+    path, _, leaf = key.rpartition('.')
+    names = (f'{path}.{other}' for other in LEAVES.get(leaf, ()))
+    return next((name for name in names if name in known), None)
+
+
+def _to_flax(tensor: np.ndarray, ndim: int) -> np.ndarray:
+    """OIHW -> HWIO, [out,in] -> [in,out]; a 1x1 convolution becomes linear if `ndim` is 2."""
+    if ndim == 2 and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+        tensor = tensor[:, :, 0, 0]
+    if tensor.ndim == 4:
+        return tensor.transpose(2, 3, 1, 0)
+    return tensor.T
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise WeightsError(
+            f'{path}: reading a torch file needs torch; install it or convert to .safetensors'
+        ) from error
+    tensors: Any = torch.load(path, weights_only=True, map_location='cpu')
+    if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
+        raise WeightsError(f'{path}: not a flat dict of tensors (a torch state dict)')
+    return {key: tensor.float().numpy() for key, tensor in tensors.items()}

@@ -1,0 +1,187 @@
+"""Names of networks -> how to build, feed and fill them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from wsol_jax.models import inception, mobilenet, resnet, squeezenet, vgg
+from wsol_jax.models.names import unknown_name
+from wsol_jax.models.network import Network, Preprocessing
+from wsol_jax.models.weights import Table, WeightsError, assign, read_tensors
+
+SYMMETRIC = Preprocessing(mean=(128.0, 128.0, 128.0), std=(128.0, 128.0, 128.0))
+CAFFE = Preprocessing(mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0), bgr=True)
+IMAGENET = Preprocessing(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+
+DEFAULT_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the zoo knows of one network.
+
+    Attributes:
+        constructor: `constructor(num_classes, rngs=..., **options)`.
+        preprocessing: what its published weights expect.
+        input_size: the side in pixels they were trained at.
+        table: from the weights file's names to ours, see weights.py.
+        head: regex of the names that may differ when the number of classes is chosen.
+        class_key: the key in the file whose length is the number of classes.
+        options: the names that `constructor` takes beyond these two.
+    """
+
+    constructor: Callable[..., nnx.Module]
+    preprocessing: Preprocessing
+    input_size: int
+    table: Table
+    head: str
+    class_key: str
+    options: tuple[str, ...] = ()
+
+
+def _resnet(depth: int) -> Recipe:
+    constructor = partial(resnet.ResNet, depth)
+    return Recipe(
+        constructor,
+        IMAGENET,
+        224,
+        resnet.WEIGHT_NAMES,
+        resnet.HEAD,
+        'fc.bias',
+        options=('width', 'output_stride'),
+    )
+
+
+RECIPES: Mapping[str, Recipe] = {
+    'inception_v3': Recipe(
+        inception.InceptionV3,
+        SYMMETRIC,
+        224,
+        inception.WEIGHT_NAMES,
+        inception.HEAD,
+        'fc.bias',
+        options=('padding',),
+    ),
+    **{f'resnet{depth}': _resnet(depth) for depth in resnet.STAGES},
+    'vgg16': Recipe(vgg.VGG16, IMAGENET, 224, vgg.WEIGHT_NAMES, vgg.HEAD, 'fc.bias'),
+    'mobilenet_v1': Recipe(
+        mobilenet.MobileNetV1,
+        SYMMETRIC,
+        224,
+        mobilenet.WEIGHT_NAMES,
+        mobilenet.HEAD,
+        'classifier.bias',
+    ),
+    'squeezenet1_1': Recipe(
+        squeezenet.SqueezeNet,
+        CAFFE,
+        224,
+        squeezenet.WEIGHT_NAMES,
+        squeezenet.HEAD,
+        'classifier.1.bias',
+    ),
+}
+NETWORKS = tuple(RECIPES)
+
+
+def build(name: str, num_classes: int, rngs: nnx.Rngs, **options: Any) -> nnx.Module:
+    """A network with random weights, in training mode, as a Flax NNX module.
+
+    Args:
+        name: one of NETWORKS.
+        num_classes: length of the logits.
+        rngs: for the initial weights and for dropout.
+        **options: `padding` ('same' or 'torchvision') of inception_v3; `width` and
+            `output_stride` (32, 16 or 8) of the resnets.
+
+    Raises:
+        ValueError: an unknown name or option, naming the nearest right one.
+    """
+    recipe = _recipe(name)
+    for option in options:
+        if option not in recipe.options:
+            raise unknown_name(f'option of {name}', option, recipe.options)
+    return recipe.constructor(num_classes, rngs=rngs, **options)
+
+
+def load_network(
+    name: str,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    *,
+    seed: int = 0,
+    **options: Any,
+) -> Network:
+    """A network in inference mode, random or with the weights of a file.
+
+    Args:
+        name: one of NETWORKS.
+        weights: .safetensors, .pth or .pt file under torchvision's names; None keeps the
+            random weights of `seed`.
+        num_classes: None reads it from the file, which must then fit entirely (1000
+            without a file). A number lets the file's head differ: what does not fit there
+            keeps its initial value and is logged.
+        seed: for the initial weights.
+        **options: see `build`.
+
+    Raises:
+        ValueError: an unknown name or option.
+        WeightsError: the file is missing, unreadable or does not fit.
+    """
+    return as_network(name, load_module(name, weights, num_classes, seed=seed, **options))
+
+
+def load_module(
+    name: str,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    *,
+    seed: int = 0,
+    **options: Any,
+) -> nnx.Module:
+    """The module behind `load_network`, in training mode; same arguments and errors."""
+
+    def random_module(classes: int) -> nnx.Module:
+        return build(name, classes, nnx.Rngs(seed), **options)
+
+    recipe = _recipe(name)
+    if weights is None:
+        return random_module(num_classes or DEFAULT_CLASSES)
+    tensors = read_tensors(weights)
+    if num_classes is not None:
+        module = random_module(num_classes)
+        assign(module, tensors, weights, recipe.table, recipe.head, strict=False)
+    else:
+        classes = _classes_in(tensors, recipe.class_key, weights)
+        # Shapes alone: the file holds every value, so no random weight is drawn.
+        module = nnx.eval_shape(partial(random_module, classes))
+        assign(module, tensors, weights, recipe.table, recipe.head)
+    return module
+
+
+def as_network(name: str, module: nnx.Module) -> Network:
+    """The network of a module from `build` or `load_module`, in inference mode."""
+    recipe = _recipe(name)
+    return Network.from_module(
+        module, name=name, preprocessing=recipe.preprocessing, input_size=recipe.input_size
+    )
+
+
+def _recipe(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise unknown_name('network', name, NETWORKS)
+    return RECIPES[name]
+
+
+def _classes_in(tensors: Mapping[str, np.ndarray], key: str, path: str | Path) -> int:
+    if key not in tensors:
+        raise WeightsError(
+            f'{path}: no {key!r}, so the file does not tell the number of classes; '
+            'give num_classes to start from a new head'
+        )
+    return len(tensors[key])
