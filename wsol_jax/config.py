@@ -5,12 +5,13 @@ values (`--config.train.epochs=3`). Behind `read_config` nothing sees a ConfigDi
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import ml_collections
+
+from wsol_jax.names import unknown_name
 
 STAGES = ('train', 'localize', 'evaluate', 'report')
 
@@ -20,13 +21,13 @@ class DataConfig:
     """Where images, labels, boxes and masks come from.
 
     Attributes:
-      source: 'shapes' (generated), 'wsol_folder' or 'image_folder' (no labels).
-      root: folder of the data set; unused by 'shapes'.
-      class_index: labels are the second column of class_names.txt, the indices of a classifier
-        with more classes than the data set has.
-      shapes_size: side in pixels of generated images.
-      shapes_counts: generated images in train, val and test.
-      workers: processes that read images; 0 reads in threads.
+        source: 'shapes' (generated), 'wsol_folder' or 'image_folder' (no labels).
+        root: folder of the data set; unused by 'shapes'.
+        class_index: labels are the second column of class_names.txt, the indices of a classifier
+          with more classes than the data set has.
+        shapes_size: side in pixels of generated images.
+        shapes_counts: generated images in train, val and test.
+        workers: processes that read images; 0 reads in threads.
     """
 
     source: str = 'shapes'
@@ -42,10 +43,10 @@ class NetworkConfig:
     """The classifier.
 
     Attributes:
-      name: a name of `python -m wsol_jax.models`.
-      weights: safetensors file to start from; '' for random weights.
-      input_size: side in pixels that images are resized to; 0 for the network's own.
-      options: of that network, such as {'output_stride': 8}.
+        name: a name of `python -m wsol_jax.models`.
+        weights: safetensors file to start from; '' for random weights.
+        input_size: side in pixels that images are resized to; 0 for the network's own.
+        options: of that network, such as {'output_stride': 8}.
     """
 
     name: str = 'resnet18'
@@ -59,13 +60,13 @@ class TrainConfig:
     """SGD with Nesterov momentum on the cross-entropy of the image labels.
 
     Attributes:
-      epochs: passes over the train split.
-      batch_size: images per step, over all devices.
-      learning_rate: peak of a one-cycle cosine schedule with linear warm-up.
-      warmup: fraction of the steps spent warming up.
-      momentum: of SGD.
-      weight_decay: L2 on kernels, added to the gradient before momentum.
-      log_every: steps between rows of progress.csv.
+        epochs: passes over the train split.
+        batch_size: images per step, over all devices.
+        learning_rate: peak of a one-cycle cosine schedule with linear warm-up.
+        warmup: fraction of the steps spent warming up.
+        momentum: of SGD.
+        weight_decay: L2 on kernels, added to the gradient before momentum.
+        log_every: steps between rows of progress.csv.
     """
 
     epochs: int = 10
@@ -82,15 +83,15 @@ class LocalizeConfig:
     """Which maps to compute.
 
     Attributes:
-      methods: names of localization methods.
-      layers: endpoints; 'a+b' fuses the maps at a and b; () for all main layers.
-      classes: 'ground_truth', 'top1', 'top5', or a class index written as a string.
-      splits: which splits of the data set.
-      batch_size: images per step, over all devices; does not change the maps.
-      alpha: class weight in DGL's loss gradient.
-      fusion: 'mean', 'max' or 'product' over layers.
-      scales: factors on the input size, averaged.
-      flip: average with the mirrored image.
+        methods: names of localization methods.
+        layers: endpoints; 'a+b' fuses the maps at a and b; () for all main layers.
+        classes: 'ground_truth', 'top1', 'top5', or a class index written as a string.
+        splits: which splits of the data set.
+        batch_size: images per step, over all devices; does not change the maps.
+        alpha: class weight in DGL's loss gradient.
+        fusion: 'mean', 'max' or 'product' over layers.
+        scales: factors on the input size, averaged.
+        flip: average with the mirrored image.
     """
 
     methods: tuple[str, ...] = ('dgl', 'cam')
@@ -109,11 +110,11 @@ class EvaluateConfig:
     """How maps become boxes and scores.
 
     Attributes:
-      choose_on: split on which layers and thresholds are chosen.
-      size: side in pixels of the square canvas on which maps and boxes are compared.
-      threshold_step: spacing of the thresholds in [0, 1).
-      threshold: used where nothing can be chosen: data without boxes.
-      closing: diameter in canvas pixels of the grey-scale closing of score maps; 0 for none.
+        choose_on: split on which layers and thresholds are chosen.
+        size: side in pixels of the square canvas on which maps and boxes are compared.
+        threshold_step: spacing of the thresholds in [0, 1).
+        threshold: used where nothing can be chosen: data without boxes.
+        closing: diameter in canvas pixels of the grey-scale closing of score maps; 0 for none.
     """
 
     choose_on: str = 'val'
@@ -128,7 +129,7 @@ class ReportConfig:
     """The figures.
 
     Attributes:
-      images: how many images the overlay figures show.
+        images: how many images the overlay figures show.
     """
 
     images: int = 8
@@ -161,7 +162,7 @@ def read_config(tree: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
     """Reads a config tree into dataclasses.
 
     Raises:
-      ConfigError: an unknown key (with the nearest right one), a wrong type or a wrong value.
+        ConfigError: an unknown key (with the nearest right one), a wrong type or a wrong value.
     """
     plain = tree.to_dict() if isinstance(tree, ml_collections.ConfigDict) else tree
     config = _read(Config, plain, 'config')
@@ -188,9 +189,7 @@ def _read(kind: type, values: Mapping[str, Any], path: str) -> Any:
     defaults = {f.name: getattr(kind(), f.name) for f in dataclasses.fields(kind)}
     for key in values:
         if key not in defaults:
-            near = difflib.get_close_matches(key, defaults, n=1)
-            hint = f'did you mean {path}.{near[0]}?' if near else f'known: {", ".join(defaults)}'
-            raise ConfigError(f'unknown key {path}.{key}; {hint}')
+            raise ConfigError(unknown_name(f'key in {path}', key, defaults))
     read = {k: _convert(defaults[k], v, f'{path}.{k}') for k, v in values.items()}
     return kind(**read)
 

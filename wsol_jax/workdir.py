@@ -43,7 +43,7 @@ def open_workdir(path: Path, config: Config) -> None:
     difference. Scores, boxes and pages of another config are removed; they are made anew.
 
     Raises:
-      ConfigError: checkpoints or maps there were made with other settings; names the keys.
+        ConfigError: checkpoints or maps there were made with other settings; names the keys.
     """
     path.mkdir(parents=True, exist_ok=True)
     record = path / 'config.json'
@@ -126,7 +126,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-      ConfigError: the file is not JSON.
+        ConfigError: the file is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding='utf-8'))

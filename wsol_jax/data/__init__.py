@@ -1,7 +1,6 @@
 """Where images, labels, boxes and masks come from: one record type, one loader for all sources."""
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from wsol_jax.data.records import (
     stored_size,
 )
 from wsol_jax.data.shapes import Shapes
+from wsol_jax.names import unknown_name
 
 __all__ = [
     'BadImage',
@@ -57,6 +57,5 @@ def open_source(name: str, root: str | Path, split: str, **options: Any) -> Sour
         DataError: the name is unknown, or the data are wrong.
     """
     if name not in _SOURCES:
-        near = get_close_matches(name, _SOURCES, 1, cutoff=0.0)[0]
-        raise DataError(f'no data source {name!r}; did you mean {near!r}? ({", ".join(_SOURCES)})')
+        raise DataError(unknown_name('data source', name, _SOURCES))
     return _SOURCES[name](root, split, **options)

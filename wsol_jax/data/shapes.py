@@ -7,7 +7,7 @@ supervised localization is about. An image depends on (seed, split, index) and n
 """
 
 import colorsys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,6 +31,8 @@ BEND = 2.2  # radians from end to end, for a thin body; a wide one would fold on
 PART_LENGTH = (0.17, 0.22)  # of the body's length
 OVERHANG = 0.02  # of the image, how far an object may leave it
 DISTRACTORS = (6, 13)
+DECOYS = (1, 3)  # parts of other classes, loose on the ground; fewer where there is no room
+DECOY_TRIES = 8
 COAT_HUES = (0.04, 0.13)  # of all bodies, and of some distractors
 PART_HEIGHT = 2.4  # over ground 0.1..0.7 and bodies 1..2.5: what is higher casts the shadow
 LIGHT = 0.3  # how much slopes differ from level ground
@@ -111,7 +113,8 @@ class Shapes:
     def _draw(self, index: int) -> Record:
         label = index % self.num_classes
         rng = np.random.default_rng([self._seed, SPLITS[self._split], index])
-        image, mask = draw(rng, PARTS[label], self._size)
+        others = [part for part in PARTS[: self.num_classes] if part is not PARTS[label]]
+        image, mask = draw(rng, PARTS[label], others, self._size)
         x, y, width, height = cv2.boundingRect(mask)
         return Record(
             image_id=f'{self._split}/{index:05d}.png',
@@ -123,8 +126,8 @@ class Shapes:
         )
 
 
-def draw(rng: Generator, part: Part, size: int) -> tuple[Pixels, Pixels]:
-    """Draw one image.
+def draw(rng: Generator, part: Part, others: Sequence[Part], size: int) -> tuple[Pixels, Pixels]:
+    """Draw one image: a body with `part`, and some of `others` loose on the ground.
 
     Returns:
         uint8 RGB [size, size, 3] and the mask of the object, uint8 [size, size] in {0, 1}.
@@ -137,9 +140,19 @@ def draw(rng: Generator, part: Part, size: int) -> tuple[Pixels, Pixels]:
     colour = _colour(rng, labels, count, _ripples(rng, body, size))
     height = np.take(rng.uniform(0.1, 0.7, count + 2).astype(np.float32), labels)
     height = np.where(covered > 0, _dome(covered), height)
-    on_part = _paint_part(colour, height, part, body)
+    on_part = _paint_part(colour, height, part, body.part_place)
+    for place in _decoy_places(rng, covered | on_part, body.part_place.radius):
+        _paint_part(colour, height, others[rng.integers(len(others))], place)
     shaded = _shade(rng, colour, height)
     return shaded, covered | on_part
+
+
+class _Place(NamedTuple):
+    """Where a part is painted: pixels and radians."""
+
+    centre: Points
+    angle: float
+    radius: float
 
 
 @dataclass(frozen=True)
@@ -149,29 +162,27 @@ class _Body:
     outline: Points
     angle: float
     length: float
-    part_centre: Points
-    part_angle: float
-    part_radius: float
+    part_place: _Place
 
 
 def _place_body(rng: Generator, size: int) -> _Body:
     """Scale and move a random body so that its box is neither too small nor cut off."""
     while True:
         body = _unit_body(rng)
-        reach = np.concatenate([body.outline, _disc(body.part_centre, body.part_radius)])
+        reach = np.concatenate(
+            [body.outline, _disc(body.part_place.centre, body.part_place.radius)]
+        )
         low, extent = reach.min(0), np.ptp(reach, axis=0)
         if ASPECT[0] <= extent[0] / extent[1] <= ASPECT[1]:
             break
     scale = size * min(np.sqrt(rng.uniform(*BOX_AREA) / extent.prod()), 1 / extent.max())
-    over = OVERHANG * size
+    over, part = OVERHANG * size, body.part_place
     move = rng.uniform(-over, size - scale * extent + over) - scale * low
     return _Body(
         outline=scale * body.outline + move,
         angle=body.angle,
         length=scale * body.length,
-        part_centre=scale * body.part_centre + move,
-        part_angle=body.part_angle,
-        part_radius=scale * body.part_radius,
+        part_place=_Place(scale * part.centre + move, part.angle, scale * part.radius),
     )
 
 
@@ -194,9 +205,7 @@ def _unit_body(rng: Generator) -> _Body:
         outline=at + across[:, None] * normal,
         angle=float(np.arctan2(*(spine[-1] - spine[0])[::-1])),
         length=2.0,
-        part_centre=tip + 0.35 * radius * _direction(end),
-        part_angle=end,
-        part_radius=radius,
+        part_place=_Place(tip + 0.35 * radius * _direction(end), end, radius),
     )
 
 
@@ -315,13 +324,27 @@ def _dome(mask: Pixels) -> Array:
     return 1 + 1.5 * np.sqrt(np.clip(depth / max(float(depth.max()), 1.0), 0, 1))
 
 
-def _paint_part(colour: Array, height: Array, part: Part, body: _Body) -> Pixels:
+def _decoy_places(rng: Generator, taken: Pixels, radius: float) -> list[_Place]:
+    """Places for loose parts, none of them touching the object."""
+    room = cv2.distanceTransform(1 - taken, cv2.DIST_L2, 3)
+    places = []
+    for _ in range(rng.integers(*DECOYS, endpoint=True)):
+        size = radius * rng.uniform(0.8, 1.2)
+        low, high = size, taken.shape[0] - 1 - size
+        tries = rng.uniform(low, high, (DECOY_TRIES, 2))
+        free = [t for t in tries if room[int(t[1]), int(t[0])] > 2 * size]
+        if free:
+            places.append(_Place(free[0], float(rng.uniform(0, 2 * np.pi)), size))
+    return places
+
+
+def _paint_part(colour: Array, height: Array, part: Part, place: _Place) -> Pixels:
     """Paint the part over the image, smooth-edged, in place; return its mask in {0, 1}."""
-    size, (x, y) = colour.shape[0], body.part_centre
-    left, right = _span(x, 1.5 * body.part_radius, size)
-    top, bottom = _span(y, 1.5 * body.part_radius, size)
+    size, (x, y) = colour.shape[0], place.centre
+    left, right = _span(x, 1.5 * place.radius, size)
+    top, bottom = _span(y, 1.5 * place.radius, size)
     dx, dy = _samples(left, right) - x, _samples(top, bottom)[:, None] - y
-    cos, sin = _direction(body.part_angle) / body.part_radius
+    cos, sin = _direction(place.angle) / place.radius
     forward, side = dx * cos + dy * sin, dy * cos - dx * sin
     inside = abs(forward) ** part.power + abs(side) ** part.power <= 1
     lit = part.pattern(forward, side)

@@ -209,10 +209,10 @@ def _box_scores(counts: BoxCounts, threshold: float, target: str) -> dict[str, A
 
 def _mark_layers(rows: list[dict[str, Any]], counts: Mapping[Key, Counts]) -> None:
     """Sets `chosen` on the rows of the layer that is best where layers are chosen."""
-    scores = {key: c.score for key, c in counts.items()}
+    scores = {key: c.score for key, c in counts.items() if c.score is not None}
     best: dict[str, Key] = {}
     for key, score in scores.items():
-        if score is not None and (key[0] not in best or score > scores[best[key[0]]]):
+        if key[0] not in best or score > scores[best[key[0]]]:
             best[key[0]] = key
     for row in rows:
         if best:

@@ -23,8 +23,8 @@ def dgl(alpha: float = 10.0) -> Method:
     mathematical gradient of -alpha log p_c is alpha (p - e_c), from which alpha would cancel.
 
     Args:
-      alpha: weight of the class in the loss gradient; the paper uses 10. As it grows the method
-        tends to gradient x activation plus squared gradient.
+        alpha: weight of the class in the loss gradient; the paper uses 10. As it grows the method
+          tends to gradient x activation plus squared gradient.
     """
     return Method(
         'dgl', (class_score, softmax_probabilities), partial(dual_gradient_map, alpha=alpha)
@@ -39,13 +39,13 @@ def dual_gradient_map(
     The norms are L2 over the whole activation tensor of one image. No ReLU anywhere.
 
     Args:
-      activations: S [B,h,w,K].
-      score_gradient: g [B,h,w,K], the class score pulled back.
-      softmax_gradient: q [B,h,w,K], the softmax probabilities pulled back.
-      alpha: weight of the class, see `dgl`.
+        activations: S [B,h,w,K].
+        score_gradient: g [B,h,w,K], the class score pulled back.
+        softmax_gradient: q [B,h,w,K], the softmax probabilities pulled back.
+        alpha: weight of the class, see `dgl`.
 
     Returns:
-      Raw map [B,h,w].
+        Raw map [B,h,w].
     """
     loss_gradient = softmax_gradient - alpha * score_gradient
     enhanced = _unit(activations) - _unit(loss_gradient)

@@ -26,11 +26,11 @@ class Method:
     """A localization method over activation gradients.
 
     Attributes:
-      name: key of its maps in results, tables and files.
-      cotangents: what it pulls back from the logits, in the order `combine` takes the gradients.
-      combine: (activations [B,h,w,K], *gradients [B,h,w,K]) -> raw map [B,h,w].
-      last_layer_only: defined only on the endpoint before global average pooling.
-      relu: its definition ends in a ReLU. Raw maps come without; scoring applies it.
+        name: key of its maps in results, tables and files.
+        cotangents: what it pulls back from the logits, in the order `combine` takes the gradients.
+        combine: (activations [B,h,w,K], *gradients [B,h,w,K]) -> raw map [B,h,w].
+        last_layer_only: defined only on the endpoint before global average pooling.
+        relu: its definition ends in a ReLU. Raw maps come without; scoring applies it.
     """
 
     name: str
@@ -62,16 +62,16 @@ def activation_gradients(
     """Runs the network once and pulls every cotangent back to every layer.
 
     Args:
-      apply: the network as a pure function.
-      state: its state; no gradient of it is taken.
-      inputs: [B,H,W,3], preprocessed.
-      classes: [B,K] class indices, or a function logits [B,C] -> [B,K].
-      layers: endpoints to pull back to.
-      cotangents: what to pull back; held constant, never differentiated.
+        apply: the network as a pure function.
+        state: its state; no gradient of it is taken.
+        inputs: [B,H,W,3], preprocessed.
+        classes: [B,K] class indices, or a function logits [B,C] -> [B,K].
+        layers: endpoints to pull back to.
+        cotangents: what to pull back; held constant, never differentiated.
 
     Returns:
-      logits [B,C], classes [B,K], activations {layer: [B,h,w,K']} and gradients
-      {layer: {cotangent: [N,B,h,w,K']}} with N = K, or 1 for a cotangent shared by the classes.
+        logits [B,C], classes [B,K], activations {layer: [B,h,w,K']} and gradients
+        {layer: {cotangent: [N,B,h,w,K']}} with N = K, or 1 for a cotangent shared by the classes.
     """
 
     def forward(perturb):
@@ -107,15 +107,15 @@ def raw_maps(
     """Maps of several methods, each at several layers, from one forward pass.
 
     Args:
-      apply: the network as a pure function.
-      state: its state.
-      inputs: [B,H,W,3], preprocessed.
-      classes: [B,K] class indices, or a function logits [B,C] -> [B,K].
-      layers_of: the methods to compute and the layers of each.
+        apply: the network as a pure function.
+        state: its state.
+        inputs: [B,H,W,3], preprocessed.
+        classes: [B,K] class indices, or a function logits [B,C] -> [B,K].
+        layers_of: the methods to compute and the layers of each.
 
     Returns:
-      logits [B,C]; classes [B,K]; raw maps {(method, layer): [B,K,h,w]} at feature resolution;
-      {layer: [B] bool}, whether no class score depends on that layer (gradient zero everywhere).
+        logits [B,C]; classes [B,K]; raw maps {(method, layer): [B,K,h,w]} at feature resolution;
+        {layer: [B] bool}, whether no class score depends on that layer (gradient zero everywhere).
     """
     cotangents = list(dict.fromkeys(c for m in layers_of for c in (class_score, *m.cotangents)))
     layers = list(dict.fromkeys(layer for chosen in layers_of.values() for layer in chosen))

@@ -1,6 +1,5 @@
 """Localization maps of any network: the compiled program, and the call for notebooks."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from wsol_jax.localization.gradients import Apply, Classes, Method, raw_maps
 from wsol_jax.localization.maps import FUSIONS, fuse
 from wsol_jax.localization.methods import resolve_methods
 from wsol_jax.models import Network, Preprocessing
+from wsol_jax.names import unknown_name
 
 Predicted = Literal['top1', 'top5']
 
@@ -23,13 +23,13 @@ class MapPlan:
     """What to compute, fixed at compile time.
 
     Attributes:
-      methods: the localization methods.
-      layers: layer names; 'a+b' is the fusion of the maps at a and b.
-      last_layer: the endpoint before pooling, where the methods for that layer only apply.
-      fusion: how maps are fused over layers: 'mean', 'max' or 'product'.
-      scales: factors on the input size; logits and predicted classes are those of the first.
-        Maps of several scales are min-max scaled, resized to the largest and averaged.
-      flip: average with the map of the mirrored image in the same way.
+        methods: the localization methods.
+        layers: layer names; 'a+b' is the fusion of the maps at a and b.
+        last_layer: the endpoint before pooling, where the methods for that layer only apply.
+        fusion: how maps are fused over layers: 'mean', 'max' or 'product'.
+        scales: factors on the input size; logits and predicted classes are those of the first.
+          Maps of several scales are min-max scaled, resized to the largest and averaged.
+        flip: average with the map of the mirrored image in the same way.
     """
 
     methods: tuple[Method, ...]
@@ -67,11 +67,11 @@ class Localization:
     """What `localize` returns; device arrays.
 
     Attributes:
-      maps: {(method, layer): [B,h,w]} raw maps at feature resolution ([B,K,h,w] if K classes
-        were asked for): no ReLU, no min-max, no resizing, unless fused over layers, scales or
-        flips, where the parts are min-max scaled first.
-      logits: [B,C].
-      classes: [B] (or [B,K]) the class each map is for.
+        maps: {(method, layer): [B,h,w]} raw maps at feature resolution ([B,K,h,w] if K classes
+          were asked for): no ReLU, no min-max, no resizing, unless fused over layers, scales or
+          flips, where the parts are min-max scaled first.
+        logits: [B,C].
+        classes: [B] (or [B,K]) the class each map is for.
     """
 
     maps: dict[tuple[str, str], jax.Array]
@@ -92,7 +92,7 @@ def make_plan(
     """Checks names against the network and fixes what to compute; see `MapPlan`.
 
     Raises:
-      ValueError: an unknown method, layer or fusion, or a scale that is not positive.
+        ValueError: an unknown method, layer or fusion, or a scale that is not positive.
     """
     if isinstance(layers, str):
         raise ValueError(f'layers must be a sequence such as ({layers!r},), got the string')
@@ -100,11 +100,9 @@ def make_plan(
     known = list(network.endpoints())
     for name in [part for layer in chosen for part in layer.split('+')]:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f'did you mean {near[0]!r}?' if near else f'choose from {", ".join(known)}'
-            raise ValueError(f'{network.name} has no layer {name!r}; {hint}')
+            raise ValueError(unknown_name(f'layer of {network.name}', name, known))
     if fusion not in FUSIONS:
-        raise ValueError(f'unknown fusion {fusion!r}; choose from {", ".join(FUSIONS)}')
+        raise ValueError(unknown_name('fusion', fusion, FUSIONS))
     if not scales or min(scales) <= 0:
         raise ValueError(f'scales must be positive factors of the input size, got {scales}')
     resolved = resolve_methods(methods, alpha)
@@ -124,17 +122,17 @@ def compute_maps(
     """The one compiled program from images to maps.
 
     Args:
-      apply: the network as a pure function.
-      preprocessing: what turns images into its input.
-      plan: what to compute.
-      state: the network's state.
-      images: [B,H,W,3] RGB, uint8 or float in [0, 1].
-      predicted: 'top1' or 'top5' to take the classes from the logits, or None.
-      classes: [B,K] where `predicted` is None.
+        apply: the network as a pure function.
+        preprocessing: what turns images into its input.
+        plan: what to compute.
+        state: the network's state.
+        images: [B,H,W,3] RGB, uint8 or float in [0, 1].
+        predicted: 'top1' or 'top5' to take the classes from the logits, or None.
+        classes: [B,K] where `predicted` is None.
 
     Returns:
-      logits [B,C], classes [B,K], maps {(method, layer): [B,K,h,w]} and {layer: [B] bool},
-      whether the gradient is zero everywhere on that layer.
+        logits [B,C], classes [B,K], maps {(method, layer): [B,K,h,w]} and {layer: [B] bool},
+        whether the gradient is zero everywhere on that layer.
     """
     inputs = preprocessing(images)
     target: Classes = partial(_top_classes, how=predicted) if predicted else jnp.asarray(classes)
@@ -194,21 +192,21 @@ def localize(
     """Localization maps of a batch of images, every method and layer from one forward pass.
 
     Args:
-      network: from `load_network`.
-      images: [B,H,W,3] RGB of any size the network takes; uint8, or float in [0, 1]. The
-        network's own preprocessing is applied.
-      methods: names or `Method`s; the names are the keys of `METHODS`.
-      layers: endpoints of the network (`network.endpoints()`); 'a+b' fuses the maps at a and b.
-        None: all main layers. CAM is always at the last layer.
-      classes: what to localize: None or 'top1' for the predicted class, 'top5', one class index,
-        or indices [B] or [B,K].
-      **options: alpha, fusion, scales, flip, see `make_plan`.
+        network: from `load_network`.
+        images: [B,H,W,3] RGB of any size the network takes; uint8, or float in [0, 1]. The
+          network's own preprocessing is applied.
+        methods: names or `Method`s; the names are the keys of `METHODS`.
+        layers: endpoints of the network (`network.endpoints()`); 'a+b' fuses the maps at a and b.
+          None: all main layers. CAM is always at the last layer.
+        classes: what to localize: None or 'top1' for the predicted class, 'top5', one class index,
+          or indices [B] or [B,K].
+        **options: alpha, fusion, scales, flip, see `make_plan`.
 
     Returns:
-      `Localization` with raw maps, logits and classes.
+        `Localization` with raw maps, logits and classes.
 
     Raises:
-      ValueError: a wrong name, shape, range or class, or a layer that no class score depends on.
+        ValueError: a wrong name, shape, range or class, or a layer that no class score depends on.
     """
     _check_images(images)
     plan = make_plan(network, methods, layers, **options)
@@ -217,7 +215,7 @@ def localize(
         network.apply, network.preprocessing, plan, network.state, images, predicted, indices
     )
     check_gradients(dead)
-    if predicted == 'top1' or (indices is not None and np.ndim(classes) < 2):
+    if predicted == 'top1' or (indices is not None and np.ndim(np.asarray(classes)) < 2):
         chosen, maps = chosen[:, 0], {k: m[:, 0] for k, m in maps.items()}
     return Localization(maps, logits, chosen)
 
@@ -260,11 +258,11 @@ def check_gradients(dead: dict[str, jax.Array], valid: np.ndarray | None = None)
     """Raises if the gradient is zero everywhere on a layer, for every (valid) image.
 
     Args:
-      dead: {layer: [B] bool} from `compute_maps`.
-      valid: [B] bool, the images that count; None for all.
+        dead: {layer: [B] bool} from `compute_maps`.
+        valid: [B] bool, the images that count; None for all.
 
     Raises:
-      ValueError: naming the layer.
+        ValueError: naming the layer.
     """
     for layer, flags in dead.items():
         counted = np.asarray(flags) if valid is None else np.asarray(flags)[valid]

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsol_jax.names import unknown_name
+
 
 def min_max(maps: jax.Array) -> jax.Array:
     """Scales each map [..., h, w] to [0, 1]; a constant map or one with NaN becomes zeros."""
@@ -38,19 +40,19 @@ def fuse(maps: Sequence[jax.Array], how: str = 'mean') -> jax.Array:
     """Fuses maps [..., h_i, w_i]: each min-max scaled, resized to the largest, then combined.
 
     Args:
-      maps: the maps; their leading axes agree.
-      how: 'mean', 'max' or 'product'.
+        maps: the maps; their leading axes agree.
+        how: 'mean', 'max' or 'product'.
 
     Returns:
-      [..., h, w] with (h, w) the largest resolution among the maps.
+        [..., h, w] with (h, w) the largest resolution among the maps.
 
     Raises:
-      ValueError: `how` is none of these.
+        ValueError: `how` is none of these.
     """
     if how not in FUSIONS:
-        raise ValueError(f'unknown fusion {how!r}; choose from {", ".join(FUSIONS)}')
-    size = max((m.shape[-2:] for m in maps), key=lambda s: s[0] * s[1])
-    return FUSIONS[how](jnp.stack([resize(min_max(m), size) for m in maps]))
+        raise ValueError(unknown_name('fusion', how, FUSIONS))
+    height, width = max((m.shape[-2:] for m in maps), key=lambda s: s[0] * s[1])
+    return FUSIONS[how](jnp.stack([resize(min_max(m), (height, width)) for m in maps]))
 
 
 def score_map(
@@ -61,13 +63,13 @@ def score_map(
     Bicubic resize in float64, then min-max, then optionally grey-scale closing.
 
     Args:
-      raw: [h, w] raw map.
-      size: (width, height) of the result in pixels.
-      closing: diameter in pixels of the closing's elliptical kernel, see `close`; 0 for none.
-      relu: set negative values to zero first, for methods whose definition ends in a ReLU.
+        raw: [h, w] raw map.
+        size: (width, height) of the result in pixels.
+        closing: diameter in pixels of the closing's elliptical kernel, see `close`; 0 for none.
+        relu: set negative values to zero first, for methods whose definition ends in a ReLU.
 
     Returns:
-      [height, width] float64 in [0, 1]; zeros if the map is constant or holds NaN.
+        [height, width] float64 in [0, 1]; zeros if the map is constant or holds NaN.
     """
     raw = np.asarray(raw, np.float64)
     raw = np.maximum(raw, 0) if relu else raw
@@ -88,14 +90,14 @@ def close(scores: np.ndarray, diameter: int) -> np.ndarray:
     """Grey-scale morphological closing: dilation, then erosion. Fills gaps between parts.
 
     Args:
-      scores: [h, w] score map.
-      diameter: of the elliptical kernel in pixels; about 1/16 of the side is a good start.
+        scores: [h, w] score map.
+        diameter: of the elliptical kernel in pixels; about 1/16 of the side is a good start.
 
     Returns:
-      [h, w], nowhere below `scores`.
+        [h, w], nowhere below `scores`.
 
     Raises:
-      ValueError: the diameter is not positive and odd (an even kernel has no centre).
+        ValueError: the diameter is not positive and odd (an even kernel has no centre).
     """
     if diameter < 1 or diameter % 2 == 0:
         raise ValueError(f'closing diameter must be odd and positive, got {diameter}')

@@ -1,11 +1,11 @@
 """The localization methods by name."""
 
-import difflib
 from collections.abc import Callable, Sequence
 
 from wsol_jax.localization import cam
 from wsol_jax.localization.dgl import dgl
 from wsol_jax.localization.gradients import Method
+from wsol_jax.names import unknown_name
 
 METHODS: dict[str, Callable[..., Method]] = {
     'dgl': dgl,
@@ -22,7 +22,7 @@ def resolve_methods(methods: Sequence[str | Method], alpha: float = 10.0) -> tup
     """Turns names into methods; `alpha` goes to DGL.
 
     Raises:
-      ValueError: no method given, the same name twice, or an unknown name.
+        ValueError: no method given, the same name twice, or an unknown name.
     """
     if isinstance(methods, str):
         raise ValueError(f'methods must be a sequence such as ({methods!r},), got the string')
@@ -38,7 +38,5 @@ def resolve_methods(methods: Sequence[str | Method], alpha: float = 10.0) -> tup
 
 def _by_name(name: str, alpha: float) -> Method:
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f'did you mean {near[0]!r}?' if near else f'choose from {", ".join(METHODS)}'
-        raise ValueError(f'unknown localization method {name!r}; {hint}')
+        raise ValueError(unknown_name('localization method', name, METHODS))
     return dgl(alpha) if name == 'dgl' else METHODS[name]()

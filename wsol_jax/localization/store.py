@@ -29,7 +29,7 @@ class MapStore:
         """Opens the store that `create` made.
 
         Raises:
-          FileNotFoundError: there is none.
+            FileNotFoundError: there is none.
         """
         if not (folder / 'index.json').exists():
             raise FileNotFoundError(f'no maps in {folder}; run the stage localize first')
@@ -55,13 +55,13 @@ class MapStore:
         """Opens a store, making its arrays where they do not exist yet.
 
         Args:
-          folder: of the store.
-          image_ids: in the order of the source.
-          target: which classes the maps are for, as configured.
-          shapes: (K, h, w) of the maps of every (method, layer).
-          relu: whether scoring starts with a ReLU.
-          num_top: length of the ranking of classes.
-          chunk: images per chunk.
+            folder: of the store.
+            image_ids: in the order of the source.
+            target: which classes the maps are for, as configured.
+            shapes: (K, h, w) of the maps of every (method, layer).
+            relu: whether scoring starts with a ReLU.
+            num_top: length of the ranking of classes.
+            chunk: images per chunk.
         """
         if not (folder / 'index.json').exists():
             count = len(image_ids)

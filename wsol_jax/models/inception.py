@@ -20,7 +20,7 @@ from wsol_jax.models.layers import (
     max_pool,
     torch_pads,
 )
-from wsol_jax.models.names import unknown_name
+from wsol_jax.names import unknown_name
 
 EPSILON = 1e-3
 MOMENTUM = 0.999
@@ -150,7 +150,7 @@ class InceptionV3(nnx.Module):
 
     def __init__(self, num_classes: int, *, padding: str = 'same', rngs: nnx.Rngs):
         if padding not in PADDINGS:
-            raise unknown_name('padding', padding, PADDINGS)
+            raise ValueError(unknown_name('padding', padding, PADDINGS))
         self.same = padding == 'same'
         width = 3
         for row in STEM:

@@ -60,6 +60,7 @@ class Network:
         input_size: the side in pixels the network was made for.
         num_classes: the length of the logits.
         last_layer: the endpoint directly before global average pooling and classifier.
+        shapes: (H,W,K) of every endpoint at `input_size`, from input to output.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Network:
     input_size: int
     num_classes: int
     last_layer: str
+    shapes: dict[str, tuple[int, int, int]]
 
     @classmethod
     def from_module(
@@ -90,7 +92,7 @@ class Network:
 
         num_classes, shapes = _shapes(apply, state, input_size)
         last_layer = _main_endpoints(shapes)[-1]
-        return cls(name, apply, state, preprocessing, input_size, num_classes, last_layer)
+        return cls(name, apply, state, preprocessing, input_size, num_classes, last_layer, shapes)
 
     def __call__(
         self, images: Any, perturb: Perturbations | None = None
@@ -104,11 +106,13 @@ class Network:
         Args:
             size: side of the input in pixels; None is the network's own.
         """
-        return _shapes(self.apply, self.state, size or self.input_size)[1]
+        if size in (None, self.input_size):
+            return dict(self.shapes)
+        return _shapes(self.apply, self.state, size)[1]
 
     def layers(self) -> tuple[str, ...]:
         """The main endpoints: those that are no part (branch, block) of another."""
-        return _main_endpoints(self.endpoints())
+        return _main_endpoints(self.shapes)
 
 
 def _main_endpoints(names: dict[str, tuple[int, int, int]]) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 
 from wsol_jax.models import inception, mobilenet, resnet, squeezenet, vgg
-from wsol_jax.models.names import unknown_name
 from wsol_jax.models.network import Network, Preprocessing
 from wsol_jax.models.weights import Table, WeightsError, assign, read_tensors
+from wsol_jax.names import unknown_name
 
 SYMMETRIC = Preprocessing(mean=(128.0, 128.0, 128.0), std=(128.0, 128.0, 128.0))
 CAFFE = Preprocessing(mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0), bgr=True)
@@ -105,7 +105,7 @@ def build(name: str, num_classes: int, rngs: nnx.Rngs, **options: Any) -> nnx.Mo
     recipe = _recipe(name)
     for option in options:
         if option not in recipe.options:
-            raise unknown_name(f'option of {name}', option, recipe.options)
+            raise ValueError(unknown_name(f'option of {name}', option, recipe.options))
     return recipe.constructor(num_classes, rngs=rngs, **options)
 
 
@@ -174,7 +174,7 @@ def as_network(name: str, module: nnx.Module) -> Network:
 
 def _recipe(name: str) -> Recipe:
     if name not in RECIPES:
-        raise unknown_name('network', name, NETWORKS)
+        raise ValueError(unknown_name('network', name, NETWORKS))
     return RECIPES[name]
 
 

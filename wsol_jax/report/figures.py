@@ -107,7 +107,8 @@ def _overlay_row(config, rows, keys, source, store, position: int, line: Sequenc
     truth = rescale_boxes(truth, stored_size(record), (size, size))
     for axes in line:
         axes.imshow(image)
-        axes.set_axis_off()
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
         for box in truth:
             _draw_box(axes, box, TRUE_COLOR, '--')
     for axes, key in zip(line[1:], keys, strict=True):
@@ -118,7 +119,7 @@ def _overlay_row(config, rows, keys, source, store, position: int, line: Sequenc
         _draw_box(axes, box, BOX_COLOR, '-')
         if len(truth):
             overlap = box_iou(box[None], truth).max()
-            axes.text(4, size - 6, f'IoU {overlap:.2f}', color='white', fontsize=6)
+            axes.set_xlabel(f'IoU {overlap:.2f}', fontsize=6, labelpad=1)
 
 
 def _draw_box(axes: Axes, box: np.ndarray, color: str, style: str) -> None:

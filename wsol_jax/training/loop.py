@@ -49,7 +49,7 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
     batch_size = round_up(setting.batch_size, mesh)
     steps = len(train_source) // batch_size
     module = _initial_module(config, train_source)
-    graph, params, stats, rng = nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState)
+    graph, params, stats, rng = _split(module)
     optimizer = make_optimizer(setting, setting.epochs * max(steps, 1))
     state = TrainState(params, stats, optimizer.init(params))
     state = replicate(checkpoints.restore(state) if done else state, mesh)
@@ -92,13 +92,19 @@ def _initial_module(config: Config, source: Source) -> nnx.Module:
     )
 
 
+def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:
+    """(graph, weights, batch statistics, dropout keys)."""
+    graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState)
+    return graph, *states
+
+
 def _compile(graph, optimizer: optax.GradientTransformation, network: Network) -> _Program:
     def loss_of(params, stats, keys, images, labels):
         # A copy: the batch statistics it updates belong to this trace.
         module = nnx.merge(graph, params, stats, keys, copy=True)
         logits, _ = module(network.preprocessing(images))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        _, _, stats, keys = nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState)
+        _, _, stats, keys = _split(module)
         return losses.mean(), (stats, keys, jnp.sum(jnp.argmax(logits, axis=-1) == labels))
 
     @jax.jit
@@ -169,7 +175,7 @@ def trained_network(config: Config, num_classes: int, workdir: Path) -> Network 
         )
     net = config.network
     module = build(net.name, num_classes, nnx.Rngs(config.seed), **net.options)
-    _, params, stats, _ = nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState)
+    _, params, stats, _ = _split(module)
     state = checkpoints.restore(TrainState(params, stats, None))
     nnx.update(module, state.params, state.stats)
     return as_network(net.name, module)

@@ -1,0 +1,35 @@
+"""MobileNetV1 on real ILSVRC validation images of 10 classes, no training.
+
+    WSOL_DATA=DATA python -m wsol_jax.main --config configs/imagenette_mobilenet_v1.py --workdir DIR
+
+DATA holds `imagenette/` in the layout of wsolevaluation, its class_names.txt naming the ImageNet
+index of each class, and `weights/mobilenet_v1.safetensors`.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+from wsol_jax.config import default_config
+
+
+def get_config(network: str = 'mobilenet_v1') -> ConfigDict:
+    """The experiment."""
+    data = os.environ.get('WSOL_DATA', 'data')
+    config = default_config()
+    config.stages = ('localize', 'evaluate', 'report')
+    config.data.source = 'wsol_folder'
+    config.data.root = f'{data}/imagenette'
+    config.data.class_index = True
+    config.network.name = network
+    config.network.weights = f'{data}/weights/{network}.safetensors'
+    config.localize.methods = (
+        'dgl',
+        'cam',
+        'grad_cam',
+        'grad_cam_pp',
+        'hires_cam',
+        'xgrad_cam',
+        'layer_cam',
+    )
+    return config
