@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from wsol_jax.config import default_config
 
 
-def get_config(network: str = 'mobilenet_v1') -> ConfigDict:
+def get_config() -> ConfigDict:
     """The experiment."""
     data = os.environ.get('WSOL_DATA', 'data')
     config = default_config()
@@ -21,8 +21,8 @@ def get_config(network: str = 'mobilenet_v1') -> ConfigDict:
     config.data.source = 'wsol_folder'
     config.data.root = f'{data}/imagenette'
     config.data.class_index = True
-    config.network.name = network
-    config.network.weights = f'{data}/weights/{network}.safetensors'
+    config.network.name = 'mobilenet_v1'
+    config.network.weights = f'{data}/weights/mobilenet_v1.safetensors'
     config.localize.methods = (
         'dgl',
         'cam',

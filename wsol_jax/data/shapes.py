@@ -142,7 +142,7 @@ def draw(rng: Generator, part: Part, others: Sequence[Part], size: int) -> tuple
     height = np.where(covered > 0, _dome(covered), height)
     on_part = _paint_part(colour, height, part, body.part_place)
     for place in _decoy_places(rng, covered | on_part, body.part_place.radius):
-        _paint_part(colour, height, others[rng.integers(len(others))], place)
+        _paint_part(colour, height, others[int(rng.integers(len(others)))], place)
     shaded = _shade(rng, colour, height)
     return shaded, covered | on_part
 
@@ -169,14 +169,13 @@ def _place_body(rng: Generator, size: int) -> _Body:
     """Scale and move a random body so that its box is neither too small nor cut off."""
     while True:
         body = _unit_body(rng)
-        reach = np.concatenate(
-            [body.outline, _disc(body.part_place.centre, body.part_place.radius)]
-        )
+        part = body.part_place
+        reach = np.concatenate([body.outline, _disc(part.centre, part.radius)])
         low, extent = reach.min(0), np.ptp(reach, axis=0)
         if ASPECT[0] <= extent[0] / extent[1] <= ASPECT[1]:
             break
     scale = size * min(np.sqrt(rng.uniform(*BOX_AREA) / extent.prod()), 1 / extent.max())
-    over, part = OVERHANG * size, body.part_place
+    over = OVERHANG * size
     move = rng.uniform(-over, size - scale * extent + over) - scale * low
     return _Body(
         outline=scale * body.outline + move,

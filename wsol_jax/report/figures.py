@@ -53,17 +53,18 @@ def score_figure(metrics: dict[str, Any], path: Path) -> None:
     if score is None:
         return
     layers = list(dict.fromkeys(row['layer'] for row in rows))
-    figure = Figure(figsize=(max(5.0, 0.55 * len(layers) + 2), 3.6), layout='constrained')
+    figure = Figure(figsize=(max(5.0, 0.5 * len(layers) + 2.5), 3.6), layout='constrained')
     axes = figure.subplots()
     for method in dict.fromkeys(row['method'] for row in rows):
         points = {r['layer']: r[score] for r in rows if r['method'] == method}
         places = [layers.index(layer) for layer in points]
-        axes.plot(places, list(points.values()), marker='o', markersize=4, label=method)
+        size = 4 if len(points) > 1 else 8  # a method of one layer has no line to be seen by
+        axes.plot(places, list(points.values()), marker='o', markersize=size, label=method)
     axes.set_xticks(range(len(layers)), layers, rotation=45, ha='right')
     axes.set_ylabel(f'{score} on {metrics["split"]} (%)')
     axes.spines[['top', 'right']].set_visible(False)
     axes.grid(axis='y', alpha=0.3)
-    axes.legend(frameon=False, loc='best')
+    figure.legend(frameon=False, loc='outside right upper')
     _save(figure, path)
 
 
@@ -124,7 +125,10 @@ def _overlay_row(config, rows, keys, source, store, position: int, line: Sequenc
 
 def _draw_box(axes: Axes, box: np.ndarray, color: str, style: str) -> None:
     x0, y0, x1, y1 = box
-    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=color, lw=1.4, ls=style))
+    corner, width, height = (x0, y0), x1 - x0, y1 - y0
+    # A dark edge below keeps the line visible on any image.
+    axes.add_patch(Rectangle(corner, width, height, fill=False, ec='black', lw=2.4, alpha=0.5))
+    axes.add_patch(Rectangle(corner, width, height, fill=False, ec=color, lw=1.4, ls=style))
 
 
 def _save(figure: Figure, path: Path) -> None:

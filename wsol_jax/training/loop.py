@@ -94,8 +94,9 @@ def _initial_module(config: Config, source: Source) -> nnx.Module:
 
 def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:
     """(graph, weights, batch statistics, dropout keys)."""
-    graph, *states = nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState)
-    return graph, *states
+    parts: tuple[Any, ...] = nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState)
+    graph, params, stats, keys = parts
+    return graph, params, stats, keys
 
 
 def _compile(graph, optimizer: optax.GradientTransformation, network: Network) -> _Program:

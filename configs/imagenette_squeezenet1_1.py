@@ -1,0 +1,19 @@
+r"""SqueezeNet 1.1 on real ILSVRC validation images of 10 classes, no training.
+
+    WSOL_DATA=DATA python -m wsol_jax.main \
+        --config configs/imagenette_squeezenet1_1.py --workdir DIR
+
+DATA as for configs/imagenette_mobilenet_v1.py, with `weights/squeezenet1_1.safetensors`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import imagenette_mobilenet_v1
+
+
+def get_config() -> ConfigDict:
+    """The experiment."""
+    config = imagenette_mobilenet_v1.get_config()
+    config.network.name = 'squeezenet1_1'
+    config.network.weights = config.network.weights.replace('mobilenet_v1', 'squeezenet1_1')
+    return config
