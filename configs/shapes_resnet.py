@@ -1,5 +1,7 @@
 """The demo: a small ResNet trained on generated shapes, then localized at every stage.
 
+    python -m wsol_jax.main --config configs/shapes_resnet.py --workdir DIR
+
 The class is told by a small part; the box is around the whole object.
 """
 

@@ -7,7 +7,7 @@ values (`--config.train.epochs=3`). Behind `read_config` nothing sees a ConfigDi
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import ml_collections
 
@@ -165,9 +165,28 @@ def read_config(tree: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
         ConfigError: an unknown key (with the nearest right one), a wrong type or a wrong value.
     """
     plain = tree.to_dict() if isinstance(tree, ml_collections.ConfigDict) else tree
+    if not isinstance(plain, Mapping):
+        raise ConfigError(f'get_config() must return a ConfigDict, got {plain!r}')
     config = _read(Config, plain, 'config')
     _check(config)
     return config
+
+
+def check_key(path: str) -> None:
+    """Checks that 'train.epochs' is a setting; the names below network.options are free.
+
+    Raises:
+        ConfigError: it is not; names the nearest right key.
+    """
+    group, where = default_config().to_dict(), 'config'
+    for key in path.split('.'):
+        if not isinstance(group, Mapping):
+            raise ConfigError(f'{where} is a single setting, not a group: no {where}.{key}')
+        if key not in group:
+            raise ConfigError(unknown_name(f'key in {where}', key, group))
+        group, where = group[key], f'{where}.{key}'
+        if where == 'config.network.options':
+            return
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -186,35 +205,53 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def _read(kind: type, values: Mapping[str, Any], path: str) -> Any:
-    defaults = {f.name: getattr(kind(), f.name) for f in dataclasses.fields(kind)}
+    fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in values:
-        if key not in defaults:
-            raise ConfigError(unknown_name(f'key in {path}', key, defaults))
-    read = {k: _convert(defaults[k], v, f'{path}.{k}') for k, v in values.items()}
+        if key not in fields:
+            raise ConfigError(unknown_name(f'key in {path}', key, fields))
+    defaults = kind()
+    read = {
+        k: _convert(getattr(defaults, k), fields[k].type, v, f'{path}.{k}')
+        for k, v in values.items()
+    }
     return kind(**read)
 
 
-def _convert(default: Any, value: Any, path: str) -> Any:
+def _convert(default: Any, kind: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(default):
         if not isinstance(value, Mapping):
             raise ConfigError(f'{path} is a group of settings, got {value!r}')
         return _read(type(default), value, path)
-    if isinstance(default, tuple) and isinstance(value, list):
-        value = tuple(value)
-    if isinstance(default, float) and type(value) is int:
+    if isinstance(default, tuple):
+        if not isinstance(value, tuple | list):
+            hint = f'write ({value!r},)'
+            raise ConfigError(f'{path} must be of type tuple, got {value!r}; {hint}')
+        element = get_args(kind)[0]
+        return tuple(_scalar(element, v, f'{path}[{i}]') for i, v in enumerate(value))
+    return _scalar(Mapping if isinstance(default, dict) else kind, value, path)
+
+
+def _scalar(kind: type, value: Any, path: str) -> Any:
+    if kind is float and type(value) is int:
         value = float(value)
-    expected = Mapping if isinstance(default, dict) else type(default)
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        hint = f'; write ({value!r},)' if isinstance(default, tuple) else ''
-        raise ConfigError(f'{path} must be of type {type(default).__name__}, got {value!r}{hint}')
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f'{path} must be of type {kind.__name__}, got {value!r}')
     return value
 
 
 def _check(config: Config) -> None:
     for stage in config.stages:
         if stage not in STAGES:
-            raise ConfigError(f'config.stages: unknown stage {stage!r}; choose from {STAGES}')
+            raise ConfigError(unknown_name('stage in config.stages', stage, STAGES))
+    for key, names in {
+        'config.stages': config.stages,
+        'config.localize.splits': config.localize.splits,
+    }.items():
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f'{key} must name at least one, and none twice, got {names}')
     limits = {
+        'config.seed': (config.seed, 0),
+        'config.network.input_size': (config.network.input_size, 0),
         'config.train.batch_size': (config.train.batch_size, 1),
         'config.train.epochs': (config.train.epochs, 1),
         'config.train.log_every': (config.train.log_every, 1),

@@ -8,19 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from flax import nnx
 
+from wsol_jax.command_line import CONFIG, WORKDIR, parse_flags
 from wsol_jax.config import Config, ConfigError, read_config
 from wsol_jax.data import Source, open_source
 from wsol_jax.evaluation.stage import evaluate
+from wsol_jax.localization.localize import make_plan
 from wsol_jax.localization.stage import localize_split
-from wsol_jax.models import Network, load_network
+from wsol_jax.models import Network, as_network, build, load_network
 from wsol_jax.report.stage import report
 from wsol_jax.training.loop import train, trained_network
 from wsol_jax.workdir import open_workdir, read_json
-
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, as FILE.py[:variant].')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for everything the run writes.')
 
 
 def run(config: Config, workdir: Path) -> None:
@@ -32,6 +31,8 @@ def run(config: Config, workdir: Path) -> None:
     """
     open_workdir(workdir, config)
     if 'train' in config.stages:
+        if 'localize' in config.stages:
+            _check_names(config)
         train(config, open_split(config, 'train'), open_split(config, 'val'), workdir)
     if 'localize' in config.stages:
         network = load_classifier(config, workdir)
@@ -45,6 +46,18 @@ def run(config: Config, workdir: Path) -> None:
             raise ConfigError(f'{metrics} is missing; run the stage evaluate before report')
         split = config.localize.splits[-1]
         print(report(config, read_json(metrics), open_split(config, split), workdir))
+
+
+def _check_names(config: Config) -> None:
+    """Finds a misspelt method, layer or split before the training, not after it."""
+    net, setting = config.network, config.localize
+    module = nnx.eval_shape(lambda: build(net.name, 2, nnx.Rngs(0), **net.options))
+    network = as_network(net.name, module)
+    make_plan(
+        network, setting.methods, setting.layers, fusion=setting.fusion, scales=setting.scales
+    )
+    for split in setting.splits:
+        open_split(config, split)
 
 
 def open_split(config: Config, split: str) -> Source:
@@ -82,22 +95,23 @@ def load_classifier(config: Config, workdir: Path) -> Network:
 
 def _main(arguments: Sequence[str]) -> None:
     if len(arguments) > 1:
-        raise app.UsageError(f'unexpected argument {arguments[1]!r}; write --config.key=value')
-    if _CONFIG.value is None or _WORKDIR.value is None:
-        raise app.UsageError('both --config and --workdir are required')
+        raise ConfigError(f'unexpected argument {arguments[1]!r}; write --config.key=value')
+    if not (CONFIG.present and WORKDIR.value):
+        raise ConfigError('both are needed: --config FILE.py and --workdir DIR')
     logging.set_verbosity(logging.WARNING)  # orbax reports every file at INFO
-    run(read_config(_CONFIG.value), Path(_WORKDIR.value))
+    run(read_config(CONFIG.value), Path(WORKDIR.value))
 
 
 def main() -> None:
     """Entry point: errors of the user become one line and exit code 2."""
     try:
-        app.run(_main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=False))
+        app.run(_main, flags_parser=parse_flags)
     except KeyboardInterrupt:
         print('interrupted; the same command goes on from here', file=sys.stderr)
         sys.exit(130)
-    except (ValueError, AttributeError, TypeError, KeyError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+    # Of other kinds are the errors of the program: they show where they were raised.
+    except (flags.Error, ValueError, OSError, FloatingPointError) as error:
+        print(f'error: {error}'.splitlines()[0], file=sys.stderr)
         sys.exit(2)
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -15,16 +16,16 @@ import jax
 
 from wsol_jax.config import Config, ConfigError, flatten
 
-# What each stage's results depend on besides its own group, and where they lie.
-_GROUPS = {
-    'train': ('seed', 'data', 'network', 'train'),
-    'localize': ('seed', 'data', 'network', 'train', 'localize'),
-    'evaluate': ('evaluate',),
-    'report': ('report',),
+# Folder of computed results: (what is in it once an epoch or a batch is done, the groups of
+# settings that it depends on).
+_RESULTS = {
+    'checkpoints': ('[0-9]*', ('seed', 'data', 'network', 'train')),
+    'maps': ('*/status/0', ('seed', 'data', 'network', 'train', 'localize')),
 }
-_OUTPUTS = {'train': 'checkpoints', 'localize': 'maps'}
-# Speed only: these may change between runs in one workdir.
-_FREE = ('stages', 'data.workers', 'localize.batch_size', 'train.log_every')
+# Changes which maps are scored, not what they are.
+_SCORES_ONLY = ('localize.splits',)
+# Of no effect on what is kept: these may change between runs in one workdir.
+_FREE = ('stages', 'data.workers', 'localize.batch_size', 'train.log_every', 'report.images')
 _PACKAGES = (
     'jax',
     'jaxlib',
@@ -45,11 +46,14 @@ def open_workdir(path: Path, config: Config) -> None:
     Raises:
         ConfigError: checkpoints or maps there were made with other settings; names the keys.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f'workdir {path}: cannot make this folder: {error.strerror}') from None
     record = path / 'config.json'
     new = flatten(config)
     if record.exists():
-        old = read_json(record).get('config', {})
+        old = _recorded(record)
         changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         changed = [k for k in changed if k not in _FREE]
         _refuse(path, changed, old, new)
@@ -58,15 +62,25 @@ def open_workdir(path: Path, config: Config) -> None:
     write_text(record, json.dumps({'config': new, **_environment()}, indent=2) + '\n')
 
 
+def _recorded(record: Path) -> dict[str, Any]:
+    old = read_json(record).get('config')
+    if not isinstance(old, dict):
+        raise ConfigError(f'{record} records no config; delete it and run again')
+    return old
+
+
 def _refuse(path: Path, changed: list[str], old: dict, new: dict) -> None:
-    for stage, folder in _OUTPUTS.items():
-        made = [k for k in changed if k.split('.')[0] in _GROUPS[stage]]
-        if made and (path / folder).exists():
+    for name, (result, groups) in _RESULTS.items():
+        made = [k for k in changed if k.split('.')[0] in groups and k not in _SCORES_ONLY]
+        folder = path / name
+        if made and any(folder.glob(result)):
             key = made[0]
             raise ConfigError(
-                f'{path / folder} was made with {key}={old.get(key)!r}, now it is '
+                f'{folder} was made with {key}={old.get(key)!r}, now it is '
                 f'{new.get(key)!r}: choose another --workdir or delete that folder'
             )
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)  # prepared, but nothing came of it
 
 
 def _remove_scores(path: Path) -> None:
@@ -126,12 +140,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        ConfigError: the file is not JSON.
+        ConfigError: the file is not JSON, or no object.
     """
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        value = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
         raise ConfigError(f'{path} is not valid JSON ({error}); delete it and run again') from None
+    if not isinstance(value, dict):
+        raise ConfigError(f'{path} is not a JSON object; delete it and run again')
+    return value
 
 
 class ProgressLog:

@@ -228,7 +228,7 @@ def test_open_source_by_name(tmp_path):
     (tmp_path / 'images/a.png').write_bytes(b'')
     assert len(open_source('image_folder', tmp_path, 'test')) == 1
     assert len(open_source('shapes', '', 'val', count=5)) == 5
-    with pytest.raises(DataError, match=r"no data source 'wsolfolder'; did you mean 'wsol_folder'"):
+    with pytest.raises(DataError, match=r"data source 'wsolfolder'; did you mean 'wsol_folder'"):
         open_source('wsolfolder', tmp_path, 'test')
 
 

@@ -74,8 +74,8 @@ def test_boxes_vary_within_the_promised_range(train):
 def test_one_object_and_only_its_part_tells_the_class():
     """Drawn twice from the same stream, two classes differ in a small spot of the object alone."""
     for seed in range(30):
-        one, mask = draw(np.random.default_rng(seed), PARTS[1], 96)
-        two, same = draw(np.random.default_rng(seed), PARTS[3], 96)
+        one, mask = draw(np.random.default_rng(seed), PARTS[1], PARTS[:1], 96)
+        two, same = draw(np.random.default_rng(seed), PARTS[3], PARTS[:1], 96)
         differs = (one != two).any(-1)
         assert 0 < differs.sum() < 0.2 * mask.sum()
         assert (differs & (mask == 0)).sum() < 0.5 * differs.sum()
@@ -84,6 +84,19 @@ def test_one_object_and_only_its_part_tells_the_class():
         centre = np.array([np.mean(np.nonzero(mask)[k]) for k in (0, 1)])
         spot = np.array([ys.mean(), xs.mean()])
         assert np.hypot(*(spot - centre)) > 0.2 * np.sqrt(mask.sum())
+
+
+def test_decoys_are_parts_of_other_classes_off_the_object():
+    """Drawn twice with other decoys, images differ away from the object, in most of them."""
+    different = 0
+    for seed in range(30):
+        one, mask = draw(np.random.default_rng(seed), PARTS[1], PARTS[:1], 96)
+        two, same = draw(np.random.default_rng(seed), PARTS[1], PARTS[4:5], 96)
+        np.testing.assert_array_equal(mask, same)
+        differs = (one != two).any(-1)
+        assert (differs & (mask == 1)).sum() <= 0.1 * differs.sum()
+        different += differs.any()
+    assert different >= 25
 
 
 def test_image_is_not_noise(train):

@@ -129,5 +129,6 @@ def rescale_boxes(boxes: Array, size: tuple[int, int], new_size: tuple[int, int]
         size: (width, height) the boxes are in.
         new_size: (width, height) wanted.
     """
-    factors = np.array(new_size, float) / np.array(size, float)
-    return (np.asarray(boxes).reshape(-1, 4) * np.tile(factors, 2)).astype(int)
+    # Multiplied before it is divided: whole results come out whole and lose no pixel by truncation.
+    scaled = np.asarray(boxes).reshape(-1, 4) * np.tile(new_size, 2) / np.tile(size, 2)
+    return scaled.astype(int)

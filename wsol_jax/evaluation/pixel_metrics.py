@@ -48,6 +48,11 @@ class PixelCounts:
         self.images += 1
 
     @property
+    def defined(self) -> bool:
+        """Whether any pixel is foreground; without, neither score below is defined."""
+        return bool(self.foreground.any())
+
+    @property
     def iou(self) -> np.ndarray:
         """[T] percentage TP / (TP + FP + FN) over all pixels, foreground being >= threshold."""
         true = np.cumsum(self.foreground[::-1])[::-1]

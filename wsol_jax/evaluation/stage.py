@@ -18,7 +18,7 @@ from wsol_jax.data import DataError, Record, Source, decode_mask, stored_size
 from wsol_jax.evaluation.box_metrics import BoxCounts
 from wsol_jax.evaluation.boxes import rescale_boxes, threshold_boxes
 from wsol_jax.evaluation.pixel_metrics import PixelCounts
-from wsol_jax.localization.maps import is_blank, score_map
+from wsol_jax.localization.maps import score_map
 from wsol_jax.localization.store import DONE, SKIPPED, Key, MapStore
 from wsol_jax.workdir import write_csv, write_text
 
@@ -38,14 +38,14 @@ class Counts:
         """[T] the score that thresholds are chosen by: GT-known, else pixel IoU, else None."""
         if self.boxes.images:
             return self.boxes.gt_known
-        return self.pixels.iou if self.pixels.images else None
+        return self.pixels.iou if self.pixels.defined else None
 
     @property
     def score(self) -> float | None:
         """The score that layers are chosen by: MaxBoxAcc, else PxAP, else None."""
         if self.boxes.images:
             return self.boxes.max_box_acc
-        return self.pixels.average_precision if self.pixels.images else None
+        return self.pixels.average_precision if self.pixels.defined else None
 
 
 @dataclass
@@ -69,8 +69,10 @@ class Split:
         self.status, self.classes, self.top = (
             self.store.fact(name) for name in ('status', 'classes', 'top')
         )
+        if self.store.image_ids != [self.source[i].image_id for i in range(len(self.source))]:
+            raise DataError(f'{self.store.folder} has maps of other images than split {self.name}')
         missing = int(np.sum((self.status != DONE) & (self.status != SKIPPED)))
-        if missing or self.store.count != len(self.source):
+        if missing:
             raise DataError(
                 f'{self.store.folder} has maps of {self.store.count - missing} of the '
                 f'{len(self.source)} images; run the stage localize first'
@@ -162,7 +164,8 @@ def _scores(split: Split, key: Key, raw: np.ndarray, setting: EvaluateConfig) ->
 
 def _count_boxes(counts: BoxCounts, split: Split, key: Key, i: int, record, maps, setting) -> None:
     truth = rescale_boxes(np.array(record.boxes), stored_size(record), (setting.size,) * 2)
-    boxes = threshold_boxes(_scores(split, key, maps[0], setting), counts.thresholds)
+    first = _scores(split, key, maps[0], setting)
+    boxes = threshold_boxes(first, counts.thresholds)
     label, ranked = record.labels[0] if record.labels else -1, split.top[i]
     columns = np.flatnonzero(split.classes[i] == label)
     top5_boxes = None
@@ -172,7 +175,7 @@ def _count_boxes(counts: BoxCounts, split: Split, key: Key, i: int, record, maps
     counts.add(
         boxes,
         truth,
-        blank=is_blank(maps[0]),
+        blank=not first.any(),
         top1_right=ranked[0] == label == split.classes[i][0],
         top5_boxes=top5_boxes,
     )
@@ -184,7 +187,7 @@ def _row(split: Split, key: Key, counts: Counts, chosen: float | None, setting) 
     threshold = setting.threshold if chosen is None else chosen
     if counts.boxes.images:
         row |= _box_scores(counts.boxes, threshold, split.store.target)
-    if counts.pixels.images:
+    if counts.pixels.defined:
         row['PxAP'] = counts.pixels.average_precision
     row['threshold'] = threshold
     row['threshold_from'] = 'config' if chosen is None else setting.choose_on

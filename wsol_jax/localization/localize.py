@@ -27,7 +27,7 @@ class MapPlan:
         layers: layer names; 'a+b' is the fusion of the maps at a and b.
         last_layer: the endpoint before pooling, where the methods for that layer only apply.
         fusion: how maps are fused over layers: 'mean', 'max' or 'product'.
-        scales: factors on the input size; logits and predicted classes are those of the first.
+        scales: factors on the input size; logits and predicted classes are those of scale 1.
           Maps of several scales are min-max scaled, resized to the largest and averaged.
         flip: average with the map of the mirrored image in the same way.
     """
@@ -136,10 +136,14 @@ def compute_maps(
     """
     inputs = preprocessing(images)
     target: Classes = partial(_top_classes, how=predicted) if predicted else jnp.asarray(classes)
-    first, *others = [
-        (s, m) for s in plan.scales for m in ((False, True) if plan.flip else (False,))
-    ]
+    mirrors = (False, True) if plan.flip else (False,)
+    # Logits and predicted classes are those of the image as it is: that view comes first.
+    first, *others = sorted([(s, m) for s in plan.scales for m in mirrors], key=_differs)
+    as_is = apply(state, inputs, None)[0] if _differs(first) else None
+    if as_is is not None and callable(target):
+        target = target(as_is)
     logits, chosen, maps, dead = _view_maps(apply, plan, state, inputs, target, *first)
+    logits = logits if as_is is None else as_is
     views = [maps, *(_view_maps(apply, plan, state, inputs, chosen, *v)[2] for v in others)]
     maps = {
         (m.name, layer): _fuse([view[m.name, layer] for view in views], m, 'mean')
@@ -147,6 +151,10 @@ def compute_maps(
         for layer in plan.layers_of(m)
     }
     return logits, chosen, maps, dead
+
+
+def _differs(view: tuple[float, bool]) -> bool:
+    return view != (1.0, False)
 
 
 def _view_maps(apply, plan: MapPlan, state, inputs, classes, scale: float, mirror: bool):
@@ -217,7 +225,7 @@ def localize(
     check_gradients(dead)
     if predicted == 'top1' or (indices is not None and np.ndim(np.asarray(classes)) < 2):
         chosen, maps = chosen[:, 0], {k: m[:, 0] for k, m in maps.items()}
-    return Localization(maps, logits, chosen)
+    return Localization({key: maps[key] for key in plan.keys}, logits, chosen)
 
 
 def _check_images(images) -> None:

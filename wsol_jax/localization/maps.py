@@ -77,6 +77,8 @@ def score_map(
         return np.zeros(size[::-1])
     resized = cv2.resize(raw, size, interpolation=cv2.INTER_CUBIC)
     resized -= resized.min()
+    if not resized.any():  # shrinking can miss every pixel that differed
+        return resized
     scaled = resized / resized.max()
     return close(scaled, closing) if closing else scaled
 

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from wsol_jax.config import Config, ConfigError
-from wsol_jax.data import Batch, Source, evaluation_batches
+from wsol_jax.data import Batch, Record, Source, evaluation_batches
 from wsol_jax.localization.localize import MapPlan, check_gradients, compute_maps, make_plan
 from wsol_jax.localization.store import DONE, SKIPPED, TOP, Key, MapStore
 from wsol_jax.models import Network
@@ -42,7 +42,9 @@ def localize_split(
         The finished store.
 
     Raises:
-        ConfigError: ground-truth classes were asked for and an image has no label.
+        ConfigError: ground-truth classes were asked for and an image has no label or one that the
+            network does not know; nothing is written then.
+        DataError: the maps there are of other images.
         ValueError: a wrong method, layer or class.
     """
     setting = config.localize
@@ -55,6 +57,7 @@ def localize_split(
         scales=setting.scales,
         flip=setting.flip,
     )
+    _check_target(setting.classes, network, source)
     mesh = data_mesh()
     batch_size = round_up(min(setting.batch_size, len(source)), mesh)
     size = config.network.input_size or network.input_size
@@ -68,7 +71,7 @@ def localize_split(
     log = ProgressLog(workdir)
 
     def launch(batch: Batch) -> tuple[Batch, _Outputs]:
-        predicted, classes = _classes_of(setting.classes, batch, network, source)
+        predicted, classes = _classes_of(setting.classes, batch)
         images, classes = shard_batch((batch.images, classes), mesh)
         arguments = (network.apply, network.preprocessing, plan, state, images, predicted, classes)
         return batch, _Outputs(*compute_maps(*arguments))
@@ -113,33 +116,39 @@ def _open_store(target, network, plan: MapPlan, source, size, batch_size, folder
     )
 
 
-def _classes_of(target: str, batch: Batch, network: Network, source: Source):
+def _classes_of(target: str, batch: Batch):
     """(predicted, classes [B,1]) for `compute_maps`; padding asks for class 0."""
     if target in ('top1', 'top5'):
         return target, None
     if target == 'ground_truth':
-        _check_labels(batch, network, source)
         return None, np.maximum(batch.labels, 0)[:, None]
-    if not target.isdecimal() or int(target) >= network.num_classes:
+    return None, np.full((len(batch.labels), 1), int(target), np.int32)
+
+
+def _check_target(target: str, network: Network, source: Source) -> None:
+    if target == 'ground_truth':
+        for i in range(len(source)):
+            _check_label(source[i], network)
+    elif target not in ('top1', 'top5') and not (
+        target.isdecimal() and int(target) < network.num_classes
+    ):
         raise ConfigError(
             f"config.localize.classes must be 'ground_truth', 'top1', 'top5' or a class index "
             f'below {network.num_classes}, got {target!r}'
         )
-    return None, np.full((len(batch.labels), 1), int(target), np.int32)
 
 
-def _check_labels(batch: Batch, network: Network, source: Source) -> None:
-    for position, label in zip(batch.index, batch.labels, strict=True):
-        if position >= 0 and label < 0:
-            raise ConfigError(
-                f'{source[int(position)].image_id} has no label, which '
-                "config.localize.classes='ground_truth' needs; use 'top1'"
-            )
-        if label >= network.num_classes:
-            raise ConfigError(
-                f'{source[int(position)].image_id} has label {label}, but {network.name} has the '
-                f'classes 0..{network.num_classes - 1}'
-            )
+def _check_label(record: Record, network: Network) -> None:
+    if not record.labels:
+        raise ConfigError(
+            f'{record.image_id} has no label, which '
+            "config.localize.classes='ground_truth' needs; use 'top1'"
+        )
+    if record.labels[0] >= network.num_classes:
+        raise ConfigError(
+            f'{record.image_id} has label {record.labels[0]}, but {network.name} has the '
+            f'classes 0..{network.num_classes - 1}'
+        )
 
 
 def _store(store: MapStore, source: Source, batch: Batch, outputs: _Outputs) -> None:

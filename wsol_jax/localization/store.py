@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from wsol_jax.data import DataError
 from wsol_jax.workdir import read_csv, read_json, write_csv, write_text
 
 PENDING, DONE, SKIPPED = 0, 1, 2
@@ -37,6 +38,7 @@ class MapStore:
         index = read_json(folder / 'index.json')
         self.target: str = index['classes']
         self.count: int = index['images']
+        self.image_ids = (folder / 'image_ids.txt').read_text(encoding='utf-8').split('\n')[:-1]
         self.arrays = {(m['method'], m['layer']): _open(folder / m['path']) for m in index['maps']}
         self.relu: dict[Key, bool] = {(m['method'], m['layer']): m['relu'] for m in index['maps']}
         self._facts = {name: _open(folder / name) for name in _FACTS}
@@ -62,6 +64,9 @@ class MapStore:
             relu: whether scoring starts with a ReLU.
             num_top: length of the ranking of classes.
             chunk: images per chunk.
+
+        Raises:
+            DataError: the store there is of other images.
         """
         if not (folder / 'index.json').exists():
             count = len(image_ids)
@@ -79,7 +84,12 @@ class MapStore:
             index = {'classes': target, 'images': count, 'maps': maps}
             write_text(folder / 'image_ids.txt', ''.join(f'{i}\n' for i in image_ids))
             write_text(folder / 'index.json', json.dumps(index, indent=2) + '\n')
-        return cls(folder)
+        store = cls(folder)
+        if store.image_ids != list(image_ids):
+            raise DataError(
+                f'{folder} holds maps of other images than the split has now; delete that folder'
+            )
+        return store
 
     def fact(self, name: str) -> np.ndarray:
         """Reads 'status', 'classes', 'class_scores' or 'top' whole."""

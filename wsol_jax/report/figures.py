@@ -81,6 +81,8 @@ def _overlays(
     path: Path,
 ) -> None:
     positions = _spread(np.flatnonzero(store.fact('status') == DONE), config.report.images)
+    if not len(positions):
+        return
     shape = (len(positions), len(keys) + 1)
     figure = Figure(figsize=(_CELL * shape[1], _CELL * shape[0] + 0.4), layout='constrained')
     grid = figure.subplots(*shape, squeeze=False)

@@ -14,6 +14,7 @@ _HEADINGS = {
     'MaxBoxAccV2': 'MaxBoxAccV2*',
     'PxAP': 'PxAP',
 }
+_UNSCORED = '{split}: no image with boxes or masks to score'
 
 
 def summary(metrics: dict[str, Any]) -> str:
@@ -46,7 +47,7 @@ def heading(column: str) -> str:
 
 def _title(metrics: dict[str, Any], rows: Sequence[Row]) -> str:
     count = max((row['images'] for row in rows), default=0)
-    parts = [f'{metrics["split"]}: {count} images']
+    parts = [f'{metrics["split"]}: {count} images' if count else _UNSCORED.format(**metrics)]
     skipped = metrics['skipped'].get(metrics['split'], 0)
     if skipped:
         parts.append(f'{skipped} skipped')

@@ -71,7 +71,7 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
                 losses.append(loss)
                 rights.append(right)
                 bar.update()
-                if step % setting.log_every == 0 or len(losses) == steps:
+                if step % setting.log_every == 0 or step == (epoch + 1) * steps:
                     _log(log, bar, step, batch_size, losses, rights)
                     losses, rights = [], []
             accuracy = _accuracy(program, state, val_source, size, batch_size)
@@ -139,12 +139,14 @@ def _epoch_keys(rng: Any, epoch: int) -> Any:
 
 
 def _log(log: ProgressLog, bar: tqdm, step: int, batch_size: int, losses, rights) -> None:
-    loss = float(np.mean(jax.device_get(losses)))
-    if not np.isfinite(loss):
+    losses = np.array(jax.device_get(losses))
+    if len(wrong := np.flatnonzero(~np.isfinite(losses))):
+        first = step - len(losses) + 1 + wrong[0]
         raise FloatingPointError(
-            f'the training loss is {loss} at step {step}; lower config.train.learning_rate'
+            f'the training loss is {losses[wrong[0]]} at step {first}; '
+            'lower config.train.learning_rate'
         )
-    images = batch_size * len(losses)
+    loss, images = float(losses.mean()), batch_size * len(losses)
     accuracy = 100.0 * float(np.sum(jax.device_get(rights))) / images
     log.row('train', 'train', step, images, loss=loss, accuracy=accuracy)
     bar.set_postfix(loss=f'{loss:.3f}', accuracy=f'{accuracy:.1f}')
@@ -169,7 +171,10 @@ def trained_network(config: Config, num_classes: int, workdir: Path) -> Network 
     if not (workdir / 'checkpoints').exists():
         return None
     checkpoints = Checkpoints(workdir)
-    if (done := checkpoints.epoch()) < config.train.epochs:
+    done = checkpoints.epoch()
+    if not done:
+        return None
+    if done < config.train.epochs:
         raise ConfigError(
             f'{workdir / "checkpoints"} holds epoch {done} of {config.train.epochs}; '
             "finish with 'train' in config.stages"

@@ -1,0 +1,73 @@
+"""Tiny networks and images that several test files share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wsol_jax.models import Network, Preprocessing, load_network
+
+
+@pytest.fixture(scope='session')
+def resnet():
+    """A random residual network; its strides make it blind to no mirror symmetry."""
+    return load_network('resnet10', num_classes=7, seed=3, width=8, output_stride=8)
+
+
+@pytest.fixture(scope='session')
+def images():
+    """Three uint8 images of 48 x 48 pixels."""
+    return np.random.default_rng(5).integers(0, 256, (3, 48, 48, 3), np.uint8)
+
+
+def _toy_apply(state, inputs, perturb=None):
+    perturb = perturb or {}
+    early = jax.nn.relu(inputs @ state['early']) + perturb.get('early', 0.0)
+    batch, height, width, features = early.shape
+    pooled = early.reshape(batch, height // 2, 2, width // 2, 2, features).mean((2, 4))
+    late = jax.nn.relu(pooled @ state['late']) + perturb.get('late', 0.0)
+    logits = late.mean((1, 2)) @ state['head'] + state['bias']
+    return logits, {'early': early, 'late': late}
+
+
+def _toy_network(apply, shapes, **changed):
+    rng = np.random.default_rng(11)
+    shape_of = {'early': (3, 4), 'late': (4, 5), 'head': (5, 6), 'bias': (6,)}
+    state = {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shape_of.items()}
+    facts = {
+        'name': 'toy',
+        'apply': apply,
+        'state': state,
+        'preprocessing': Preprocessing((128.0,) * 3, (64.0,) * 3),
+        'input_size': 8,
+        'num_classes': 6,
+        'last_layer': 'late',
+        'shapes': shapes,
+    }
+    return Network(**(facts | changed))
+
+
+@pytest.fixture(scope='session')
+def toy():
+    """1x1 convolutions, one 2x2 mean pool, a linear head: gradients have a closed form.
+
+    early = relu(x A), late = relu(pool(early) B), logits = mean(late) H + b.
+    """
+    return _toy_network(_toy_apply, {'early': (8, 8, 4), 'late': (4, 4, 5)})
+
+
+@pytest.fixture(scope='session')
+def toy_with_spare():
+    """The toy network with an endpoint 'spare' that no logit depends on."""
+
+    def apply(state, inputs, perturb=None):
+        logits, endpoints = _toy_apply(state, inputs, perturb)
+        return logits, endpoints | {'spare': inputs + (perturb or {}).get('spare', 0.0)}
+
+    return _toy_network(apply, {'early': (8, 8, 4), 'spare': (8, 8, 3), 'late': (4, 4, 5)})
+
+
+@pytest.fixture(scope='session')
+def toy_images():
+    """Four uint8 images of 8 x 8 pixels."""
+    return np.random.default_rng(2).integers(0, 256, (4, 8, 8, 3), np.uint8)

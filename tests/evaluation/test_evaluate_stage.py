@@ -1,0 +1,405 @@
+"""The stage evaluate on maps whose scores can be counted by hand, and on real images."""
+
+import csv
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from wsol_jax.config import Config, EvaluateConfig, LocalizeConfig
+from wsol_jax.data import DataError, Record, WsolFolder
+from wsol_jax.evaluation.boxes import boxes_from_map, rescale_boxes
+from wsol_jax.evaluation.stage import evaluate
+from wsol_jax.localization.stage import localize_split
+from wsol_jax.localization.store import DONE, PENDING, SKIPPED, MapStore
+from wsol_jax.models import load_network
+
+SIDE = 16
+SIZE = (32, 16)  # of the stored images: x is twice as large there
+A, B = ('dgl', 'a'), ('dgl', 'b')
+# On the canvas. IoU of the two is 49 / 169, below all levels.
+INNER, OUTER = (2, 2, 8, 8), (2, 2, 14, 14)
+CONFIG = Config(evaluate=EvaluateConfig(size=SIDE, threshold_step=0.25, threshold=0.2))
+
+
+def filled(box, value=1.0):
+    x0, y0, x1, y1 = box
+    m = np.zeros((SIDE, SIDE), np.float32)
+    m[y0:y1, x0:x1] = value
+    return m
+
+
+# Thresholds 0 and .25 give OUTER; at .5 the cut is 127, which the grey value 127 does not
+# exceed, so .5 and .75 give INNER.
+NESTED = np.maximum(filled(OUTER, 0.5), filled(INNER))
+ELSEWHERE = filled((9, 0, 14, 2))
+
+
+class Listed:
+    """A source over a list of records."""
+
+    class_names = tuple('abcdefgh')
+    num_classes = 8
+
+    def __init__(self, records):
+        self.records = list(records)
+
+    def class_name(self, label):
+        return self.class_names[label]
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        return self.records[index]
+
+
+def stored(box):
+    return box[0] * 2, box[1], box[2] * 2, box[3]
+
+
+def record(name, *boxes, label=0, masks=()):
+    labels = () if label is None else (label,)
+    return Record(name, b'', labels, SIZE, tuple(map(stored, boxes)), masks)
+
+
+def write_store(workdir, split, source, maps, *, target='ground_truth', relu=False, **facts):
+    """A store with the given maps {key: list of [h,w] or [K,h,w]}; facts by default all right."""
+    count = len(source)
+    maps = {k: np.reshape(v, (count, -1, SIDE, SIDE)).astype(np.float32) for k, v in maps.items()}
+    num_classes = next(iter(maps.values())).shape[1]
+    labels = [r.labels[0] if r.labels else 0 for r in source.records]
+    top = facts.get('top', [[k, *range(20, 24)] for k in labels])
+    values = {
+        'classes': facts.get('classes', np.repeat(labels, num_classes)),
+        'class_scores': facts.get('scores', np.full(count * num_classes, 0.5)),
+        'top': top,
+    }
+    dtypes = {'classes': np.int32, 'class_scores': np.float32, 'top': np.int32}
+    values = {k: np.reshape(v, (count, -1)).astype(dtypes[k]) for k, v in values.items()}
+    store = MapStore.create(
+        workdir / 'maps' / split,
+        [r.image_id for r in source.records],
+        target,
+        {k: v.shape[1:] for k, v in maps.items()},
+        dict.fromkeys(maps, relu),
+        5,
+        2,
+    )
+    status = np.array(facts.get('status', [DONE] * count))
+    store.write(np.arange(count), status, values, maps)
+    return source
+
+
+def rows_of(metrics, split):
+    return {(r['method'], r['layer']): r for r in metrics['localization'] if r['split'] == split}
+
+
+def read_boxes(workdir, split):
+    with (workdir / f'boxes/{split}.csv').open() as file:
+        return list(csv.DictReader(file))
+
+
+def val_source():
+    truths = (INNER, INNER, INNER, OUTER)
+    return Listed([record(f'v{i}.png', t) for i, t in enumerate(truths)])
+
+
+@pytest.fixture(scope='module')
+def scored(tmp_path_factory):
+    """Layer b is all wrong on val and all right on test; one test image was skipped."""
+    workdir = tmp_path_factory.mktemp('scored')
+    val = val_source()
+    write_store(workdir, 'val', val, {A: [NESTED] * 4, B: [ELSEWHERE] * 4})
+    truths = (OUTER, INNER, OUTER, OUTER)
+    test = Listed([record(f't{i}.png', t, label=i) for i, t in enumerate(truths)])
+    top = [[0, 4, 5, 6, 7], [4, 5, 6, 1, 7], [4, 5, 6, 7, 3], [3, 4, 5, 6, 7]]
+    maps = {A: [NESTED] * 4, B: [filled(t) for t in truths[:3]] + [ELSEWHERE]}
+    status = [DONE, DONE, DONE, SKIPPED]
+    scores = [0.25, 0.125, 0.0625, 0.9]
+    write_store(workdir, 'test', test, maps, top=top, status=status, scores=scores)
+    sources = {'val': val, 'test': test}
+    return evaluate(CONFIG, sources, workdir), workdir, sources
+
+
+def test_threshold_comes_from_val_and_the_oracle_stands_beside_it(scored):
+    metrics, *_ = scored
+    val, test = (rows_of(metrics, split)[A] for split in ('val', 'test'))
+    assert (val['threshold'], val['threshold_from']) == (0.5, 'val')
+    assert (val['GTKnownLoc'], val['MaxBoxAcc'], val['MaxBoxAcc_threshold']) == (75, 75, 0.5)
+    assert (test['threshold'], test['threshold_from']) == (0.5, 'val')
+    assert test['GTKnownLoc'] == pytest.approx(100 / 3)
+    assert test['MaxBoxAcc'] == pytest.approx(200 / 3) and test['MaxBoxAcc_threshold'] == 0
+    assert test['MaxBoxAccV2'] == pytest.approx(200 / 3)
+
+
+def test_layer_comes_from_val(scored):
+    metrics, *_ = scored
+    for split in ('val', 'test'):
+        rows = rows_of(metrics, split)
+        assert {key: row['chosen'] for key, row in rows.items()} == {A: True, B: False}
+    rows = rows_of(metrics, 'test')
+    assert rows[B]['MaxBoxAcc'] == 100 > rows[A]['MaxBoxAcc']
+
+
+def test_skipped_images_are_left_out(scored):
+    metrics, workdir, _ = scored
+    assert metrics['skipped'] == {'val': 0, 'test': 1}
+    rows = rows_of(metrics, 'test')
+    assert rows[A]['images'] == rows[B]['images'] == 3
+    assert rows[B]['GTKnownLoc'] == 100
+    assert {r['image_id'] for r in read_boxes(workdir, 'test')} == {'t0.png', 't1.png', 't2.png'}
+
+
+def test_top1_and_top5_need_class_and_box(scored):
+    metrics, *_ = scored
+    rows = rows_of(metrics, 'test')
+    # Image 0 is right at rank 1, image 1 at rank 4, image 2 not at all.
+    assert rows[B]['Top1Loc'] == pytest.approx(100 / 3)
+    assert rows[B]['Top5Loc'] == pytest.approx(200 / 3)
+    # Layer a: at .5 the box is right on image 1 alone.
+    assert rows[A]['Top1Loc'] == 0
+    assert rows[A]['Top5Loc'] == pytest.approx(100 / 3)
+    assert metrics['classification'] == {
+        'top1': pytest.approx(100 / 3),
+        'top5': pytest.approx(200 / 3),
+    }
+
+
+def test_metrics_file_is_what_was_returned(scored):
+    metrics, workdir, _ = scored
+    assert json.loads((workdir / 'metrics.json').read_text()) == metrics
+    assert (metrics['split'], metrics['class']) == ('test', 'ground_truth')
+    assert 'PxAP' not in rows_of(metrics, 'test')[A]
+    assert [(r['split'], r['layer']) for r in metrics['localization']] == [
+        ('val', 'a'),
+        ('val', 'b'),
+        ('test', 'a'),
+        ('test', 'b'),
+    ]
+
+
+def test_boxes_file(scored):
+    _, workdir, sources = scored
+    rows = read_boxes(workdir, 'test')
+    assert list(rows[0]) == [
+        *('image_id', 'method', 'layer', 'class', 'class_score', 'threshold'),
+        *('x0', 'y0', 'x1', 'y1'),
+    ]
+    store = MapStore(workdir / 'maps/test')
+    thresholds = {'a': 0.5, 'b': 0.0}  # on val b is 0 everywhere: the first one
+    expected = []
+    for key in (A, B):
+        for i, score in enumerate((0.25, 0.125, 0.0625)):
+            raw = store.read(key, i, i + 1)[0, 0]
+            box = boxes_from_map(raw, (SIDE, SIDE), thresholds[key[1]])[:1]
+            (corners,) = rescale_boxes(box, (SIDE, SIDE), SIZE).tolist()
+            facts = (f't{i}.png', *key, str(i), f'{score:.6f}', f'{thresholds[key[1]]:g}')
+            expected.append([*facts, *map(str, corners)])
+    assert [list(row.values()) for row in rows] == expected
+    assert expected[0][-4:] == ['4', '2', '16', '8']
+    assert len(sources['val']) == 4 and len(read_boxes(workdir, 'val')) == 8
+
+
+def test_top1_maps_score_top1_alone(tmp_path):
+    # The map of the predicted class; image 0 right class and box, 1 wrong class, 2 wrong box.
+    source = Listed([record(f'{i}.png', INNER, label=i) for i in range(3)])
+    top = [[0, 4, 5, 6, 7], [4, 1, 5, 6, 7], [2, 4, 5, 6, 7]]
+    maps = {A: [filled(INNER), filled(INNER), ELSEWHERE]}
+    write_store(tmp_path, 'val', source, maps, target='top1', top=top, classes=[0, 4, 2])
+    row = rows_of(evaluate(CONFIG, {'val': source}, tmp_path), 'val')[A]
+    assert row['Top1Loc'] == pytest.approx(100 / 3)
+    assert row['MaxBoxAcc'] == pytest.approx(200 / 3)
+    assert 'GTKnownLoc' not in row and 'Top5Loc' not in row
+    assert [r['class'] for r in read_boxes(tmp_path, 'val')] == ['0', '4', '2']
+
+
+def test_top5_maps_score_the_map_of_the_right_class(tmp_path):
+    labels = (0, 1, 2, 3, 1)
+    source = Listed([record(f'{i}.png', INNER, label=k) for i, k in enumerate(labels)])
+    top = [[0, 4, 5, 6, 7], [4, 5, 6, 1, 7], [4, 5, 6, 7, 3], [4, 3, 5, 6, 7], [6, 5, 1, 4, 7]]
+    here, there = filled(INNER), ELSEWHERE
+    maps = [
+        [here, there, there, there, there],  # rank 1, right box: both
+        [there, there, there, here, there],  # rank 4, right box: top-5
+        [here, here, here, here, here],  # class not ranked: none
+        [here, there, here, here, here],  # rank 2, wrong box for that class: none
+        [there, there, here, there, there],  # rank 3, right box: top-5
+    ]
+    scores = np.linspace(0, 0.96, 25)
+    facts = {'target': 'top5', 'top': top, 'classes': top, 'scores': scores}
+    write_store(tmp_path, 'val', source, {A: maps}, **facts)
+    row = rows_of(evaluate(CONFIG, {'val': source}, tmp_path), 'val')[A]
+    assert (row['Top1Loc'], row['Top5Loc']) == (20, 60)
+    assert row['MaxBoxAcc'] == 60  # of the map of the class ranked first
+    assert 'GTKnownLoc' not in row
+    boxes = read_boxes(tmp_path, 'val')
+    assert [int(r['class']) for r in boxes] == np.ravel(top).tolist()
+    assert [r['class_score'] for r in boxes] == [f'{s:.6f}' for s in scores]
+    assert [r['x0'] for r in boxes[5:10]] == ['18', '18', '18', '4', '18']
+
+
+def test_maps_of_a_fixed_class_have_no_classification_scores(tmp_path):
+    source = val_source()
+    write_store(tmp_path, 'val', source, {A: [NESTED] * 4}, target='3', classes=[3] * 4)
+    row = rows_of(evaluate(CONFIG, {'val': source}, tmp_path), 'val')[A]
+    assert row['MaxBoxAcc'] == 75
+    assert not {'GTKnownLoc', 'Top1Loc', 'Top5Loc'} & set(row)
+
+
+def png(mask):
+    return cv2.imencode('.png', mask.astype(np.uint8) * 255)[1].tobytes()
+
+
+def test_masks_alone(tmp_path):
+    def masked(name, mask):
+        return record(name, masks=((png(mask), None),))
+
+    upper = np.zeros((SIDE, SIDE))
+    upper[:8] = 1
+    val = Listed([masked('v.png', filled(INNER))])
+    test = Listed([masked('t.png', upper)])
+    for split, source in (('val', val), ('test', test)):
+        write_store(tmp_path, split, source, {A: [NESTED], B: [ELSEWHERE]})
+    metrics = evaluate(CONFIG, {'val': val, 'test': test}, tmp_path)
+    row = rows_of(metrics, 'val')[A]
+    # IoU 36/256, 36/144, 36/144 (.5 reaches .5), 36/36.
+    assert (row['threshold'], row['threshold_from'], row['PxAP']) == (0.75, 'val', 100)
+    assert row['chosen'] and not rows_of(metrics, 'val')[B]['chosen']
+    assert 'MaxBoxAcc' not in row and 'GTKnownLoc' not in row and row['images'] == 1
+    # Recall 36, 36 and 56 of 128 with precision 1, 72/144 and 128/256.
+    expected = 100 * (36 + 36 / 2 + 56 / 2) / 128
+    assert rows_of(metrics, 'test')[A]['PxAP'] == pytest.approx(expected)
+    assert read_boxes(tmp_path, 'test')[0]['threshold'] == '0.75'
+
+
+def test_ignored_pixels_of_masks(tmp_path):
+    upper = np.zeros((SIDE, SIDE))
+    upper[:8] = 1
+    source = Listed([record('v.png', masks=((png(filled(INNER)), png(1 - upper)),))])
+    write_store(tmp_path, 'val', source, {A: [np.maximum(filled(INNER, 0.5), 1 - upper)]})
+    row = rows_of(evaluate(CONFIG, {'val': source}, tmp_path), 'val')[A]
+    assert row['PxAP'] == 100
+
+
+def test_boxes_and_masks_together(tmp_path):
+    source = Listed([record('v.png', INNER, masks=((png(filled(OUTER)), None),))])
+    write_store(tmp_path, 'val', source, {A: [NESTED]})
+    row = rows_of(evaluate(CONFIG, {'val': source}, tmp_path), 'val')[A]
+    # Boxes choose the threshold: .5, where masks alone would choose .25.
+    assert (row['threshold'], row['GTKnownLoc'], row['PxAP']) == (0.5, 100, 100)
+
+
+def test_without_ground_truth_the_threshold_is_the_configs(tmp_path):
+    source = Listed([record(f'{i}.png', label=None) for i in range(2)])
+    write_store(tmp_path, 'val', source, {A: [NESTED] * 2}, target='top1')
+    metrics = evaluate(CONFIG, {'val': source}, tmp_path)
+    row = rows_of(metrics, 'val')[A]
+    assert row == {
+        'method': 'dgl',
+        'layer': 'a',
+        'split': 'val',
+        'images': 0,
+        'threshold': 0.2,
+        'threshold_from': 'config',
+    }
+    assert metrics['classification'] == {}
+    boxes = read_boxes(tmp_path, 'val')
+    assert [r['threshold'] for r in boxes] == ['0.2', '0.2']
+    assert [boxes[0][k] for k in ('x0', 'y0', 'x1', 'y1')] == ['4', '2', '28', '14']
+
+
+def test_nothing_is_chosen_on_the_split_that_is_scored(tmp_path):
+    source = val_source()
+    write_store(tmp_path, 'test', source, {A: [NESTED] * 4})
+    row = rows_of(evaluate(CONFIG, {'test': source}, tmp_path), 'test')[A]
+    assert (row['threshold'], row['threshold_from']) == (0.2, 'config')
+    assert (row['GTKnownLoc'], row['MaxBoxAcc']) == (25, 75)
+    assert 'chosen' not in row
+
+
+def test_choose_on_another_split(tmp_path):
+    source = val_source()
+    for split in ('val', 'test'):
+        maps = {A: [NESTED if split == 'test' else filled(OUTER)] * 4}
+        write_store(tmp_path, split, source, maps)
+    config = replace(CONFIG, evaluate=replace(CONFIG.evaluate, choose_on='test'))
+    metrics = evaluate(config, {'val': source, 'test': source}, tmp_path)
+    for split in ('val', 'test'):
+        row = rows_of(metrics, split)[A]
+        assert (row['threshold'], row['threshold_from']) == (0.5, 'test')
+
+
+def test_blank_maps_are_counted_also_where_the_relu_makes_them_so(tmp_path):
+    source = Listed([record(f'{i}.png', INNER) for i in range(4)])
+    bad = np.full((SIDE, SIDE), np.nan)
+    maps = [NESTED, NESTED - 2, np.full((SIDE, SIDE), 3.0), bad]
+    for relu, blank in ((False, 2), (True, 3)):
+        workdir = tmp_path / str(relu)
+        write_store(workdir, 'val', source, {A: maps}, relu=relu)
+        row = rows_of(evaluate(CONFIG, {'val': source}, workdir), 'val')[A]
+        assert (row['blank_maps'], row['images']) == (blank, 4)
+        assert row['MaxBoxAcc'] == 100 - 25 * blank
+
+
+def test_closing_joins_parts(tmp_path):
+    gap = filled((2, 2, 14, 14))
+    gap[:, 7:9] = 0
+    source = Listed([record('0.png', OUTER)])
+    for closing, expected in ((0, 0), (5, 100)):
+        workdir = tmp_path / str(closing)
+        write_store(workdir, 'val', source, {A: [gap]})
+        config = replace(CONFIG, evaluate=replace(CONFIG.evaluate, closing=closing))
+        row = rows_of(evaluate(config, {'val': source}, workdir), 'val')[A]
+        assert row['GTKnownLoc'] == expected
+
+
+def test_incomplete_maps_are_an_error(tmp_path):
+    source = val_source()
+    status = [DONE, PENDING, DONE, PENDING]
+    write_store(tmp_path, 'val', source, {A: [NESTED] * 4}, status=status)
+    with pytest.raises(DataError, match='maps of 2 of the 4 images; run the stage localize first'):
+        evaluate(CONFIG, {'val': source}, tmp_path)
+    assert not (tmp_path / 'metrics.json').exists()
+
+
+def test_maps_of_other_images_are_an_error(tmp_path):
+    source = val_source()
+    write_store(tmp_path, 'val', source, {A: [NESTED] * 4})
+    for records in (source.records[:3], source.records[::-1]):
+        with pytest.raises(DataError, match='maps of other images'):
+            evaluate(CONFIG, {'val': Listed(records)}, tmp_path)
+
+
+def test_no_maps_at_all(tmp_path):
+    with pytest.raises(FileNotFoundError, match='run the stage localize first'):
+        evaluate(CONFIG, {'val': val_source()}, tmp_path)
+
+
+def test_mobilenet_on_real_images(tmp_path):
+    """MaxBoxAcc of trained weights on 300 images of the ILSVRC validation set."""
+    if 'WSOL_DATA' not in os.environ:
+        pytest.skip('WSOL_DATA is not set: no real images and weights')
+    data = Path(os.environ['WSOL_DATA'])
+    parts = [WsolFolder(data / 'imagenette', s, class_index=True) for s in ('val', 'test')]
+    source = Listed([part[i] for part in parts for i in range(len(part))])
+    network = load_network('mobilenet_v1', data / 'weights/mobilenet_v1.safetensors')
+    methods = ('cam', 'dgl', 'layer_cam', 'grad_cam')
+    localize = LocalizeConfig(methods=methods, layers=('pw_10', 'pw_11'), batch_size=50)
+    config = Config(localize=localize)
+    localize_split(config, network, source, 'val', tmp_path)
+    metrics = evaluate(config, {'val': source}, tmp_path)
+    rows = rows_of(metrics, 'val')
+    measured = {
+        ('cam', 'pw_13'): 58.3,
+        ('dgl', 'pw_10'): 69.3,
+        ('layer_cam', 'pw_11'): 67.0,
+        ('grad_cam', 'pw_10'): 39.0,
+    }
+    assert {row['images'] for row in rows.values()} == {300}
+    for key, expected in measured.items():
+        assert rows[key]['MaxBoxAcc'] == pytest.approx(expected, abs=1), key

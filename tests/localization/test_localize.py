@@ -1,0 +1,266 @@
+"""The call for notebooks: layers, fusion, flip, scales, classes, and what it refuses."""
+
+from dataclasses import replace
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wsol_jax.localization.localize import check_gradients, localize, make_plan
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    expected = np.asarray(expected)
+    assert np.ptp(expected) > 0
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=tolerance * scale)
+
+
+def fuse(maps, how='mean'):
+    """Min-max, resize to the largest, combine: maps [B,h,w] in float64 with OpenCV."""
+    largest = max((m.shape[1:] for m in maps), key=np.prod)
+    combine = {'mean': np.mean, 'max': np.max, 'product': np.prod}[how]
+    parts = []
+    for m in maps:
+        scaled = [(x - x.min()) / np.ptp(x) for x in np.asarray(m, float)]
+        parts.append([cv2.resize(x, largest[::-1], interpolation=cv2.INTER_LINEAR) for x in scaled])
+    return combine(np.array(parts), axis=0)
+
+
+def rectified(maps):
+    """{key: map} in NumPy, with a ReLU where Grad-CAM's definition has one."""
+    host = {key: np.asarray(m) for key, m in maps.items()}
+    return {key: np.maximum(m, 0) if key[0] == 'grad_cam' else m for key, m in host.items()}
+
+
+@pytest.fixture(scope='module')
+def lopsided(toy):
+    """The toy network on images that grow brighter to the right: no mirror symmetry."""
+
+    def apply(state, inputs, perturb=None):
+        ramp = jnp.linspace(0.2, 3.0, inputs.shape[2])[:, None]
+        return toy.apply(state, inputs * ramp, perturb)
+
+    return replace(toy, apply=apply)
+
+
+def test_shapes_and_defaults(resnet, images):
+    result = localize(resnet, images, ('dgl', 'cam'))
+    sides = {'stage1': 12, 'stage2': 6, 'stage3': 6, 'stage4': 6}
+    expected = {('dgl', n): (3, s, s) for n, s in sides.items()} | {('cam', 'stage4'): (3, 6, 6)}
+    assert {key: m.shape for key, m in result.maps.items()} == expected
+    assert all(m.dtype == jnp.float32 for m in result.maps.values())
+    logits, _ = jax.jit(resnet.apply)(resnet.state, resnet.preprocessing(images))
+    assert result.logits.shape == (3, 7) and result.classes.shape == (3,)
+    np.testing.assert_allclose(result.logits, logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(result.classes, np.argmax(logits, axis=1))
+
+
+def test_branches_are_layers_too(resnet, images):
+    result = localize(resnet, images, layers=('stage2/block1', 'stage2'), classes=0)
+    # The stage ends in its only block.
+    a, b = (result.maps['dgl', n] for n in ('stage2/block1', 'stage2'))
+    assert_close(a, b)
+
+
+@pytest.mark.parametrize('how', ['mean', 'max', 'product'])
+def test_plus_fuses_the_parts(toy, toy_images, how):
+    parts = localize(toy, toy_images, ('dgl', 'grad_cam'), ('early', 'late'), classes=2)
+    fused = localize(
+        toy, toy_images, ('dgl', 'grad_cam'), ('early+late', 'late'), classes=2, fusion=how
+    )
+    assert set(fused.maps) == {(m, n) for m in ('dgl', 'grad_cam') for n in ('early+late', 'late')}
+    raw = rectified(parts.maps)
+    for method in ('dgl', 'grad_cam'):
+        assert_close(fused.maps[method, 'late'], parts.maps[method, 'late'])
+        expected = fuse([raw[method, n] for n in ('early', 'late')], how)
+        assert_close(fused.maps[method, 'early+late'], expected)
+
+
+def test_only_raw_maps_ask_for_a_relu_in_scoring(toy):
+    plan = make_plan(toy, ('grad_cam', 'dgl'), ('late', 'early+late'))
+    assert plan.relu == {
+        ('grad_cam', 'late'): True,
+        ('grad_cam', 'early+late'): False,
+        ('dgl', 'late'): False,
+        ('dgl', 'early+late'): False,
+    }
+    for options in ({'flip': True}, {'scales': (1.0, 2.0)}):
+        assert not any(make_plan(toy, ('grad_cam',), ('late',), **options).relu.values())
+    assert all(make_plan(toy, ('grad_cam',), ('late',), scales=(2.0,)).relu.values())
+
+
+def test_flip_averages_with_the_mirrored_map_turned_back(lopsided, toy_images):
+    options = {'methods': ('dgl', 'grad_cam'), 'layers': ('early',), 'classes': [2, 5, 0, 1]}
+    plain = localize(lopsided, toy_images, **options)
+    mirrored = localize(lopsided, toy_images[:, :, ::-1], **options)
+    both = localize(lopsided, toy_images, flip=True, **options)
+    assert_close(both.logits, plain.logits)
+    there, back = rectified(plain.maps), rectified(mirrored.maps)
+    for key, m in both.maps.items():
+        assert_close(m, fuse([there[key], back[key][..., ::-1]]))
+        # Had the mirror not been undone, the mean would differ.
+        assert np.abs(np.asarray(m) - fuse([there[key], back[key]])).max() > 0.05
+
+
+def test_flip_changes_nothing_for_a_mirror_symmetric_network(toy, toy_images):
+    options = {'methods': ('dgl', 'layer_cam'), 'layers': ('early', 'late'), 'classes': 3}
+    plain = localize(toy, toy_images, **options)
+    both = localize(toy, toy_images, flip=True, **options)
+    for key, m in both.maps.items():
+        assert_close(m, fuse([plain.maps[key]]))
+
+
+def test_flip_takes_the_class_of_the_image_itself(lopsided, toy_images):
+    logits = localize(lopsided, toy_images, layers=('late',)).logits
+    # Centred logits, so that a mirrored image may well change its class.
+    state = lopsided.state | {'bias': lopsided.state['bias'] - logits.mean(axis=0)}
+    network = replace(lopsided, state=state)
+    plain, mirrored = (
+        localize(network, x, layers=('late',)) for x in (toy_images, toy_images[:, :, ::-1])
+    )
+    assert (plain.classes != mirrored.classes).any()
+    seen = localize(network, toy_images, layers=('late',), flip=True)
+    np.testing.assert_array_equal(seen.classes, plain.classes)
+    classes = np.asarray(plain.classes)
+    fixed = localize(network, toy_images, layers=('late',), flip=True, classes=classes)
+    assert_close(seen.maps['dgl', 'late'], fixed.maps['dgl', 'late'])
+
+
+def resized(images, side):
+    """As the network sees them at a larger scale, as floats."""
+    floats = images.astype(np.float32) / 255
+    large = [cv2.resize(x, (side, side), interpolation=cv2.INTER_LINEAR) for x in floats]
+    return np.clip(large, 0, 1)
+
+
+def test_scales_average_maps_at_the_largest_resolution(toy, toy_images):
+    options = {'methods': ('dgl', 'grad_cam'), 'layers': ('early', 'late'), 'classes': [1, 1, 4, 0]}
+    small, large = (localize(toy, resized(toy_images, s), **options) for s in (8, 16))
+    result = localize(toy, toy_images, scales=(1.0, 2.0), **options)
+    assert result.maps['dgl', 'early'].shape == (4, 16, 16)
+    assert_close(result.logits, small.logits)
+    parts = rectified(small.maps), rectified(large.maps)
+    for key, m in result.maps.items():
+        assert_close(m, fuse([p[key] for p in parts]), 2e-5)
+
+
+@pytest.mark.parametrize('scales', [(2.0, 1.0), (2.0,), (1.0, 2.0)])
+def test_logits_and_classes_are_those_of_the_image_as_it_is(toy, toy_images, scales):
+    result = localize(toy, toy_images, ('dgl',), ('late',), scales=scales)
+    as_is = localize(toy, toy_images, ('dgl',), ('late',))
+    assert_close(result.logits, as_is.logits)
+    np.testing.assert_array_equal(result.classes, as_is.classes)
+
+
+def test_one_other_scale_is_the_map_of_the_resized_image(toy, toy_images):
+    alone = localize(toy, toy_images, ('dgl',), ('late',), scales=(2.0,), classes=1)
+    expected = localize(toy, resized(toy_images, 16), ('dgl',), ('late',), classes=1)
+    assert_close(alone.maps['dgl', 'late'], expected.maps['dgl', 'late'])
+
+
+def test_scale_flip_and_plus_together(toy, toy_images):
+    options = {'methods': ('dgl',), 'classes': 2}
+    views = []
+    for side in (8, 16):
+        parts = localize(toy, resized(toy_images, side), layers=('early', 'late'), **options)
+        # The toy network is mirror symmetric: its flipped view is the same map.
+        views += 2 * [fuse([parts.maps['dgl', n] for n in ('early', 'late')], 'max')]
+    result = localize(
+        toy,
+        toy_images,
+        layers=('early+late',),
+        scales=(1.0, 2.0),
+        flip=True,
+        fusion='max',
+        **options,
+    )
+    assert_close(result.maps['dgl', 'early+late'], fuse(views, 'mean'), 2e-5)
+
+
+def test_forms_of_classes(toy, toy_images):
+    def run(classes):
+        result = localize(toy, toy_images, ('dgl', 'hires_cam'), ('early',), classes)
+        return result.classes, result.maps['dgl', 'early']
+
+    logits, _ = toy(toy_images)
+    ranked = np.argsort(-np.asarray(logits), axis=1)
+    five, maps5 = run('top5')
+    np.testing.assert_array_equal(five, ranked[:, :5])
+    assert maps5.shape == (4, 5, 8, 8)
+    for one in (None, 'top1'):
+        classes, maps = run(one)
+        np.testing.assert_array_equal(classes, ranked[:, 0])
+        assert_close(maps, maps5[:, 0])
+    same, maps = run(3)
+    assert same.tolist() == [3] * 4 and maps.shape == (4, 8, 8)
+    listed, maps_listed = run([3, 3, 3, 3])
+    assert listed.shape == (4,)
+    assert_close(maps_listed, maps)
+    each, maps = run(ranked[:, 2])
+    np.testing.assert_array_equal(each, ranked[:, 2])
+    assert_close(maps, maps5[:, 2])
+    two, maps = run(ranked[:, 3:5])
+    assert two.shape == (4, 2)
+    assert_close(maps, maps5[:, 3:5])
+    column, maps = run(ranked[:, :1])
+    assert column.shape == (4, 1) and maps.shape == (4, 1, 8, 8)
+    assert_close(run(jnp.asarray(ranked[:, 2]))[1], maps5[:, 2])
+
+
+def test_uint8_equals_float(toy, toy_images):
+    a = localize(toy, toy_images, layers=('early',))
+    b = localize(toy, toy_images.astype(np.float32) / 255, layers=('early',))
+    np.testing.assert_array_equal(a.classes, b.classes)
+    assert_close(b.maps['dgl', 'early'], a.maps['dgl', 'early'])
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'layers': ('erly',)}, "unknown layer of toy 'erly'; did you mean 'early'"),
+        ({'layers': ('early+lat',)}, "'lat'; did you mean 'late'"),
+        ({'layers': 'early'}, r"\('early',\)"),
+        ({'methods': ('dlg',)}, "'dlg'; did you mean 'dgl'"),
+        ({'methods': 'dgl'}, r"\('dgl',\)"),
+        ({'methods': ('dgl', 'dgl')}, "'dgl' is given more than once"),
+        ({'fusion': 'men'}, "unknown fusion 'men'; did you mean 'mean'"),
+        ({'scales': ()}, 'scales must be positive'),
+        ({'scales': (1.0, 0.0)}, 'scales must be positive'),
+        ({'classes': 'top2'}, "'top1', 'top5' or indices, got 'top2'"),
+        ({'classes': 6}, r'class 6 is outside 0\.\.5'),
+        ({'classes': [0, 1, -1, 2]}, r'class -1 is outside 0\.\.5'),
+        ({'classes': [0, 1, 2]}, r'shape \[4\] or \[4,K\], got int64 \[3\]'),
+        ({'classes': [0.0, 1.0, 2.0, 3.0]}, 'must be integers'),
+        ({'classes': np.zeros((4, 1, 1), int)}, r'shape \[4\] or \[4,K\]'),
+    ],
+)
+def test_wrong_arguments(toy, toy_images, options, message):
+    with pytest.raises(ValueError, match=message):
+        localize(toy, toy_images, **options)
+
+
+def test_wrong_images(toy, toy_images):
+    with pytest.raises(ValueError, match=r'\[8, 8, 3\]; for one image pass image\[None\]'):
+        localize(toy, toy_images[0])
+    with pytest.raises(ValueError, match=r'\[B,H,W,3\], got \[4, 8, 8, 1\]'):
+        localize(toy, toy_images[..., :1])
+    with pytest.raises(ValueError, match=r'in \[0, 1\], got \[0, 255\]'):
+        localize(toy, np.linspace(0, 255, 192, dtype=np.float32).reshape(1, 8, 8, 3))
+    with pytest.raises(ValueError, match=r'in \[0, 1\], got \[-0.5'):
+        localize(toy, np.linspace(-0.5, 1, 192, dtype=np.float32).reshape(1, 8, 8, 3))
+    with pytest.raises(ValueError, match='nan'):
+        localize(toy, np.full((1, 8, 8, 3), np.nan, np.float32))
+
+
+def test_images_without_gradient_count_only_where_valid():
+    dead = {'a': np.array([False, True, True]), 'b': np.array([True, True, True])}
+    with pytest.raises(ValueError, match="'b' is zero everywhere"):
+        check_gradients(dead)
+    del dead['b']
+    check_gradients(dead)
+    with pytest.raises(ValueError, match="'a' is zero everywhere"):
+        check_gradients(dead, np.array([False, True, True]))
+    check_gradients(dead, np.array([False, False, False]))

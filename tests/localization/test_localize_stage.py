@@ -1,0 +1,247 @@
+"""The stage localize: whole splits, resumed, with broken images, in any batch size."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from wsol_jax.config import Config, ConfigError, LocalizeConfig, NetworkConfig
+from wsol_jax.data import Shapes, decode_image, resize_image
+from wsol_jax.localization import stage
+from wsol_jax.localization.localize import localize
+from wsol_jax.localization.stage import localize_split
+from wsol_jax.localization.store import DONE, SKIPPED, MapStore
+
+SIDE = 32
+COUNT = 11
+BROKEN = 4
+FACTS = ('status', 'classes', 'class_scores', 'top')
+
+
+class Listed:
+    """A source over a list of records."""
+
+    class_names = tuple('abcdef')
+    num_classes = 6
+
+    def __init__(self, records):
+        self.records = list(records)
+
+    def class_name(self, label):
+        return self.class_names[label]
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        return self.records[index]
+
+
+def settings(**changed):
+    options = {'methods': ('dgl', 'cam'), 'layers': ('stage2',), 'batch_size': 4} | changed
+    network = NetworkConfig(name='resnet10', input_size=SIDE)
+    return Config(network=network, localize=LocalizeConfig(**options))
+
+
+@pytest.fixture(scope='module')
+def source():
+    return Listed([Shapes('val', COUNT, size=40)[i] for i in range(COUNT)])
+
+
+@pytest.fixture(scope='module')
+def with_broken(source):
+    broken = replace(source[BROKEN], image=b'not an image')
+    return Listed([broken if i == BROKEN else source[i] for i in range(COUNT)])
+
+
+def contents(folder):
+    """Every file of the arrays, by its path."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope='module')
+def whole(resnet, source, tmp_path_factory):
+    """A workdir in which the split ran through at once."""
+    workdir = tmp_path_factory.mktemp('whole')
+    return workdir, localize_split(settings(), resnet, source, 'val', workdir)
+
+
+def test_maps_are_those_of_localize(resnet, source, whole):
+    _, store = whole
+    pictures = np.stack([resize_image(decode_image(r), (SIDE, SIDE)) for r in source.records])
+    labels = np.array([r.labels[0] for r in source.records])
+    expected = localize(resnet, pictures, ('dgl', 'cam'), ('stage2',), labels)
+    assert set(store.arrays) == set(expected.maps)
+    for key, maps in expected.maps.items():
+        stored = store.read(key, 0, COUNT)
+        assert stored.shape == (COUNT, 1, *maps.shape[1:])
+        scale = np.abs(maps).max()
+        np.testing.assert_allclose(stored[:, 0], maps, rtol=0, atol=2e-6 * scale)
+    logits = np.asarray(expected.logits, np.float64)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_array_equal(store.fact('classes')[:, 0], labels)
+    np.testing.assert_allclose(
+        store.fact('class_scores')[:, 0], p[np.arange(COUNT), labels], rtol=1e-4
+    )
+    np.testing.assert_array_equal(store.fact('top'), np.argsort(-logits, axis=1)[:, :5])
+    assert store.fact('status').tolist() == COUNT * [DONE]
+
+
+def test_index_of_the_workdir(whole):
+    workdir, store = whole
+    index = json.loads((workdir / 'maps/val/index.json').read_text())
+    assert index['classes'] == 'ground_truth' and index['images'] == COUNT
+    assert [(m['method'], m['layer']) for m in index['maps']] == [
+        ('dgl', 'stage2'),
+        ('cam', 'stage4'),
+    ]
+    assert store.image_ids == [f'val/{i:05d}.png' for i in range(COUNT)]
+    assert not (workdir / 'maps/val/skipped.csv').exists()
+
+
+@pytest.mark.parametrize('writes', [1, 2])
+def test_a_stopped_run_goes_on_to_the_same_bytes(
+    resnet, source, whole, tmp_path, monkeypatch, writes
+):
+    write, calls = MapStore.write, []
+
+    def failing(store, *arguments):
+        calls.append(arguments[0].tolist())
+        if len(calls) > writes:
+            raise KeyboardInterrupt
+        write(store, *arguments)
+
+    monkeypatch.setattr(MapStore, 'write', failing)
+    with pytest.raises(KeyboardInterrupt):
+        localize_split(settings(), resnet, source, 'val', tmp_path)
+    assert MapStore(tmp_path / 'maps/val').pending().tolist() == list(range(4 * writes, COUNT))
+    calls.clear()
+    monkeypatch.setattr(
+        MapStore, 'write', lambda s, *a: (calls.append(a[0].tolist()), write(s, *a))
+    )
+    localize_split(settings(), resnet, source, 'val', tmp_path)
+    assert [i for call in calls for i in call] == list(range(4 * writes, COUNT))
+    assert contents(tmp_path / 'maps/val') == contents(whole[0] / 'maps/val')
+
+
+def test_a_finished_split_is_not_computed_again(resnet, source, whole, monkeypatch):
+    workdir, _ = whole
+    before = contents(workdir / 'maps')
+    monkeypatch.setattr(MapStore, 'write', lambda *_: pytest.fail('nothing is left to write'))
+    store = localize_split(settings(), resnet, source, 'val', workdir)
+    assert len(store.pending()) == 0 and contents(workdir / 'maps') == before
+
+
+@pytest.mark.parametrize('batch_size', [1, 5, 64])
+def test_batch_size_does_not_change_results(resnet, source, whole, tmp_path, batch_size):
+    store = localize_split(settings(batch_size=batch_size), resnet, source, 'val', tmp_path)
+    for name in ('status', 'classes', 'top'):
+        np.testing.assert_array_equal(store.fact(name), whole[1].fact(name))
+    for key in store.arrays:
+        expected = whole[1].read(key, 0, COUNT)
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(store.read(key, 0, COUNT), expected, rtol=0, atol=2e-6 * scale)
+
+
+def test_a_broken_image_is_skipped_and_listed(resnet, with_broken, whole, tmp_path):
+    store = localize_split(settings(), resnet, with_broken, 'val', tmp_path)
+    assert list(store.skipped()) == [f'val/{BROKEN:05d}.png']
+    assert 'not an image' in store.skipped()[f'val/{BROKEN:05d}.png']
+    status = COUNT * [DONE]
+    status[BROKEN] = SKIPPED
+    assert store.fact('status').tolist() == status
+    others = np.flatnonzero(np.array(status) == DONE)
+    for name in FACTS:
+        np.testing.assert_array_equal(store.fact(name)[others], whole[1].fact(name)[others])
+    for key in store.arrays:
+        np.testing.assert_array_equal(
+            store.read(key, 0, COUNT)[others], whole[1].read(key, 0, COUNT)[others]
+        )
+
+
+def test_a_batch_of_broken_images_only(resnet, source, tmp_path):
+    records = [replace(r, image=b'x') if i < 4 else r for i, r in enumerate(source.records)]
+    store = localize_split(settings(), resnet, Listed(records), 'val', tmp_path)
+    assert store.fact('status').tolist() == 4 * [SKIPPED] + 7 * [DONE]
+    assert len(store.skipped()) == 4
+
+
+@pytest.mark.parametrize(('target', 'count'), [('top1', 1), ('top5', 5), ('3', 1)])
+def test_classes_of_the_maps(resnet, source, whole, tmp_path, target, count):
+    store = localize_split(settings(classes=target), resnet, source, 'val', tmp_path)
+    classes, top = store.fact('classes'), store.fact('top')
+    assert store.target == target and classes.shape == (COUNT, count)
+    expected = np.full((COUNT, 1), 3) if target == '3' else top[:, :count]
+    np.testing.assert_array_equal(classes, expected)
+    np.testing.assert_array_equal(top, whole[1].fact('top'))
+    truth = whole[1].fact('classes')[:, 0]
+    same = [(i, k) for i in range(COUNT) for k in range(count) if classes[i, k] == truth[i]]
+    assert same
+    for key in store.arrays:
+        mine, theirs = store.read(key, 0, COUNT), whole[1].read(key, 0, COUNT)
+        scale = np.abs(theirs).max()
+        for i, k in same:
+            np.testing.assert_allclose(mine[i, k], theirs[i, 0], rtol=0, atol=2e-6 * scale)
+
+
+def test_unlabelled_images_need_predicted_classes(resnet, source, tmp_path):
+    records = [replace(r, labels=()) if i == 9 else r for i, r in enumerate(source.records)]
+    with pytest.raises(ConfigError, match=r"val/00009.png has no label.*use 'top1'"):
+        localize_split(settings(), resnet, Listed(records), 'val', tmp_path)
+    # Nothing is left that would refuse the corrected config.
+    assert not (tmp_path / 'maps').exists()
+    store = localize_split(settings(classes='top1'), resnet, Listed(records), 'val', tmp_path)
+    assert len(store.pending()) == 0
+
+
+def test_a_label_the_network_does_not_have(resnet, source, tmp_path):
+    records = [replace(r, labels=(7,)) if i == 10 else r for i, r in enumerate(source.records)]
+    with pytest.raises(ConfigError, match=r'00010.png has label 7, but resnet10 has .* 0\.\.6'):
+        localize_split(settings(), resnet, Listed(records), 'val', tmp_path)
+    assert not (tmp_path / 'maps').exists()
+
+
+@pytest.mark.parametrize('target', ['7', '-1', 'groundtruth', '1.0', ''])
+def test_a_wrong_target(resnet, source, tmp_path, target):
+    with pytest.raises(ConfigError, match=f"class index below 7, got '{target}'"):
+        localize_split(settings(classes=target), resnet, source, 'val', tmp_path)
+    assert not (tmp_path / 'maps').exists()
+
+
+@pytest.mark.parametrize('change', [{'methods': ('dlg',)}, {'layers': ('stage9',)}])
+def test_wrong_names_write_nothing(resnet, source, tmp_path, change):
+    with pytest.raises(ValueError, match='did you mean'):
+        localize_split(settings(**change), resnet, source, 'val', tmp_path)
+    assert not (tmp_path / 'maps').exists()
+
+
+def test_a_layer_without_gradient_is_named(toy_with_spare, source, tmp_path):
+    config = settings(layers=('early', 'spare'), methods=('dgl',))
+    with pytest.raises(ValueError, match="'spare' is zero everywhere"):
+        localize_split(config, toy_with_spare, source, 'val', tmp_path)
+
+
+def test_one_batch_is_launched_ahead():
+    order = []
+
+    def launch(i):
+        order.append(f'launch {i}')
+        return i
+
+    for i in stage._one_ahead(map(launch, range(3))):
+        order.append(f'store {i}')
+    assert order == ['launch 0', 'launch 1', 'store 0', 'launch 2', 'store 1', 'store 2']
+    assert list(stage._one_ahead(iter(()))) == []
+
+
+def test_progress_counts_images(resnet, whole):
+    lines = (whole[0] / 'progress.csv').read_text().splitlines()
+    assert lines[0].startswith('stage,split,step')
+    assert [line.split(',')[:3] for line in lines[1:4]] == [
+        ['localize', 'val', str(step)] for step in range(3)
+    ]

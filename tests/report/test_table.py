@@ -1,0 +1,87 @@
+from wsol_jax.report.table import columns, heading, summary
+
+BOXES = {
+    'split': 'test',
+    'class': 'ground_truth',
+    'classification': {'top1': 62.5, 'top5': 100.0},
+    'skipped': {'val': 0, 'test': 2},
+    'localization': [
+        {
+            **{'method': 'dgl', 'layer': 'stage1', 'split': 'val', 'images': 9, 'threshold': 0.1},
+            **{'MaxBoxAcc': 99.0, 'threshold_from': 'val', 'chosen': False},
+        },
+        {
+            **{'method': 'dgl', 'layer': 'stage1', 'split': 'test', 'images': 8, 'threshold': 0.1},
+            **{'GTKnownLoc': 50.0, 'MaxBoxAcc': 87.55, 'MaxBoxAcc_threshold': 0.25},
+            **{'threshold_from': 'val', 'chosen': False},
+        },
+        {
+            **{'method': 'dgl', 'layer': 'stage2', 'split': 'test', 'images': 8, 'threshold': 0.3},
+            **{'GTKnownLoc': 62.5, 'MaxBoxAcc': 75.0, 'MaxBoxAcc_threshold': 0.4},
+            **{'threshold_from': 'val', 'chosen': True},
+        },
+        {
+            **{'method': 'layer_cam', 'layer': 'stage1+stage2', 'split': 'test', 'images': 8},
+            **{'threshold': 0.05, 'GTKnownLoc': 5.0, 'MaxBoxAcc': 12.5},
+            **{'MaxBoxAcc_threshold': 0.0, 'threshold_from': 'val', 'chosen': True},
+        },
+    ],
+}
+
+
+def test_chosen_rows_and_the_oracle():
+    assert summary(BOXES).split('\n') == [
+        'test: 8 images, 2 skipped, top1 62.5 %, top5 100.0 %',
+        'method     layer          threshold  GT-known  MaxBoxAcc*',
+        '---------  -------------  ---------  --------  ----------',
+        'dgl        stage2              0.30      62.5        75.0',
+        'layer_cam  stage1+stage2       0.05       5.0        12.5',
+        'Layer and threshold chosen on val. * best threshold on this split.',
+        '',
+        'Oracle: the layer that is best on test itself',
+        'method     layer          threshold  MaxBoxAcc*',
+        '---------  -------------  ---------  ----------',
+        'dgl        stage1              0.25        87.5',
+        'layer_cam  stage1+stage2       0.00        12.5',
+    ]
+
+
+def test_masks_only():
+    rows = [
+        {'method': 'dgl', 'layer': 'a', 'PxAP': 30.0, 'chosen': True},
+        {'method': 'dgl', 'layer': 'b', 'PxAP': 40.0, 'chosen': False},
+    ]
+    shared = {'split': 'test', 'images': 3, 'threshold': 0.5, 'threshold_from': 'val'}
+    metrics = {**BOXES, 'skipped': {}, 'classification': {}}
+    metrics['localization'] = [{**shared, **row} for row in rows]
+    assert summary(metrics).split('\n') == [
+        'test: 3 images',
+        'method  layer  threshold  PxAP',
+        '------  -----  ---------  ----',
+        'dgl     a           0.50  30.0',
+        'Layer and threshold chosen on val. * best threshold on this split.',
+        '',
+        'Oracle: the layer that is best on test itself',
+        'method  layer  threshold  PxAP',
+        '------  -----  ---------  ----',
+        'dgl     b                 40.0',
+    ]
+
+
+def test_nothing_to_score():
+    shared = {'split': 'test', 'images': 0, 'threshold': 0.2, 'threshold_from': 'config'}
+    metrics = {**BOXES, 'skipped': {'test': 0}, 'classification': {}}
+    metrics['localization'] = [{**shared, 'method': 'cam', 'layer': k} for k in 'ab']
+    assert summary(metrics).split('\n') == [
+        'test: no image with boxes or masks to score',
+        'method  layer  threshold',
+        '------  -----  ---------',
+        'cam     a           0.20',
+        'cam     b           0.20',
+    ]
+
+
+def test_columns_are_those_that_some_row_has():
+    rows = [{'PxAP': 1.0}, {'Top1Loc': 1.0, 'GTKnownLoc': 2.0}]
+    assert columns(rows) == ['GTKnownLoc', 'Top1Loc', 'PxAP'] and columns([{}]) == []
+    assert heading('MaxBoxAccV2') == 'MaxBoxAccV2*'  # the star: an oracle

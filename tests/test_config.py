@@ -1,0 +1,152 @@
+import dataclasses
+import json
+from itertools import product
+
+import ml_collections
+import pytest
+
+from wsol_jax.config import (
+    STAGES,
+    Config,
+    ConfigError,
+    check_key,
+    default_config,
+    flatten,
+    read_config,
+)
+
+
+def with_value(path, value):
+    tree = default_config().to_dict()
+    *groups, key = path.split('.')
+    node = tree
+    for group in groups:
+        node = node[group]
+    node[key] = value
+    return tree
+
+
+def test_the_default_tree_reads_back_as_the_defaults():
+    assert read_config(default_config()) == Config()
+    assert read_config({}) == Config()
+    assert read_config(default_config().to_dict()) == Config()
+    assert Config().stages == STAGES == ('train', 'localize', 'evaluate', 'report')
+
+
+def test_every_setting_is_explained():
+    for field in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(group := getattr(Config(), field.name)):
+            for setting in dataclasses.fields(group):
+                assert f'        {setting.name}: ' in type(group).__doc__
+
+
+@pytest.mark.parametrize('path', sorted(flatten(Config())))
+def test_every_setting_can_be_set_and_is_kept(path):
+    default = flatten(Config())[path]
+    other = {
+        'stages': ['report'],
+        'data.shapes_counts': [6, 7, 8],
+        'localize.scales': [0.5, 2.0],
+        'evaluate.closing': 5,
+    }
+    kinds = {
+        str: lambda: f'{default}x',
+        bool: lambda: not default,
+        int: lambda: default + 1,
+        float: lambda: 0.5 * default,
+        list: lambda: [*default, 'more'],
+    }
+    value = other.get(path) or kinds[type(default)]()
+    config = read_config(with_value(path, value))
+    assert flatten(config) == {**flatten(Config()), path: value}
+    assert check_key(path) is None
+
+
+@pytest.mark.parametrize(
+    ('path', 'value', 'read'),
+    [
+        ('train.learning_rate', 1, 1.0),
+        ('localize.layers', ['a', 'b+c'], ('a', 'b+c')),
+        ('localize.scales', (1, 2.0), (1.0, 2.0)),
+        ('localize.layers', (), ()),
+        ('network.options', {'width': 8}, {'width': 8}),
+        ('data.shapes_counts', [1, 2, 3], (1, 2, 3)),
+    ],
+)
+def test_values_are_converted(path, value, read):
+    group, key = path.split('.')
+    found = getattr(getattr(read_config(with_value(path, value)), group), key)
+    assert found == read and type(found) is type(read)
+    if isinstance(read, tuple):
+        assert list(map(type, found)) == list(map(type, read))
+
+
+@pytest.mark.parametrize(
+    ('path', 'value', 'message'),
+    [
+        ('train.epochs', 'three', "config.train.epochs must be of type int, got 'three'"),
+        ('train.epochs', 2.0, 'config.train.epochs must be of type int, got 2.0'),
+        ('train.epochs', True, 'config.train.epochs must be of type int, got True'),
+        ('train.learning_rate', True, 'config.train.learning_rate must be of type float, got True'),
+        ('localize.flip', 1, 'config.localize.flip must be of type bool, got 1'),
+        ('data.root', None, 'config.data.root must be of type str, got None'),
+        (
+            'localize.methods',
+            'dgl',
+            "config.localize.methods must be of type tuple, got 'dgl'; write ('dgl',)",
+        ),
+        ('localize.methods', ('dgl', 3), 'config.localize.methods[1] must be of type str, got 3'),
+        ('localize.scales', [1, 'b'], "config.localize.scales[1] must be of type float, got 'b'"),
+        ('data.shapes_counts', (1, 2.5), 'config.data.shapes_counts[1] must be of type int'),
+        ('network.options', 3, 'config.network.options must be of type Mapping, got 3'),
+        ('train', 3, 'config.train is a group of settings, got 3'),
+        ('trian', {}, "unknown key in config 'trian'; did you mean 'train'? known: stages, seed,"),
+        ('train.epoch', 3, "unknown key in config.train 'epoch'; did you mean 'epochs'? known: "),
+        ('stages', ('train', 'test'), "unknown stage in config.stages 'test'; "),
+        ('stages', ('train', 'train'), 'config.stages must name at least one, and none twice'),
+        ('localize.splits', (), 'config.localize.splits must name at least one, and none twice'),
+        ('seed', -1, 'config.seed must be at least 0, got -1'),
+        ('train.batch_size', 0, 'config.train.batch_size must be at least 1, got 0'),
+        ('train.epochs', 0, 'config.train.epochs must be at least 1, got 0'),
+        ('train.log_every', 0, 'config.train.log_every must be at least 1, got 0'),
+        ('localize.batch_size', 0, 'config.localize.batch_size must be at least 1, got 0'),
+        ('evaluate.size', 1, 'config.evaluate.size must be at least 2, got 1'),
+        ('evaluate.closing', -1, 'config.evaluate.closing must be at least 0, got -1'),
+        ('evaluate.closing', 4, 'config.evaluate.closing must be odd (or 0), got 4'),
+        ('evaluate.threshold', 1.0, 'config.evaluate.threshold must lie between 0 and 1, got 1.0'),
+        ('evaluate.threshold_step', 0, 'config.evaluate.threshold_step must lie between 0 and 1'),
+        ('report.images', -1, 'config.report.images must be at least 0, got -1'),
+        ('data.workers', -1, 'config.data.workers must be at least 0, got -1'),
+    ],
+)
+def test_wrong_values_are_named_with_the_whole_key(path, value, message):
+    with pytest.raises(ConfigError) as caught:
+        read_config(with_value(path, value))
+    assert str(caught.value).startswith(message) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('path', 'message'),
+    [
+        ('trian.epochs', "unknown key in config 'trian'; did you mean 'train'?"),
+        ('train.epoch', "unknown key in config.train 'epoch'; did you mean 'epochs'?"),
+        ('train.epochs.x', 'config.train.epochs is a single setting, not a group'),
+    ],
+)
+def test_keys_are_checked_without_a_value(path, message):
+    with pytest.raises(ConfigError) as caught:
+        check_key(path)
+    assert str(caught.value).startswith(message)
+
+
+def test_names_of_network_options_are_free():
+    assert check_key('network.options') is check_key('network.options.anything') is None
+
+
+def test_flatten_gives_one_plain_value_a_key():
+    tree = ml_collections.ConfigDict(with_value('network.options', {'width': 8, 'deep': {'x': 1}}))
+    flat = flatten(read_config(tree))
+    assert flat['network.options.width'] == 8 and flat['network.options.deep.x'] == 1
+    assert flat['seed'] == 0 and flat['localize.methods'] == ['dgl', 'cam']
+    assert json.loads(json.dumps(flat)) == flat
+    assert not any(a != b and b.startswith(f'{a}.') for a, b in product(flat, flat))

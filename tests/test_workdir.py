@@ -1,0 +1,145 @@
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+
+from wsol_jax.config import Config, ConfigError, LocalizeConfig, TrainConfig, flatten, read_config
+from wsol_jax.workdir import ProgressLog, open_workdir, read_csv, read_json, write_csv, write_text
+
+CONFIG = Config()
+
+
+def put(path, text='x'):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def other(path, value):
+    group, _, key = path.rpartition('.')
+    return read_config({group: {key: value}} if group else {key: value})
+
+
+def test_config_json_records_the_run(tmp_path):
+    open_workdir(tmp_path / 'a/b', CONFIG)
+    record = json.loads((tmp_path / 'a/b/config.json').read_text())
+    assert record['config'] == flatten(CONFIG)
+    assert {'jax', 'flax', 'numpy'} <= set(record['versions'])
+    assert record['devices'] and record['python'].startswith('3.') and 'git' in record
+
+
+# What there is -> which settings it binds.
+TRAINED, MAPPED = 'checkpoints/3/state', 'maps/val/status/0'
+
+
+@pytest.mark.parametrize(
+    ('made', 'path', 'value'),
+    [
+        (TRAINED, 'seed', 1),
+        (TRAINED, 'data.root', 'elsewhere'),
+        (TRAINED, 'network.name', 'vgg16'),
+        (TRAINED, 'train.epochs', 11),
+        (MAPPED, 'seed', 1),
+        (MAPPED, 'network.options', {'width': 4}),
+        (MAPPED, 'train.learning_rate', 1.0),
+        (MAPPED, 'localize.alpha', 5.0),
+        (MAPPED, 'localize.layers', ('a',)),
+    ],
+)
+def test_what_results_depend_on_is_refused(tmp_path, made, path, value):
+    open_workdir(tmp_path, CONFIG)
+    file, record = put(tmp_path / made), (tmp_path / 'config.json').read_text()
+    scores = put(tmp_path / 'metrics.json')
+    key = 'network.options.width' if path == 'network.options' else path
+    with pytest.raises(ConfigError, match=f'was made with {key}=.*choose another --workdir'):
+        open_workdir(tmp_path, other(path, value))
+    assert file.exists() and scores.exists()
+    assert (tmp_path / 'config.json').read_text() == record
+    open_workdir(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ('made', 'path', 'value', 'scored_anew'),
+    [
+        (TRAINED, 'localize.alpha', 5.0, True),
+        (TRAINED, 'evaluate.size', 96, True),
+        (MAPPED, 'evaluate.closing', 5, True),
+        (MAPPED, 'localize.splits', ('test',), True),
+        (MAPPED, 'localize.batch_size', 1, False),
+        (MAPPED, 'data.workers', 2, False),
+        (MAPPED, 'train.log_every', 1, False),
+        (MAPPED, 'stages', ('report',), False),
+        (MAPPED, 'report.images', 1, False),
+    ],
+)
+def test_what_results_do_not_depend_on_is_allowed(tmp_path, made, path, value, scored_anew):
+    open_workdir(tmp_path, CONFIG)
+    file = put(tmp_path / made)
+    names = ('metrics.json', 'report.html', 'boxes/val.csv', 'figures/methods.png')
+    scores = [put(tmp_path / name) for name in names]
+    open_workdir(tmp_path, other(path, value))
+    assert file.exists() and [s.exists() for s in scores] == [not scored_anew] * 4
+    recorded = json.loads((tmp_path / 'config.json').read_text())['config'][path]
+    assert recorded == (list(value) if isinstance(value, tuple) else value)
+
+
+@pytest.mark.parametrize('prepared', ['checkpoints', 'maps/val/status/.zarray'])
+def test_folders_without_a_result_bind_nothing(tmp_path, prepared):
+    open_workdir(tmp_path, CONFIG)
+    path = tmp_path / prepared
+    put(path) if '.' in prepared else path.mkdir()
+    open_workdir(tmp_path, replace(CONFIG, localize=LocalizeConfig(alpha=5.0)))
+    assert path.exists() == (prepared == 'checkpoints')  # no setting of the training changed
+    open_workdir(tmp_path, replace(CONFIG, train=TrainConfig(epochs=1)))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('{"config"', 'config.json is not valid JSON .*; delete it and run again'),
+        ('[1]', 'config.json is not a JSON object; delete it and run again'),
+        ('{}', 'config.json records no config; delete it and run again'),
+        ('{"config": 3}', 'config.json records no config; delete it and run again'),
+    ],
+)
+def test_a_corrupted_record_is_named(tmp_path, text, message):
+    file, maps = put(tmp_path / 'config.json', text), put(tmp_path / MAPPED)
+    with pytest.raises(ConfigError, match=message):
+        open_workdir(tmp_path, CONFIG)
+    assert file.read_text() == text and maps.exists()
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r'workdir .*/x: cannot make this folder: File exists'):
+        open_workdir(put(tmp_path / 'x'), CONFIG)
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path):
+    file = tmp_path / 'a/b.csv'
+
+    def rows(count):
+        yield from ((k, 'é,"') for k in range(count))
+        raise RuntimeError('half way')
+
+    write_csv(file, ('k', 'text'), [(1, 'é,"')])
+    with pytest.raises(RuntimeError):
+        write_csv(file, ('k', 'text'), rows(5))
+    assert read_csv(file) == [{'k': '1', 'text': 'é,"'}]
+    assert read_csv(tmp_path / 'none.csv') == []
+    write_text(tmp_path / 'c/d.json', '{"é": 1}')
+    write_text(tmp_path / 'c/d.json', '{"é": 2}')
+    assert read_json(tmp_path / 'c/d.json') == {'é': 2}
+    assert [p.name for p in (tmp_path / 'c').iterdir()] == ['d.json']
+
+
+def test_progress_is_appended_with_one_header(tmp_path):
+    ProgressLog(tmp_path).row('train', 'train', 10, 320, loss=0.123456789, accuracy=50.0)
+    ProgressLog(tmp_path).row('localize', 'val', 0, 4)
+    with (tmp_path / 'progress.csv').open(newline='') as file:
+        lines = list(csv.reader(file))
+    assert lines[0] == ['stage', 'split', 'step', 'loss', 'accuracy', 'images_per_second']
+    assert lines[1][:5] == ['train', 'train', '10', '0.123457', '50']
+    assert lines[2][:5] == ['localize', 'val', '0', '', '']
+    assert len(lines) == 3 and all(float(line[5]) > 0 for line in lines[1:])

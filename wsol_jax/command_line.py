@@ -1,0 +1,76 @@
+"""The flags of the command, and one clear line for whatever is wrong with them."""
+
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from wsol_jax.config import ConfigError, check_key
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, as FILE.py[:variant].')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for everything the run writes.')
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the flags as absl does.
+
+    Args:
+        argv: the command line with the program's name.
+
+    Returns:
+        The arguments that are no flags, the program's name first.
+
+    Raises:
+        ConfigError: something is wrong in the flags or in the config file, in one line.
+    """
+    file = _check_flags(argv)
+    try:
+        positional = flags.FLAGS(argv)
+        getattr(CONFIG.value, 'keys', None)  # raises what was put off when the file was loaded
+    except Exception as error:  # the config file is code: it may raise anything
+        raise ConfigError(_flags_message(file, error)) from error
+    return positional
+
+
+def _check_flags(argv: Sequence[str]) -> str:
+    """Checks that the config file exists and overrides name settings; returns the file."""
+    plain = flags.FlagValues()
+    flags.DEFINE_string('config', '', '', flag_values=plain)
+    for argument in plain(argv, known_only=True):
+        if override := re.match(r'--?(?:no)?config\.([^=]*)', argument):
+            check_key(override[1])
+    file = plain.config.partition(':')[0]
+    if file and not Path(file).is_file():
+        raise ConfigError(f'{file}: no such config file')
+    return file
+
+
+def _flags_message(file: str, error: Exception) -> str:
+    """One line; for an error inside the config file, with its line number."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, SyntaxError):
+            return f'{cause.filename}:{cause.lineno}: {cause.msg}'
+        for frame, number in reversed(list(traceback.walk_tb(cause.__traceback__))):
+            if frame.f_globals.get('__name__') == f'{CONFIG.name}_config':
+                return f'{file}:{number}: {_one_line(cause)}'
+    if isinstance(error, flags.Error) and '\n' not in str(error):
+        return str(error)
+    if isinstance(causes[-1], KeyError):
+        options = '--config.network.options="{...}"'
+        return f'{file} sets no {causes[-1]} that could be overridden; give all of them: {options}'
+    return f'{file}: {_one_line(causes[-1])}'
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).replace('\\n', ' ').replace('\\', '')  # ml_collections quotes its messages
+    return ' '.join(f'{type(error).__name__}: {text}'.split())
