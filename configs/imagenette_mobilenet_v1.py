@@ -3,7 +3,10 @@
     WSOL_DATA=DATA python -m wsol_jax.main --config configs/imagenette_mobilenet_v1.py --workdir DIR
 
 DATA holds `imagenette/` in the layout of wsolevaluation, its class_names.txt naming the ImageNet
-index of each class, and `weights/mobilenet_v1.safetensors`.
+index of each class, and `weights/mobilenet_v1.safetensors`. Measured on the 150 test images (layer
+and threshold chosen on val), GT-known Loc in %: DGL 69.3 at pw_10, CAM 58.7, LayerCAM 66.7 at
+pw_12, Grad-CAM 51.3 at pw_12. With --config.localize.scales="(0.75,1.0,1.25,1.5)" DGL's MaxBoxAcc
+(an oracle) rises from 69.3 to 72.0 at pw_10, its GT-known Loc at val's threshold is 68.7.
 """
 
 import os

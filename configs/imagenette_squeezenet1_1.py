@@ -4,6 +4,8 @@ r"""SqueezeNet 1.1 on real ILSVRC validation images of 10 classes, no training.
         --config configs/imagenette_squeezenet1_1.py --workdir DIR
 
 DATA as for configs/imagenette_mobilenet_v1.py, with `weights/squeezenet1_1.safetensors`.
+Measured on the 150 test images (layer and threshold chosen on val), GT-known Loc in %: DGL and CAM
+55.3 (DGL at conv10, where it is CAM), LayerCAM 53.3 at fire9.
 """
 
 from ml_collections import ConfigDict
