@@ -8,6 +8,25 @@ import pytest
 from wsol_jax.models import Network, Preprocessing, load_network
 
 
+class Listed:
+    """A source over a list of records, of eight classes."""
+
+    class_names = tuple('abcdefgh')
+    num_classes = 8
+
+    def __init__(self, records):
+        self.records = list(records)
+
+    def class_name(self, label):
+        return self.class_names[label]
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        return self.records[index]
+
+
 @pytest.fixture(scope='session')
 def resnet():
     """A random residual network; its strides make it blind to no mirror symmetry."""

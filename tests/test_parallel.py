@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 
 from wsol_jax.config import TrainConfig
 from wsol_jax.models import Network, Preprocessing
-from wsol_jax.parallel import data_mesh, replicate, round_up, shard_batch, to_host
+from wsol_jax.parallel import data_mesh, replicate, round_up, shard_batch
 from wsol_jax.training import loop
 from wsol_jax.training.checkpoints import TrainState
 from wsol_jax.training.optimizer import make_optimizer
@@ -22,7 +22,7 @@ import sys
 import jax, numpy as np
 from pathlib import Path
 from test_parallel import tiny_training
-from wsol_jax.parallel import data_mesh, replicate, round_up, shard_batch, to_host
+from wsol_jax.parallel import data_mesh, replicate, round_up, shard_batch
 
 if __name__ == '__main__':
     mesh = data_mesh()
@@ -35,7 +35,7 @@ if __name__ == '__main__':
         assert sorted(shards) == list(range(8))
         for k, part in shards.items():
             np.testing.assert_array_equal(part, whole[2 * k : 2 * k + 2])
-        np.testing.assert_array_equal(to_host(array), whole)
+        np.testing.assert_array_equal(jax.device_get(array), whole)
     copies = replicate({'w': rows}, mesh)['w'].addressable_shards
     assert len(copies) == 8 and all((np.asarray(s.data) == rows).all() for s in copies)
     assert float(jax.jit(lambda x: x.mean())(two)) == rows[:, 0].mean()
@@ -98,6 +98,6 @@ def test_on_the_devices_there_are():
     rows = np.arange(6.0 * mesh.size).reshape(-1, 2)
     assert round_up(len(rows), mesh) % mesh.size == 0
     tree = {'a': shard_batch(rows, mesh), 'b': replicate(rows, mesh)}
-    for value in to_host(tree).values():
+    for value in jax.device_get(tree).values():
         assert isinstance(value, np.ndarray)
         np.testing.assert_array_equal(value, rows)

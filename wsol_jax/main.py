@@ -14,8 +14,7 @@ from wsol_jax.command_line import CONFIG, WORKDIR, parse_flags
 from wsol_jax.config import Config, ConfigError, read_config
 from wsol_jax.data import Source, open_source
 from wsol_jax.evaluation.stage import evaluate
-from wsol_jax.localization.localize import make_plan
-from wsol_jax.localization.stage import localize_split
+from wsol_jax.localization.stage import localize_split, plan_of
 from wsol_jax.models import Network, as_network, build, load_network
 from wsol_jax.report.stage import report
 from wsol_jax.training.loop import train, trained_network
@@ -50,13 +49,10 @@ def run(config: Config, workdir: Path) -> None:
 
 def _check_names(config: Config) -> None:
     """Finds a misspelt method, layer or split before the training, not after it."""
-    net, setting = config.network, config.localize
+    net = config.network
     module = nnx.eval_shape(lambda: build(net.name, 2, nnx.Rngs(0), **net.options))
-    network = as_network(net.name, module)
-    make_plan(
-        network, setting.methods, setting.layers, fusion=setting.fusion, scales=setting.scales
-    )
-    for split in setting.splits:
+    plan_of(config.localize, as_network(net.name, module))
+    for split in config.localize.splits:
         open_split(config, split)
 
 

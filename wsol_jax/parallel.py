@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -26,8 +25,3 @@ def shard_batch(arrays: Any, mesh: Mesh) -> Any:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts a copy of every array on all devices."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-
-
-def to_host(tree: Any) -> Any:
-    """Fetches a tree of device arrays as NumPy arrays."""
-    return jax.tree.map(np.asarray, tree)

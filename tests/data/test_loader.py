@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import Listed
 
 from wsol_jax.data import (
     DataError,
@@ -17,25 +18,6 @@ from wsol_jax.data import (
 
 SIZE = 28
 MARGIN = 4
-
-
-class Listed:
-    """A source over a list of records."""
-
-    num_classes = 6
-    class_names = tuple('abcdef')
-
-    def __init__(self, records):
-        self.records = list(records)
-
-    def class_name(self, label):
-        return self.class_names[label]
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        return self.records[index]
 
 
 @pytest.fixture(scope='module')

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import Listed
 
 from wsol_jax.config import Config, EvaluateConfig, LocalizeConfig
 from wsol_jax.data import DataError, Record, WsolFolder
@@ -37,25 +38,6 @@ def filled(box, value=1.0):
 # exceed, so .5 and .75 give INNER.
 NESTED = np.maximum(filled(OUTER, 0.5), filled(INNER))
 ELSEWHERE = filled((9, 0, 14, 2))
-
-
-class Listed:
-    """A source over a list of records."""
-
-    class_names = tuple('abcdefgh')
-    num_classes = 8
-
-    def __init__(self, records):
-        self.records = list(records)
-
-    def class_name(self, label):
-        return self.class_names[label]
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        return self.records[index]
 
 
 def stored(box):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import Listed
 
 from wsol_jax.config import Config, ConfigError, LocalizeConfig, NetworkConfig
 from wsol_jax.data import Shapes, decode_image, resize_image
@@ -17,25 +18,6 @@ SIDE = 32
 COUNT = 11
 BROKEN = 4
 FACTS = ('status', 'classes', 'class_scores', 'top')
-
-
-class Listed:
-    """A source over a list of records."""
-
-    class_names = tuple('abcdef')
-    num_classes = 6
-
-    def __init__(self, records):
-        self.records = list(records)
-
-    def class_name(self, label):
-        return self.class_names[label]
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        return self.records[index]
 
 
 def settings(**changed):

@@ -13,7 +13,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from wsol_jax.models import build, inception, load_network, mobilenet, resnet, vgg
-from wsol_jax.models.weights import WeightsError, assign, load_weights, read_tensors
+from wsol_jax.models.weights import WeightsError, assign, read_tensors
 
 WIDTH, CLASSES = 4, 7
 SMALL = {'width': WIDTH}
@@ -70,7 +70,7 @@ def module_of(classes=CLASSES, seed=0):
 
 
 def load(module, path, strict=True):
-    return load_weights(module, path, resnet.WEIGHT_NAMES, resnet.HEAD, strict)
+    return assign(module, read_tensors(path), path, resnet.WEIGHT_NAMES, resnet.HEAD, strict)
 
 
 def test_a_whole_file(tensors, save):
@@ -277,7 +277,7 @@ def test_inception_trunk_file():
     path = Path(os.environ['WSOL_DATA']) / 'weights/inception_v3_trunk.safetensors'
     module = nnx.eval_shape(lambda: build('inception_v3', 3, nnx.Rngs(0)))
     table, head = inception.WEIGHT_NAMES, inception.HEAD
-    lines = load_weights(module, path, table, head, strict=False)
+    lines = assign(module, read_tensors(path), path, table, head, strict=False)
     assert sorted(line.split()[-1] for line in lines) == [
         f'{name}.{leaf}' for name in ('Mixed_6f', 'Mixed_6g', 'fc') for leaf in ('bias', 'kernel')
     ]

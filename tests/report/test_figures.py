@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import Listed
 
 from wsol_jax.config import Config, EvaluateConfig, ReportConfig
 from wsol_jax.data import Record
@@ -22,23 +23,6 @@ CELL = 1.6 * 150  # pixels
 
 def png(array):
     return cv2.imencode('.png', np.asarray(array, np.uint8))[1].tobytes()
-
-
-class Listed:
-    num_classes = 2
-    class_names = ('a', 'b')
-
-    def __init__(self, records):
-        self.records = records
-
-    def class_name(self, label):
-        return self.class_names[label]
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        return self.records[index]
 
 
 def records(count, **truth):

@@ -148,34 +148,49 @@ def _count(split: Split, key: Key, setting: EvaluateConfig) -> Counts:
     counts = Counts(BoxCounts.zero(thresholds), PixelCounts.zero(thresholds))
     canvas = (setting.size, setting.size)
     for i, record, maps in split.maps(key):
+        scores = canvas_scores(split.store, key, maps[0], setting)
         if record.boxes:
-            _count_boxes(counts.boxes, split, key, i, record, maps, setting)
+            _count_boxes(counts.boxes, split, key, i, record, maps, scores, setting)
         if record.masks:
-            scores = _scores(split, key, maps[0], setting)
             counts.pixels.add(scores, decode_mask(record, canvas))
     return counts
 
 
-def _scores(split: Split, key: Key, raw: np.ndarray, setting: EvaluateConfig) -> np.ndarray:
-    """The score map on the square canvas."""
+def canvas_scores(
+    store: MapStore, key: Key, raw: np.ndarray, setting: EvaluateConfig
+) -> np.ndarray:
+    """The score map of one raw map on the square canvas that scores are counted on.
+
+    Args:
+        store: that the map is from.
+        key: its (method, layer).
+        raw: [h, w].
+        setting: with the size of the canvas in pixels.
+
+    Returns:
+        [size, size] float64 in [0, 1].
+    """
     canvas = (setting.size, setting.size)
-    return score_map(raw, canvas, closing=setting.closing, relu=split.store.relu[key])
+    return score_map(raw, canvas, closing=setting.closing, relu=store.relu[key])
 
 
-def _count_boxes(counts: BoxCounts, split: Split, key: Key, i: int, record, maps, setting) -> None:
+def _count_boxes(
+    counts: BoxCounts, split: Split, key: Key, i: int, record, maps, scores, setting
+) -> None:
     truth = rescale_boxes(np.array(record.boxes), stored_size(record), (setting.size,) * 2)
-    first = _scores(split, key, maps[0], setting)
-    boxes = threshold_boxes(first, counts.thresholds)
+    boxes = threshold_boxes(scores, counts.thresholds)
     label, ranked = record.labels[0] if record.labels else -1, split.top[i]
     columns = np.flatnonzero(split.classes[i] == label)
     top5_boxes = None
     if label in ranked and len(columns):
-        scores = _scores(split, key, maps[columns[0]], setting)
-        top5_boxes = boxes if columns[0] == 0 else threshold_boxes(scores, counts.thresholds)
+        top5_boxes = boxes
+        if columns[0] != 0:
+            right = canvas_scores(split.store, key, maps[columns[0]], setting)
+            top5_boxes = threshold_boxes(right, counts.thresholds)
     counts.add(
         boxes,
         truth,
-        blank=not first.any(),
+        blank=not scores.any(),
         top1_right=ranked[0] == label == split.classes[i][0],
         top5_boxes=top5_boxes,
     )
@@ -245,6 +260,6 @@ def _write_boxes(split: Split, thresholds: Mapping[Key, float], setting, path: P
 
 def _box(split: Split, key: Key, raw, record: Record, threshold: float, setting) -> list[int]:
     """The largest contour's box in pixels of the stored image, by way of the scoring canvas."""
-    boxes = threshold_boxes(_scores(split, key, raw, setting), [threshold])[0]
+    boxes = threshold_boxes(canvas_scores(split.store, key, raw, setting), [threshold])[0]
     canvas = (setting.size, setting.size)
     return rescale_boxes(boxes[:1], canvas, stored_size(record))[0].tolist()

@@ -44,18 +44,19 @@ class MapPlan:
         return (self.last_layer,) if method.last_layer_only else self.layers
 
     @property
-    def keys(self) -> list[tuple[str, str]]:
+    def pairs(self) -> list[tuple[Method, str]]:
         """(method, layer) of every map, in order."""
-        return [(m.name, layer) for m in self.methods for layer in self.layers_of(m)]
+        return [(m, layer) for m in self.methods for layer in self.layers_of(m)]
+
+    @property
+    def keys(self) -> list[tuple[str, str]]:
+        """`pairs` with the methods' names: the keys of the maps."""
+        return [(method.name, layer) for method, layer in self.pairs]
 
     @property
     def relu(self) -> dict[tuple[str, str], bool]:
         """Whether scoring the map starts with a ReLU; fused maps are beyond it."""
-        return {
-            (m.name, layer): m.relu and not self.fuses(layer)
-            for m in self.methods
-            for layer in self.layers_of(m)
-        }
+        return {(m.name, layer): m.relu and not self.fuses(layer) for m, layer in self.pairs}
 
     def fuses(self, layer: str) -> bool:
         """Whether the map at this layer is made of several min-max scaled ones."""
@@ -147,8 +148,7 @@ def compute_maps(
     views = [maps, *(_view_maps(apply, plan, state, inputs, chosen, *v)[2] for v in others)]
     maps = {
         (m.name, layer): _fuse([view[m.name, layer] for view in views], m, 'mean')
-        for m in plan.methods
-        for layer in plan.layers_of(m)
+        for m, layer in plan.pairs
     }
     return logits, chosen, maps, dead
 
@@ -171,8 +171,7 @@ def _view_maps(apply, plan: MapPlan, state, inputs, classes, scale: float, mirro
     maps = {key: m[..., ::-1] if mirror else m for key, m in maps.items()}
     fused = {
         (m.name, layer): _fuse([maps[m.name, part] for part in layer.split('+')], m, plan.fusion)
-        for m in plan.methods
-        for layer in plan.layers_of(m)
+        for m, layer in plan.pairs
     }
     return logits, chosen, fused, dead
 

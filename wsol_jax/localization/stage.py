@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from wsol_jax.config import Config, ConfigError
+from wsol_jax.config import Config, ConfigError, LocalizeConfig
 from wsol_jax.data import Batch, Record, Source, evaluation_batches
 from wsol_jax.localization.localize import MapPlan, check_gradients, compute_maps, make_plan
 from wsol_jax.localization.store import DONE, SKIPPED, TOP, Key, MapStore
@@ -22,6 +22,23 @@ class _Outputs(NamedTuple):
     classes: jax.Array
     maps: dict[Key, jax.Array]
     dead: dict[str, jax.Array]
+
+
+def plan_of(setting: LocalizeConfig, network: Network) -> MapPlan:
+    """The maps that the settings ask for; checks their names against the network.
+
+    Raises:
+        ValueError: see `make_plan`.
+    """
+    return make_plan(
+        network,
+        setting.methods,
+        setting.layers,
+        alpha=setting.alpha,
+        fusion=setting.fusion,
+        scales=setting.scales,
+        flip=setting.flip,
+    )
 
 
 def localize_split(
@@ -48,15 +65,7 @@ def localize_split(
         ValueError: a wrong method, layer or class.
     """
     setting = config.localize
-    plan = make_plan(
-        network,
-        setting.methods,
-        setting.layers,
-        alpha=setting.alpha,
-        fusion=setting.fusion,
-        scales=setting.scales,
-        flip=setting.flip,
-    )
+    plan = plan_of(setting, network)
     _check_target(setting.classes, network, source)
     mesh = data_mesh()
     batch_size = round_up(min(setting.batch_size, len(source)), mesh)

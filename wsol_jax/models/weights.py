@@ -55,17 +55,6 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         raise WeightsError(f'{path}: not a readable safetensors file ({error})') from error
 
 
-def load_weights(
-    module: nnx.Module, path: str | Path, table: Table, head: str, strict: bool = True
-) -> list[str]:
-    """Fills a module from a weights file; see `assign` for the rules.
-
-    Returns:
-        One line for every tensor of the head that did not fit (empty where strict).
-    """
-    return assign(module, read_tensors(path), path, table, head, strict)
-
-
 def assign(
     module: nnx.Module,
     tensors: Mapping[str, np.ndarray],

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from wsol_jax.config import Config
 from wsol_jax.data import Source, decode_image, resize_image, stored_size
 from wsol_jax.evaluation.boxes import box_iou, rescale_boxes, threshold_boxes
-from wsol_jax.localization.maps import score_map
+from wsol_jax.evaluation.stage import canvas_scores
 from wsol_jax.localization.store import DONE, Key, MapStore
 
 # Okabe-Ito colours: told apart with any colour vision.
@@ -116,7 +116,7 @@ def _overlay_row(config, rows, keys, source, store, position: int, line: Sequenc
             _draw_box(axes, box, TRUE_COLOR, '--')
     for axes, key in zip(line[1:], keys, strict=True):
         raw = store.read(key, position, position + 1)[0, 0]
-        scores = score_map(raw, (size, size), closing=config.evaluate.closing, relu=store.relu[key])
+        scores = canvas_scores(store, key, raw, config.evaluate)
         axes.imshow(scores, cmap=_MAP_COLORS, alpha=_OPACITY, vmin=0, vmax=1)
         box = threshold_boxes(scores, [rows[key]['threshold']])[0][0]
         _draw_box(axes, box, BOX_COLOR, '-')
