@@ -7,7 +7,7 @@ values (`--config.train.epochs=3`). Behind `read_config` nothing sees a ConfigDi
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import ml_collections
 
@@ -21,8 +21,10 @@ class DataConfig:
     """Where images, labels, boxes and masks come from.
 
     Attributes:
-        source: 'shapes' (generated), 'wsol_folder' or 'image_folder' (no labels).
-        root: folder of the data set; unused by 'shapes'.
+        source: 'shapes' (generated), 'wsol_folder', 'class_folder' (class/image.jpg), 'tfds'
+          (prepared by TensorFlow Datasets) or 'image_folder' (no labels).
+        root: folder of the data set, or TFDS's data_dir; unused by 'shapes'.
+        name: which TFDS data set, such as 'caltech_birds2011'; of no use to other sources.
         class_index: labels are the second column of class_names.txt, the indices of a classifier
           with more classes than the data set has.
         shapes_size: side in pixels of generated images.
@@ -32,6 +34,7 @@ class DataConfig:
 
     source: str = 'shapes'
     root: str = ''
+    name: str = ''
     class_index: bool = False
     shapes_size: int = 96
     shapes_counts: tuple[int, ...] = (1200, 150, 300)
@@ -56,25 +59,78 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """SGD with Nesterov momentum on the cross-entropy of the image labels.
+class AugmentConfig:
+    """What happens to a training image; the result has the network's input size s.
 
     Attributes:
+        crop: 'warp' squashes the image to (s + margin)^2 and crops s x s at random (DGL);
+          'short_side' resizes the short side to s + margin and crops s x s at random (SPG);
+          'resized' crops a random part (8 to 100 % of the area, aspect 3/4 to 4/3) and squashes it
+          to s x s (Inception).
+        margin: pixels; 0 for s / 7, the published 256 / 224.
+        flip: mirror with probability 1/2.
+        jitter: largest relative change of brightness, contrast and saturation; 0 for none.
+    """
+
+    crop: str = 'warp'
+    margin: int = 0
+    flip: bool = True
+    jitter: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Minimizing the cross-entropy of the image labels.
+
+    Attributes:
+        init_from: what to start from: a weights file, or another workdir; '' for network.weights.
         epochs: passes over the train split.
         batch_size: images per step, over all devices.
-        learning_rate: peak of a one-cycle cosine schedule with linear warm-up.
+        accumulate: parts in which a batch is computed one after the other, to save memory; batch
+          statistics are those of a part.
+        optimizer: 'sgd' (Nesterov) or 'adamw'.
+        learning_rate: the peak of the schedule.
+        schedule: after a linear warm-up 'cosine' to 0, 'poly' to 0, 'step' or 'constant'.
         warmup: fraction of the steps spent warming up.
+        step_epochs: when 'step' multiplies the rate by step_factor.
+        step_factor: see step_epochs.
+        power: of 'poly', rate = peak * (1 - progress)^power.
+        multipliers: (regex, factor) pairs on the rate; a parameter takes every factor whose regex
+          is found in its name, so (('^fc', 10.0), ('bias$', 2.0)) gives fc.bias 20.
         momentum: of SGD.
-        weight_decay: L2 on kernels, added to the gradient before momentum.
+        weight_decay: on kernels; 'sgd' adds it to the gradient, 'adamw' applies it decoupled.
+        clip: largest global norm of the gradient; 0 for any.
+        label_smoothing: of the one-hot labels.
+        freeze: regexes; parameters whose names start with one get no gradient, and batch
+          normalisation there keeps and uses its statistics. ('',) freezes everything.
+        dtype: 'float32' or 'bfloat16', of the computation; weights and statistics stay float32.
+        ema: decay of a moving average of the weights, which is then what is evaluated; 0 for none.
+        keep: the checkpoint to localize with: 'best' accuracy on val, or 'last'.
+        checkpoint_every: steps between checkpoints within an epoch.
         log_every: steps between rows of progress.csv.
     """
 
+    init_from: str = ''
     epochs: int = 10
     batch_size: int = 32
+    accumulate: int = 1
+    optimizer: str = 'sgd'
     learning_rate: float = 0.01
+    schedule: str = 'cosine'
     warmup: float = 0.1
+    step_epochs: tuple[float, ...] = ()
+    step_factor: float = 0.1
+    power: float = 0.9
+    multipliers: tuple[tuple[str, float], ...] = ()
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    clip: float = 0.0
+    label_smoothing: float = 0.0
+    freeze: tuple[str, ...] = ()
+    dtype: str = 'float32'
+    ema: float = 0.0
+    keep: str = 'best'
+    checkpoint_every: int = 1000
     log_every: int = 10
 
 
@@ -137,11 +193,19 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole experiment; `stages` run in the order of `STAGES`."""
+    """A whole experiment.
+
+    Attributes:
+        stages: which of `STAGES`, run in that order.
+        seed: of everything random.
+        parallel: 'jit' or 'pmap': how the local devices share a batch; the numbers are the same.
+    """
 
     stages: tuple[str, ...] = STAGES
     seed: int = 0
+    parallel: str = 'jit'
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     localize: LocalizeConfig = field(default_factory=LocalizeConfig)
@@ -226,9 +290,20 @@ def _convert(default: Any, kind: Any, value: Any, path: str) -> Any:
         if not isinstance(value, tuple | list):
             hint = f'write ({value!r},)'
             raise ConfigError(f'{path} must be of type tuple, got {value!r}; {hint}')
-        element = get_args(kind)[0]
-        return tuple(_scalar(element, v, f'{path}[{i}]') for i, v in enumerate(value))
+        return _tuple(kind, value, path)
     return _scalar(Mapping if isinstance(default, dict) else kind, value, path)
+
+
+def _tuple(kind: Any, value: Any, path: str) -> tuple:
+    elements = get_args(kind)
+    if elements[-1] is Ellipsis:
+        elements = elements[:1] * len(value)
+    if not isinstance(value, tuple | list) or len(value) != len(elements):
+        raise ConfigError(f'{path} must be {len(elements)} values in parentheses, got {value!r}')
+    return tuple(
+        (_tuple if get_origin(e) is tuple else _scalar)(e, v, f'{path}[{i}]')
+        for i, (e, v) in enumerate(zip(elements, value, strict=True))
+    )
 
 
 def _scalar(kind: type, value: Any, path: str) -> Any:
@@ -249,12 +324,34 @@ def _check(config: Config) -> None:
     }.items():
         if not names or len(set(names)) < len(names):
             raise ConfigError(f'{key} must name at least one, and none twice, got {names}')
+    choices = {
+        'config.parallel': (config.parallel, ('jit', 'pmap')),
+        'config.augment.crop': (config.augment.crop, ('warp', 'short_side', 'resized')),
+        'config.train.optimizer': (config.train.optimizer, ('sgd', 'adamw')),
+        'config.train.schedule': (config.train.schedule, ('cosine', 'poly', 'step', 'constant')),
+        'config.train.dtype': (config.train.dtype, ('float32', 'bfloat16')),
+        'config.train.keep': (config.train.keep, ('best', 'last')),
+    }
+    for key, (name, known) in choices.items():
+        if name not in known:
+            raise ConfigError(unknown_name(f'value of {key}', name, known))
+    for key, value in {
+        'config.augment.jitter': config.augment.jitter,
+        'config.train.label_smoothing': config.train.label_smoothing,
+        'config.train.ema': config.train.ema,
+    }.items():
+        if not 0 <= value < 1:
+            raise ConfigError(f'{key} must be at least 0 and below 1, got {value}')
     limits = {
         'config.seed': (config.seed, 0),
         'config.network.input_size': (config.network.input_size, 0),
         'config.train.batch_size': (config.train.batch_size, 1),
         'config.train.epochs': (config.train.epochs, 1),
         'config.train.log_every': (config.train.log_every, 1),
+        'config.train.checkpoint_every': (config.train.checkpoint_every, 1),
+        'config.train.accumulate': (config.train.accumulate, 1),
+        'config.train.clip': (config.train.clip, 0),
+        'config.augment.margin': (config.augment.margin, 0),
         'config.localize.batch_size': (config.localize.batch_size, 1),
         'config.evaluate.size': (config.evaluate.size, 2),
         'config.evaluate.closing': (config.evaluate.closing, 0),

@@ -6,13 +6,14 @@ Runs the stages of the config in order; what the workdir holds already is not do
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from flax import nnx
 
 from wsol_jax.command_line import CONFIG, WORKDIR, parse_flags
 from wsol_jax.config import Config, ConfigError, read_config
-from wsol_jax.data import Source, open_source
+from wsol_jax.data import Source, check_training, open_source
 from wsol_jax.evaluation.stage import evaluate
 from wsol_jax.localization.stage import localize_split, plan_of
 from wsol_jax.models import Network, as_network, build, load_network
@@ -32,7 +33,9 @@ def run(config: Config, workdir: Path) -> None:
     if 'train' in config.stages:
         if 'localize' in config.stages:
             _check_names(config)
-        train(config, open_split(config, 'train'), open_split(config, 'val'), workdir)
+        train_source, val_source = open_split(config, 'train'), open_split(config, 'val')
+        check_training(train_source, val_source)
+        train(config, train_source, val_source, workdir)
     if 'localize' in config.stages:
         network = load_classifier(config, workdir)
         for split in config.localize.splits:
@@ -66,8 +69,11 @@ def open_split(config: Config, split: str) -> Source:
         count = data.shapes_counts[names.index(split)]
         options = {'count': count, 'size': data.shapes_size, 'seed': config.seed}
         return open_source('shapes', '', split, **options)
-    options = {'class_index': data.class_index} if data.source == 'wsol_folder' else {}
-    return open_source(data.source, data.root, split, **options)
+    options_of: dict[str, dict[str, Any]] = {
+        'wsol_folder': {'class_index': data.class_index},
+        'tfds': {'name': data.name},
+    }
+    return open_source(data.source, data.root, split, **options_of.get(data.source, {}))
 
 
 def load_classifier(config: Config, workdir: Path) -> Network:
@@ -77,10 +83,8 @@ def load_classifier(config: Config, workdir: Path) -> Network:
         ConfigError: there is neither.
     """
     net = config.network
-    if (workdir / 'checkpoints').exists():
-        num_classes = open_split(config, 'train').num_classes
-        if network := trained_network(config, num_classes, workdir):
-            return network
+    if network := trained_network(config, lambda: open_split(config, 'train'), workdir):
+        return network
     if not net.weights:
         raise ConfigError(
             f'no classifier to localize with: {workdir} holds no checkpoint and '

@@ -19,13 +19,21 @@ from wsol_jax.config import Config, ConfigError, flatten
 # Folder of computed results: (what is in it once an epoch or a batch is done, the groups of
 # settings that it depends on).
 _RESULTS = {
-    'checkpoints': ('[0-9]*', ('seed', 'data', 'network', 'train')),
-    'maps': ('*/status/0', ('seed', 'data', 'network', 'train', 'localize')),
+    'checkpoints': ('*/[0-9]*', ('seed', 'data', 'augment', 'network', 'train')),
+    'maps': ('*/status/0', ('seed', 'data', 'augment', 'network', 'train', 'localize')),
 }
 # Changes which maps are scored, not what they are.
 _SCORES_ONLY = ('localize.splits',)
 # Of no effect on what is kept: these may change between runs in one workdir.
-_FREE = ('stages', 'data.workers', 'localize.batch_size', 'train.log_every', 'report.images')
+_FREE = (
+    'stages',
+    'parallel',
+    'data.workers',
+    'localize.batch_size',
+    'train.log_every',
+    'train.checkpoint_every',
+    'report.images',
+)
 _PACKAGES = (
     'jax',
     'jaxlib',
@@ -152,13 +160,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class ProgressLog:
-    """Appends rows to progress.csv: what was done, and how fast."""
+    """Appends rows to progress.csv, and for TensorBoard: what was done, and how fast.
+
+    TensorBoard's files need tensorboardX (`pip install 'wsol_jax[tensorboard]'`).
+    """
 
     COLUMNS = ('stage', 'split', 'step', 'loss', 'accuracy', 'images_per_second')
 
     def __init__(self, workdir: Path):
         self._path = workdir / 'progress.csv'
         self._clock = time.perf_counter()
+        self._board = _tensorboard(workdir / 'tensorboard')
+
+    def forget(self, stage: str, after: int) -> None:
+        """Drops rows of a stage beyond a step: a run that goes on from there writes them again."""
+        rows = read_csv(self._path)
+        kept = [r for r in rows if r['stage'] != stage or int(r['step']) <= after]
+        if len(kept) < len(rows):
+            write_csv(self._path, self.COLUMNS, [list(r.values()) for r in kept])
 
     def row(self, stage: str, split: str, step: int, images: int, **values: float) -> None:
         """Appends a row; `images` were processed since the last one."""
@@ -172,3 +191,15 @@ class ProgressLog:
                 writer.writerow(self.COLUMNS)
             numbers = [f'{values[c]:.6g}' if c in values else '' for c in self.COLUMNS[3:]]
             writer.writerow([stage, split, step, *numbers])
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(f'{stage}/{split}/{name}', value, step)
+            self._board.flush()
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))

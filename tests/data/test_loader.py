@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import Listed
 
+from wsol_jax.config import AugmentConfig
 from wsol_jax.data import (
     DataError,
     Record,
@@ -15,6 +16,7 @@ from wsol_jax.data import (
     resize_image,
     training_batches,
 )
+from wsol_jax.data.augment import augment
 
 SIZE = 28
 MARGIN = 4
@@ -89,8 +91,24 @@ def test_broken_image_is_reported_and_harms_no_other(source):
 
 
 def test_broken_image_stops_training_by_name(source):
-    with pytest.raises(DataError, match=r'broken.png: not an image'):
+    with pytest.raises(DataError) as error:
         list(training_batches(broken(source, 7), SIZE, 23, seed=0, epoch=0))
+    assert str(error.value) == (
+        "broken.png: not an image that can be decoded; 'python -m wsol_jax.data check DIR' "
+        'lists all that is wrong with a data set'
+    )
+
+
+def test_unlabelled_image_stops_training_by_name(source, tmp_path):
+    (tmp_path / 'image.png').write_bytes(source[3].image)
+    for image, name in (
+        (source[3].image, 'train/00003.png'),
+        (tmp_path / 'image.png', 'image.png'),
+    ):
+        records = list(source)
+        records[3] = replace(source[3], image=image, labels=())
+        with pytest.raises(DataError, match=f'{name}: has no label; .* check DIR'):
+            list(training_batches(Listed(records), SIZE, 5, seed=0, epoch=0))
 
 
 def threads():
@@ -115,13 +133,59 @@ def test_worker_processes_give_the_same_batches(source):
             np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
 
 
-def test_training_epoch_is_shuffled_and_drops_the_incomplete_batch(source):
+def test_training_epoch_is_shuffled_and_whole(source):
     batches = list(training_batches(source, SIZE, 5, seed=1, epoch=0))
-    index = np.concatenate([batch.index for batch in batches])
-    assert index.shape == (20,) and len(set(index.tolist())) == 20
-    assert index.tolist() != sorted(index.tolist())
-    assert all(batch.valid.all() and not batch.errors for batch in batches)
+    index = np.concatenate([batch.index[batch.valid] for batch in batches])
+    assert sorted(index.tolist()) == list(range(23)) != index.tolist()
     assert all((batch.labels == batch.index % 6).all() for batch in batches)
+    assert all(batch.valid.all() for batch in batches[:-1])
+
+
+@pytest.mark.parametrize('batch_size', [5, 7, 22, 24, 60])
+def test_last_training_batch_is_filled_up_with_the_first_images(source, batch_size):
+    batches = list(training_batches(source, SIZE, batch_size, seed=1, epoch=0))
+    assert len(batches) == -(-23 // batch_size)
+    index = np.concatenate([batch.index for batch in batches])
+    valid = np.concatenate([batch.valid for batch in batches])
+    np.testing.assert_array_equal(valid, np.arange(len(index)) < 23)
+    np.testing.assert_array_equal(index, index[np.arange(len(index)) % 23])
+    images = np.concatenate([batch.images for batch in batches])
+    np.testing.assert_array_equal(images, images[np.arange(len(index)) % 23])
+    assert all((batch.labels == batch.index % 6).all() for batch in batches)
+
+
+class Counted(Listed):
+    """Remembers which images were asked for."""
+
+    def __init__(self, records):
+        super().__init__(records)
+        self.asked = set()
+
+    def __getitem__(self, index):
+        self.asked.add(index)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize('start', [0, 1, 4, 5])
+def test_an_interrupted_epoch_goes_on_exactly(source, start):
+    whole = list(training_batches(source, SIZE, 5, seed=1, epoch=2))
+    counted = Counted(source)
+    rest = list(training_batches(counted, SIZE, 5, seed=1, epoch=2, start=start))
+    assert len(rest) == 5 - start
+    for one, two in zip(whole[start:], rest, strict=True):
+        for field in ('images', 'labels', 'index', 'valid'):
+            np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
+    assert counted.asked == {int(k) for batch in rest for k in batch.index}
+
+
+def test_the_augmentation_is_chosen(source):
+    """Each image draws from (seed, epoch, index), in worker processes too."""
+    setting = AugmentConfig(crop='resized', flip=False, jitter=0.3)
+    for k, (image, _) in by_index(
+        training_batches(source, SIZE, 8, seed=4, epoch=1, workers=1, setting=setting)
+    ).items():
+        rng = np.random.default_rng([4, 1, k, 1])
+        np.testing.assert_array_equal(image, augment(decode_image(source[k]), SIZE, setting, rng))
 
 
 def test_training_is_determined_by_seed_epoch_and_index(source):
@@ -153,8 +217,3 @@ def test_augmentation_is_a_crop_and_a_flip_of_the_squashed_image(source):
             seen.add(found[0])
     tops, lefts, flips = map(set, zip(*seen, strict=True))
     assert tops == lefts == set(range(MARGIN + 1)) and flips == {1, -1}
-
-
-def test_too_few_training_images_are_named(source):
-    with pytest.raises(DataError, match='23 training images do not fill one batch of 24'):
-        next(training_batches(source, SIZE, 24, 0, 0))

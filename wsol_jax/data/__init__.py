@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from wsol_jax.data.check import Report, check_folder, check_training
+from wsol_jax.data.class_folder import ClassFolder
 from wsol_jax.data.folders import ImageFolder, WsolFolder
 from wsol_jax.data.loader import Batch, evaluation_batches, training_batches
 from wsol_jax.data.records import (
@@ -17,17 +19,23 @@ from wsol_jax.data.records import (
     stored_size,
 )
 from wsol_jax.data.shapes import Shapes
+from wsol_jax.data.tfds import TfdsSource
 from wsol_jax.names import unknown_name
 
 __all__ = [
     'BadImage',
     'Batch',
+    'ClassFolder',
     'DataError',
     'ImageFolder',
     'Record',
+    'Report',
     'Shapes',
     'Source',
+    'TfdsSource',
     'WsolFolder',
+    'check_folder',
+    'check_training',
     'decode_image',
     'decode_mask',
     'evaluation_batches',
@@ -40,18 +48,21 @@ __all__ = [
 _SOURCES: dict[str, Callable[..., Source]] = {
     'shapes': lambda root, split, **options: Shapes(split, **options),
     'wsol_folder': WsolFolder,
+    'class_folder': ClassFolder,
+    'tfds': lambda root, split, name='': TfdsSource(name, root, split),
     'image_folder': lambda root, split, **options: ImageFolder(root, **options),
 }
 
 
-def open_source(name: str, root: str | Path, split: str, **options: Any) -> Source:
+def open_source(name: str, root: str | Path, split: str, /, **options: Any) -> Source:
     """Open a data set by name.
 
     Args:
-        name: 'shapes' (generated; takes no root), 'wsol_folder' or 'image_folder' (has no split).
-        root: folder of the data set.
+        name: 'shapes' (generated; takes no root), 'wsol_folder', 'class_folder', 'tfds' or
+            'image_folder' (has no split).
+        root: folder of the data set; for 'tfds' its data_dir.
         split: which part of it.
-        **options: further arguments of `Shapes` or `WsolFolder`.
+        **options: further arguments of `Shapes`, `WsolFolder` or `TfdsSource`.
 
     Raises:
         DataError: the name is unknown, or the data are wrong.

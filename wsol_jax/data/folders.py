@@ -76,15 +76,8 @@ class ImageFolder:
     num_classes = 0
 
     def __init__(self, root: str | Path) -> None:
-        root = Path(root)
-        if not root.is_dir():
-            raise DataError(f'{root}: no such folder')
-        files = (path for path in root.rglob('*') if path.suffix.lower() in IMAGE_EXTENSIONS)
-        by_id = {path.relative_to(root).as_posix(): path for path in files if path.is_file()}
-        if not by_id:
-            endings = ', '.join(sorted(IMAGE_EXTENSIONS))
-            raise DataError(f'{root}: holds no image (looked for {endings})')
-        self._records = [Record(name, by_id[name], (), None) for name in sorted(by_id)]
+        files = image_files(Path(root))
+        self._records = [Record(name, file, (), None) for name, file in files.items()]
 
     def class_name(self, label: int) -> str:
         """Return the number itself: a plain folder names no classes."""
@@ -95,6 +88,22 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> Record:
         return self._records[index]
+
+
+def image_files(root: Path) -> dict[str, Path]:
+    """Every image below a folder, by its posix path relative to it, sorted.
+
+    Raises:
+        DataError: the folder is missing or holds no image.
+    """
+    if not root.is_dir():
+        raise DataError(f'{root}: no such folder')
+    files = (path for path in root.rglob('*') if path.suffix.lower() in IMAGE_EXTENSIONS)
+    by_id = {path.relative_to(root).as_posix(): path for path in files if path.is_file()}
+    if not by_id:
+        endings = ', '.join(sorted(IMAGE_EXTENSIONS))
+        raise DataError(f'{root}: holds no image (looked for {endings})')
+    return dict(sorted(by_id.items()))
 
 
 def _split_folder(root: Path, split: str) -> Path:

@@ -1,8 +1,9 @@
 """Batches of decoded images from any source, read ahead by grain."""
 
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -12,10 +13,13 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
+from wsol_jax.config import AugmentConfig
+from wsol_jax.data.augment import augment
 from wsol_jax.data.records import BadImage, DataError, Pixels, Source, decode_image, resize_image
 
 THREADS = 8
-_FLIP = 0.5
+_AUGMENT = AugmentConfig()
+_ADVICE = "'python -m wsol_jax.data check DIR' lists all that is wrong with a data set"
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,11 @@ class Batch:
     """A batch of B images of s x s pixels.
 
     Attributes:
-        images: uint8 RGB [B, s, s, 3]; zeros where not valid.
+        images: uint8 RGB [B, s, s, 3].
         labels: int32 [B], the first label of each image; -1 for none and for padding.
         index: int64 [B], position of each image in the source; -1 for padding.
-        valid: bool [B], False for padding and for images that did not decode.
+        valid: bool [B], False for what must not count: padding (zeros; in training, images of the
+            same epoch once more, with their labels and positions) and images that did not decode.
         errors: why an image did not decode, by its position in the source.
     """
 
@@ -71,29 +76,53 @@ def evaluation_batches(
 
 
 def training_batches(
-    source: Source, size: int, batch_size: int, seed: int, epoch: int, workers: int = 0
+    source: Source,
+    size: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    workers: int = 0,
+    setting: AugmentConfig = _AUGMENT,
+    start: int = 0,
 ) -> Iterator[Batch]:
-    """One shuffled, augmented epoch without its last incomplete batch.
+    """One shuffled, augmented epoch: every image once, in ceil(images / batch_size) batches.
 
-    The order depends on (seed, epoch); the augmentation of an image on (seed, epoch, index) only:
-    the whole image is squashed to (size + margin)^2, cropped at random to size^2 and flipped with
-    probability 1/2. The margin is size / 7, the published 256 / 224.
+    The order depends on (seed, epoch); the augmentation of an image on (seed, epoch, index) only.
+    The last batch is filled up with the first images of the same order, their `valid` being False:
+    batch normalization sees real images, the loss leaves them out.
+
+    Args:
+        source: the data set.
+        size: side of the images in pixels.
+        batch_size: images in a batch.
+        seed: of the experiment.
+        epoch: which pass over the data.
+        workers: as in `evaluation_batches`.
+        setting: the augmentation.
+        start: batches to leave out; the others are those of the whole epoch.
 
     Raises:
-        DataError: the source holds fewer images than a batch, or an image does not decode.
+        DataError: an image does not decode, or has no label.
     """
-    if len(source) < batch_size:
-        raise DataError(f'{len(source)} training images do not fill one batch of {batch_size}')
-    order = np.random.default_rng([seed, epoch]).permutation(len(source)).tolist()
-    order = order[: len(order) // batch_size * batch_size]
-    augment = partial(_augment, size, seed, epoch)
-    items = _read_ahead(order, partial(_load, source, augment), batch_size, workers)
+    order = np.random.default_rng([seed, epoch]).permutation(len(source))
+    filled = np.resize(order, math.ceil(len(order) / batch_size) * batch_size)
+    rest = filled[start * batch_size :].tolist()
+    transform = partial(_augment, size, setting, seed, epoch)
+    items = _read_ahead(rest, partial(_load, source, transform), batch_size, workers)
     with closing(items):
-        while chunk := list(islice(items, batch_size)):
-            batch = _collate(chunk, size, batch_size)
-            if batch.errors:
-                raise DataError(next(iter(batch.errors.values())))
-            yield batch
+        for first in range(start * batch_size, len(filled), batch_size):
+            batch = _collate(list(islice(items, batch_size)), size, batch_size)
+            _check_usable(source, batch)
+            yield replace(batch, valid=first + np.arange(batch_size) < len(order))
+
+
+def _check_usable(source: Source, batch: Batch) -> None:
+    for error in batch.errors.values():
+        raise DataError(f'{error}; {_ADVICE}')
+    for index in batch.index[batch.labels < 0]:
+        record = source[int(index)]
+        name = record.image_id if isinstance(record.image, bytes) else record.image
+        raise DataError(f'{name}: has no label; {_ADVICE}')
 
 
 def _read_ahead(
@@ -123,14 +152,11 @@ def _squash(size: int, image: Pixels, index: int) -> Pixels:
     return resize_image(image, (size, size))
 
 
-def _augment(size: int, seed: int, epoch: int, image: Pixels, index: int) -> Pixels:
+def _augment(
+    size: int, setting: AugmentConfig, seed: int, epoch: int, image: Pixels, index: int
+) -> Pixels:
     # The trailing 1 keeps this stream apart from the shuffle's: zeros at the end change nothing.
-    rng = np.random.default_rng([seed, epoch, index, 1])
-    margin = round(size / 7)
-    image = resize_image(image, (size + margin, size + margin))
-    top, left = rng.integers(0, margin, size=2, endpoint=True)
-    image = image[top : top + size, left : left + size]
-    return image[:, ::-1] if rng.random() < _FLIP else image
+    return augment(image, size, setting, np.random.default_rng([seed, epoch, index, 1]))
 
 
 def _collate(items: list[_Item], size: int, batch_size: int) -> Batch:

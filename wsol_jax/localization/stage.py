@@ -1,6 +1,6 @@
 """The stage `localize`: raw maps of whole splits into the workdir."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,15 +13,17 @@ from wsol_jax.data import Batch, Record, Source, evaluation_batches
 from wsol_jax.localization.localize import MapPlan, check_gradients, compute_maps, make_plan
 from wsol_jax.localization.store import DONE, SKIPPED, TOP, Key, MapStore
 from wsol_jax.models import Network
-from wsol_jax.parallel import data_mesh, replicate, round_up, shard_batch
+from wsol_jax.parallel import local_devices, one_ahead
 from wsol_jax.workdir import ProgressLog
+
+_PREDICTED = ('top1', 'top5')
 
 
 class _Outputs(NamedTuple):
-    logits: jax.Array
-    classes: jax.Array
-    maps: dict[Key, jax.Array]
-    dead: dict[str, jax.Array]
+    logits: Any
+    classes: Any
+    maps: dict[Key, Any]
+    dead: dict[str, Any]
 
 
 def plan_of(setting: LocalizeConfig, network: Network) -> MapPlan:
@@ -67,26 +69,32 @@ def localize_split(
     setting = config.localize
     plan = plan_of(setting, network)
     _check_target(setting.classes, network, source)
-    mesh = data_mesh()
-    batch_size = round_up(min(setting.batch_size, len(source)), mesh)
+    devices = local_devices(config.parallel)
+    batch_size = devices.round_up(min(setting.batch_size, len(source)))
     size = config.network.input_size or network.input_size
     store = _open_store(
         setting.classes, network, plan, source, size, batch_size, workdir / 'maps' / split
     )
     pending = store.pending()
-    state = replicate(network.state, mesh)
+    state = devices.replicate(network.state)
+    predicted = setting.classes if setting.classes in _PREDICTED else None
+
+    @devices.compile
+    def program(state, images, classes):
+        arguments = (network.apply, network.preprocessing, plan, state, images, predicted, classes)
+        return _Outputs(*compute_maps(*arguments))
+
     reader = evaluation_batches(source, size, batch_size, pending.tolist(), config.data.workers)
     progress = tqdm(total=len(pending), desc=f'localize {split}', unit='image', disable=None)
     log = ProgressLog(workdir)
 
     def launch(batch: Batch) -> tuple[Batch, _Outputs]:
-        predicted, classes = _classes_of(setting.classes, batch)
-        images, classes = shard_batch((batch.images, classes), mesh)
-        arguments = (network.apply, network.preprocessing, plan, state, images, predicted, classes)
-        return batch, _Outputs(*compute_maps(*arguments))
+        classes = _classes_of(setting.classes, batch)
+        return batch, program(state, *devices.shard((batch.images, classes)))
 
     with progress:
-        for step, (batch, outputs) in enumerate(_one_ahead(map(launch, reader))):
+        for step, (batch, launched) in enumerate(one_ahead(map(launch, reader))):
+            outputs = devices.gather(launched)
             if step == 0:
                 check_gradients(outputs.dead, batch.valid)
             _store(store, source, batch, outputs)
@@ -96,19 +104,9 @@ def localize_split(
     return store
 
 
-def _one_ahead(results: Iterator) -> Iterator:
-    """Yields with one more already launched, so that the device computes while the host writes."""
-    previous = next(results, None)
-    for current in results:
-        yield previous
-        previous = current
-    if previous is not None:
-        yield previous
-
-
 def _open_store(target, network, plan: MapPlan, source, size, batch_size, folder) -> MapStore:
     def shapes(images, classes):
-        predicted = target if target in ('top1', 'top5') else None
+        predicted = target if target in _PREDICTED else None
         arguments = (network.apply, network.preprocessing, plan, network.state)
         return compute_maps(*arguments, images, predicted, classes)
 
@@ -126,19 +124,19 @@ def _open_store(target, network, plan: MapPlan, source, size, batch_size, folder
 
 
 def _classes_of(target: str, batch: Batch):
-    """(predicted, classes [B,1]) for `compute_maps`; padding asks for class 0."""
-    if target in ('top1', 'top5'):
-        return target, None
+    """Classes [B,1] for `compute_maps`, None where they are predicted; padding asks for class 0."""
+    if target in _PREDICTED:
+        return None
     if target == 'ground_truth':
-        return None, np.maximum(batch.labels, 0)[:, None]
-    return None, np.full((len(batch.labels), 1), int(target), np.int32)
+        return np.maximum(batch.labels, 0)[:, None]
+    return np.full((len(batch.labels), 1), int(target), np.int32)
 
 
 def _check_target(target: str, network: Network, source: Source) -> None:
     if target == 'ground_truth':
         for i in range(len(source)):
             _check_label(source[i], network)
-    elif target not in ('top1', 'top5') and not (
+    elif target not in _PREDICTED and not (
         target.isdecimal() and int(target) < network.num_classes
     ):
         raise ConfigError(
@@ -163,14 +161,13 @@ def _check_label(record: Record, network: Network) -> None:
 def _store(store: MapStore, source: Source, batch: Batch, outputs: _Outputs) -> None:
     real = batch.index >= 0
     index = batch.index[real]
-    classes, logits = np.asarray(outputs.classes), np.asarray(outputs.logits, np.float64)
-    facts = _facts(logits, classes)
+    facts = _facts(outputs.logits.astype(np.float64), outputs.classes)
     store.skip({source[i].image_id: reason for i, reason in batch.errors.items()})
     store.write(
         index,
         np.where(batch.valid[real], DONE, SKIPPED),
         {name: value[real] for name, value in facts.items()},
-        {key: np.asarray(m)[real] for key, m in outputs.maps.items()},
+        {key: m[real] for key, m in outputs.maps.items()},
     )
 
 

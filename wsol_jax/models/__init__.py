@@ -1,7 +1,14 @@
 """Networks that show their endpoints, and their weights."""
 
 from wsol_jax.models.network import Network, Preprocessing
-from wsol_jax.models.zoo import NETWORKS, as_network, build, load_module, load_network
+from wsol_jax.models.zoo import (
+    NETWORKS,
+    as_network,
+    build,
+    fill_module,
+    load_module,
+    load_network,
+)
 
 __all__ = [
     'NETWORKS',
@@ -9,6 +16,7 @@ __all__ = [
     'Preprocessing',
     'as_network',
     'build',
+    'fill_module',
     'load_module',
     'load_network',
 ]

@@ -10,6 +10,7 @@ from flax import nnx
 
 from wsol_jax.models.layers import (
     ConvNorm,
+    Dropout,
     Endpoints,
     Pads,
     Perturbations,
@@ -167,7 +168,9 @@ class InceptionV3(nnx.Module):
         self.Mixed_6f = conv(width, ADDED, 3, kernel_init=glorot_uniform, rngs=rngs)
         self.Mixed_6g = conv(ADDED, ADDED, 3, kernel_init=glorot_uniform, rngs=rngs)
         self.fc = nnx.Linear(ADDED, num_classes, kernel_init=glorot_uniform, rngs=rngs)
-        self.dropout = nnx.Dropout(DROPOUT, rngs=rngs)
+        self.dropout_6e = Dropout(DROPOUT, rngs=rngs)
+        self.dropout_6f = Dropout(DROPOUT, rngs=rngs)
+        self.dropout_pool = Dropout(DROPOUT, rngs=rngs)
 
     def __call__(
         self, inputs: jax.Array, perturb: Perturbations | None = None
@@ -177,9 +180,9 @@ class InceptionV3(nnx.Module):
         x = self._stem(inputs)
         for name in BLOCKS:
             x = getattr(self, name)(x, name, endpoints)
-        for name in ('Mixed_6f', 'Mixed_6g'):
-            x = endpoints.tap(name, nnx.relu(getattr(self, name)(self.dropout(x))))
-        return self.fc(self.dropout(global_average_pool(x))), endpoints.finish()
+        x = endpoints.tap('Mixed_6f', nnx.relu(self.Mixed_6f(self.dropout_6e(x))))
+        x = endpoints.tap('Mixed_6g', nnx.relu(self.Mixed_6g(self.dropout_6f(x))))
+        return self.fc(self.dropout_pool(global_average_pool(x))), endpoints.finish()
 
     def _stem(self, x: jax.Array) -> jax.Array:
         for name, *conv_row in STEM:

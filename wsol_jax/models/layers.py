@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.custom_derivatives import SymbolicZero
 
 from wsol_jax.names import unknown_name
 
@@ -82,8 +83,71 @@ def conv(
         padding=padding,
         use_bias=use_bias,
         kernel_init=kernel_init,
+        conv_general_dilated=convolve,
         rngs=rngs,
     )
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Pads, **how: Any
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated` with a weight gradient that is fast on a CPU.
+
+    There XLA computes the gradient of the kernel as a convolution with a window as large as the
+    image, four times slower than one matrix product for each position of the kernel.
+
+    Args:
+        x: [B,H,W,K].
+        kernel: [h,w,K,K'].
+        strides: of both axes.
+        padding: of both axes.
+        **how: the other arguments; neither dilated nor grouped.
+    """
+
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **how)
+
+    if jax.default_backend() != 'cpu':
+        return plain(x, kernel)
+
+    def tangent(primals, tangents):
+        (x, kernel), (dx, dkernel) = primals, tangents
+        terms = [] if isinstance(dx, SymbolicZero) else [plain(dx, kernel)]
+        if not isinstance(dkernel, SymbolicZero):
+            views = _views(x, kernel.shape[:2], strides, padding, fill=0.0)
+            weights = dkernel.reshape(-1, *kernel.shape[2:])
+            terms += [view @ w for view, w in zip(views, weights, strict=True)]
+        return plain(x, kernel), sum(terms[1:], terms[0])
+
+    # A JVP rule, not a VJP: second derivatives and forward mode go on working.
+    fast = jax.custom_jvp(plain)
+    fast.defjvp(tangent, symbolic_zeros=True)
+    return fast(x, kernel)
+
+
+class Dropout(nnx.Module):
+    """Dropout (Srivastava et al., JMLR 2014) with a key of its own for every image.
+
+    Which values an image loses does not depend on how a batch is split over devices or steps.
+
+    Attributes:
+        key: one key, or one for each image [B].
+        deterministic: pass everything through, as in inference.
+    """
+
+    def __init__(self, rate: float, *, rngs: nnx.Rngs):
+        self.rate = rate
+        self.deterministic = False
+        self.key = nnx.RngKey(rngs.dropout(), tag='dropout')
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B,...] -> [B,...]; what is kept is scaled by 1 / (1 - rate)."""
+        if self.deterministic:
+            return x
+        keys = self.key[...]
+        keys = keys if keys.ndim else jax.random.split(keys, len(x))
+        kept = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, x.shape[1:]))(keys)
+        return jnp.where(kept, x / (1 - self.rate), 0)
 
 
 class ConvNorm(nnx.Module):
@@ -152,7 +216,8 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: Pads) -> jax.Array
     A chain of selections, because the gradient of XLA's own max pooling (select and scatter)
     is three to twenty times slower on a CPU.
     """
-    best, *others = _views(x, window, stride, padding, fill=-jnp.inf)
+    sides, strides = (window, window), (stride, stride)
+    best, *others = _views(x, sides, strides, padding, fill=-jnp.inf)
     for view in others:
         best = jnp.where((view > best) | jnp.isnan(view), view, best)
     return best
@@ -182,22 +247,24 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         stride: of both axes.
     """
     weights = kernel.reshape(-1, kernel.shape[-1])
-    views = _views(x, len(kernel), stride, 'SAME', fill=0.0)
+    views = _views(x, kernel.shape[:2], (stride, stride), 'SAME', fill=0.0)
     return sum((v * w for v, w in zip(views, weights, strict=True)), jnp.zeros((), x.dtype))
 
 
 def _views(
-    x: jax.Array, window: int, stride: int, padding: Pads, fill: float
+    x: jax.Array, sides: Sequence[int], strides: Sequence[int], padding: Pads, fill: float
 ) -> Iterator[jax.Array]:
-    """What each position of a sliding window sees, row by row: window**2 of [B,H',W',K]."""
+    """What each position of a sliding window sees, row by row: each [B,H',W',K]."""
     if isinstance(padding, str):
-        sides, strides = (window, window), (stride, stride)
         padding = jax.lax.padtype_to_pads(x.shape[1:3], sides, strides, padding)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=fill)
-    height, width = ((length - window) // stride * stride + 1 for length in x.shape[1:3])
-    for i in range(window):
-        for j in range(window):
-            yield x[:, i : i + height : stride, j : j + width : stride]
+    height, width = (
+        (length - side) // stride * stride + 1
+        for length, side, stride in zip(x.shape[1:3], sides, strides, strict=True)
+    )
+    for i in range(sides[0]):
+        for j in range(sides[1]):
+            yield x[:, i : i + height : strides[0], j : j + width : strides[1]]
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:

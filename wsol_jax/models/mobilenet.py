@@ -46,7 +46,8 @@ class DepthwiseConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B,H,W,K] -> [B,H',W',K]."""
-        return depthwise_conv(x, self.kernel[...], self.stride) + self.bias[...]
+        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
+        return depthwise_conv(x, kernel, self.stride) + bias
 
 
 class MobileNetV1(nnx.Module):

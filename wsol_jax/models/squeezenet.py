@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wsol_jax.models.layers import (
+    Dropout,
     Endpoints,
     Perturbations,
     conv,
@@ -61,7 +62,7 @@ class SqueezeNet(nnx.Module):
         for name, (_, squeeze, expand, _) in FIRES.items():
             setattr(self, name, Fire(width, squeeze, expand, rngs=rngs))
             width = 2 * expand
-        self.dropout = nnx.Dropout(DROPOUT, rngs=rngs)
+        self.dropout = Dropout(DROPOUT, rngs=rngs)
         self.conv10 = conv(width, num_classes, 1, rngs=rngs)
 
     def __call__(

@@ -1,4 +1,4 @@
-"""Weights under torchvision's names into Flax NNX modules."""
+"""Weights by name, torchvision's or our own, into Flax NNX modules."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,15 +82,53 @@ def assign(
         WeightsError: a tensor is missing, left over or of another shape. The first line
             sums up, the other lines list every one.
     """
+    wanted = _named(module)
+    renamed = {
+        key: (_module_name(key, table, wanted), tensor)
+        for key, tensor in tensors.items()
+        if not key.endswith(IGNORED)
+    }
+    values = {
+        key: (name, tensor if name is None else _to_flax(tensor, len(wanted[name].shape)))
+        for key, (name, tensor) in renamed.items()
+    }
+    return _fill(module, values, path, head, strict)
+
+
+def assign_named(
+    module: nnx.Module,
+    values: Mapping[str, np.ndarray],
+    path: str | Path,
+    head: str,
+    strict: bool = True,
+) -> list[str]:
+    """`assign` for values under the module's own dotted names and in its own layout."""
+    wanted = _named(module)
+    named = {key: (key if key in wanted else None, value) for key, value in values.items()}
+    return _fill(module, named, path, head, strict)
+
+
+def _named(module: nnx.Module) -> dict[str, Any]:
+    """The weights and batch statistics of a module by dotted name."""
     state = nnx.state(module, (nnx.Param, nnx.BatchStat))
-    wanted = {'.'.join(map(str, keys)): leaf for keys, leaf in nnx.to_flat_state(state)}
-    fit, problems = _match(tensors, {name: leaf.shape for name, leaf in wanted.items()}, table)
+    return {'.'.join(map(str, keys)): leaf for keys, leaf in nnx.to_flat_state(state)}
+
+
+def _fill(
+    module: nnx.Module,
+    values: Mapping[str, tuple[str | None, np.ndarray]],
+    path: str | Path,
+    head: str,
+    strict: bool,
+) -> list[str]:
+    """Sets what fits; `values` are {key for messages: (the module's name or None, value)}."""
+    wanted = _named(module)
+    fit, problems = _match(values, {name: leaf.shape for name, leaf in wanted.items()})
     fatal = problems if strict else problems.outside(head)
     if fatal:
         raise WeightsError(fatal.message(path))
     for name, value in fit.items():
         wanted[name].set_value(jnp.asarray(value, wanted[name].dtype))
-    nnx.update(module, state)
     lines = [f'{path}: head keeps its initial value: {line}' for line in problems.lines()]
     for line in lines:
         logging.warning('%s', line)
@@ -143,21 +181,17 @@ def _first(keys: Iterable[str]) -> str:
 
 
 def _match(
-    tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]], table: Table
+    values: Mapping[str, tuple[str | None, np.ndarray]], wanted: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, np.ndarray], _Problems]:
     """The tensors that fit, by the module's names, and what does not."""
     fit: dict[str, np.ndarray] = {}
     problems = _Problems()
     found = set()
-    for key, tensor in tensors.items():
-        if key.endswith(IGNORED):
-            continue
-        name = _module_name(key, table, wanted)
+    for key, (name, value) in values.items():
         if name is None:
             problems.left_over[key] = ''
             continue
         found.add(name)
-        value = _to_flax(tensor, len(wanted[name]))
         if value.shape == wanted[name]:
             fit[name] = value
         else:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from wsol_jax.models import inception, mobilenet, resnet, squeezenet, vgg
 from wsol_jax.models.network import Network, Preprocessing
-from wsol_jax.models.weights import Table, WeightsError, assign, read_tensors
+from wsol_jax.models.weights import Table, WeightsError, assign, assign_named, read_tensors
 from wsol_jax.names import unknown_name
 
 SYMMETRIC = Preprocessing(mean=(128.0, 128.0, 128.0), std=(128.0, 128.0, 128.0))
@@ -162,6 +162,24 @@ def load_module(
         module = nnx.eval_shape(partial(random_module, classes))
         assign(module, tensors, weights, recipe.table, recipe.head)
     return module
+
+
+def fill_module(
+    name: str, module: nnx.Module, values: Mapping[str, np.ndarray], path: str | Path
+) -> None:
+    """Fills a module of `build`, in place, with values under its own dotted names.
+
+    Args:
+        name: one of NETWORKS.
+        module: the network.
+        values: weights and batch statistics; what does not fit the head keeps its initial value
+            and is logged.
+        path: where they come from, for messages.
+
+    Raises:
+        WeightsError: they do not fit beyond the head.
+    """
+    assign_named(module, values, path, _recipe(name).head, strict=False)
 
 
 def as_network(name: str, module: nnx.Module) -> Network:

@@ -1,9 +1,12 @@
 """Checkpoints of the training stage, through orbax."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 
@@ -11,49 +14,105 @@ class TrainState(NamedTuple):
     """What training changes.
 
     Attributes:
+        step: how many updates were made; int32.
         params: nnx state of the weights.
         stats: nnx state of the batch statistics.
-        optimizer: state of the optimizer.
+        optimizer: state of the optimizer; None in what is only evaluated.
+        ema: moving average of `params`, or None.
     """
 
+    step: Any
     params: Any
     stats: Any
     optimizer: Any
+    ema: Any
+
+    def evaluated(self) -> 'TrainState':
+        """What is evaluated: the moving average of the weights where there is one."""
+        return self._replace(params=self.ema or self.params, optimizer=None, ema=None)
 
 
 class Checkpoints:
-    """The newest state of a training run, one item per part, in `workdir/checkpoints`."""
+    """`checkpoints/last`, all that training goes on from, and `checkpoints/best`, weights only.
+
+    Written in the background, each whole or not at all; leaving the context waits for them.
+    """
 
     def __init__(self, workdir: Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager((workdir / 'checkpoints').absolute(), options=options)
+        options = ocp.CheckpointManagerOptions(max_to_keep=1)
+        folder = (workdir / 'checkpoints').absolute()
+        self._managers = {
+            kind: ocp.CheckpointManager(folder / kind, options=options) for kind in ('last', 'best')
+        }
 
-    def epoch(self) -> int:
-        """How many epochs the newest checkpoint has seen; 0 if there is none."""
-        return self._manager.latest_step() or 0
+    def __enter__(self) -> 'Checkpoints':
+        return self
 
-    def save(self, epoch: int, state: TrainState) -> None:
-        """Writes a checkpoint, whole or not at all."""
-        parts = {name: ocp.args.StandardSave(_flat(part)) for name, part in _parts(state)}
-        self._manager.save(epoch, args=ocp.args.Composite(**parts))
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for manager in self._managers.values():
+            manager.close()
 
-    def restore(self, like: TrainState) -> TrainState:
-        """Reads the newest checkpoint into the structure of `like`; a part None is left out."""
-        parts = {name: ocp.args.StandardRestore(_flat(part)) for name, part in _parts(like)}
-        found = self._manager.restore(self.epoch(), args=ocp.args.Composite(**parts))
-        return like._replace(**{name: _like(part, found[name]) for name, part in _parts(like)})
+    def step(self, kind: str = 'last') -> int:
+        """The step of a checkpoint; 0 if there is none."""
+        return self._managers[kind].latest_step() or 0
+
+    def best_accuracy(self) -> float:
+        """Accuracy on val of the best checkpoint; -1 if there is none."""
+        if not self.step('best'):
+            return -1.0
+        return float(self._read('best', {'facts': {'accuracy': np.zeros(())}})['facts']['accuracy'])
+
+    def save(self, state: TrainState) -> None:
+        """Writes the last checkpoint."""
+        self._write('last', int(state.step), _parts(state))
+
+    def save_best(self, state: TrainState, accuracy: float) -> None:
+        """Writes what is evaluated of a state as the best checkpoint."""
+        facts = {'facts': {'accuracy': np.asarray(accuracy)}}
+        self._write('best', int(state.step), _parts(state.evaluated()) | facts)
+
+    def restore(self, like: TrainState, kind: str = 'last') -> TrainState:
+        """Reads a checkpoint into the structure of `like`; a part None is left out."""
+        found = self._read(kind, _parts(like))
+        filled = {
+            name: _like(getattr(like, name), found[name]) for name in _parts(like) if name in found
+        }
+        return like._replace(**filled)
+
+    def weights(self, kind: str) -> dict[str, np.ndarray]:
+        """Weights and batch statistics of a checkpoint by name, such as 'conv1.bn.bias'."""
+        found = self._read(kind, {'params': None, 'stats': None})
+        named = {**found['params'], **found['stats']}
+        return {key.removesuffix('.value'): np.asarray(value) for key, value in named.items()}
+
+    def _write(self, kind: str, step: int, parts: Mapping[str, Any]) -> None:
+        items = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
+        self._managers[kind].save(step, args=ocp.args.Composite(**items))
+
+    def _read(self, kind: str, parts: Mapping[str, Any]) -> Any:
+        items = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
+        return self._managers[kind].restore(self.step(kind), args=ocp.args.Composite(**items))
 
 
-def _parts(state: TrainState) -> list[tuple[str, Any]]:
-    return [(name, part) for name, part in state._asdict().items() if part is not None]
+def _parts(state: TrainState) -> dict[str, dict[str, jax.Array]]:
+    """The parts that are there, each flat: independent of flax's and optax's containers."""
+    parts = {name: part for name, part in state._asdict().items() if part is not None}
+    return {name: _flat(part) for name, part in parts.items()}
 
 
 def _flat(tree: Any) -> dict[str, jax.Array]:
-    """{path: array}: independent of the containers of flax and optax, which change."""
-    return {
-        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _like(tree: Any, flat: dict[str, jax.Array]) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda p, _: flat[jax.tree_util.keystr(p)], tree)
+def _like(tree: Any, flat: Mapping[str, jax.Array]) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: flat[_key(path)], tree)
+
+
+def _key(path: Any) -> str:
+    """'conv1.bn.bias.value', 'value' for a bare array."""
+    return jax.tree_util.keystr(path, simple=True, separator='.') or 'value'

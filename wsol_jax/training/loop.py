@@ -1,34 +1,30 @@
-"""The stage `train`: one loop, a checkpoint an epoch, resumable at epochs."""
+"""The stage `train`: one loop, resumable at any checkpoint with the same end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from tqdm import tqdm
 
-from wsol_jax.config import Config, ConfigError
-from wsol_jax.data import Source, evaluation_batches, training_batches
-from wsol_jax.models import Network, as_network, build, load_module
-from wsol_jax.parallel import data_mesh, replicate, round_up, shard_batch
-from wsol_jax.training.checkpoints import Checkpoints, TrainState
-from wsol_jax.training.optimizer import make_optimizer
+from wsol_jax.config import Config, ConfigError, TrainConfig
+from wsol_jax.data import Batch, Source, evaluation_batches, training_batches
+from wsol_jax.models import Network, as_network, build, fill_module, load_module
+from wsol_jax.parallel import Devices, local_devices, one_ahead
+from wsol_jax.training.checkpoints import Checkpoints
+from wsol_jax.training.step import Program, Shard, Sums, make_program
 from wsol_jax.workdir import ProgressLog
 
 
-class _Program(NamedTuple):
-    """The compiled steps of one network."""
-
-    step: Callable[..., tuple[TrainState, Any, jax.Array, jax.Array]]
-    predict: Callable[..., jax.Array]
-
-
 def train(config: Config, train_source: Source, val_source: Source, workdir: Path) -> None:
-    """Trains from the newest checkpoint, or from the start, to the last epoch.
+    """Trains from the last checkpoint, or from the start, to the last epoch.
+
+    Interrupted, it goes on from its last checkpoint: order, augmentation and dropout of the images
+    depend on the seed and the step only, so it ends as if it had not been interrupted.
 
     Args:
         config: the experiment.
@@ -37,46 +33,156 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
         workdir: for checkpoints and progress.csv.
 
     Raises:
-        ConfigError: the labels do not fit the network.
-        FloatingPointError: the loss is not finite; the last checkpoint stays.
-        DataError: an image cannot be read, or there are fewer than a batch.
+        ConfigError: the labels do not fit the network, or a setting the parameters.
+        FloatingPointError: the loss or a weight is not finite; the last checkpoint stays.
+        DataError: an image cannot be read.
     """
-    checkpoints = Checkpoints(workdir)
-    done, setting = checkpoints.epoch(), config.train
-    if done >= setting.epochs:
-        return
-    mesh = data_mesh()
-    batch_size = round_up(setting.batch_size, mesh)
-    steps = len(train_source) // batch_size
-    module = _initial_module(config, train_source)
-    graph, params, stats, rng = _split(module)
-    optimizer = make_optimizer(setting, setting.epochs * max(steps, 1))
-    state = TrainState(params, stats, optimizer.init(params))
-    state = replicate(checkpoints.restore(state) if done else state, mesh)
-    network = as_network(config.network.name, module)
-    size = config.network.input_size or network.input_size
-    program = _compile(graph, optimizer, network)
-    log = ProgressLog(workdir)
-    total = setting.epochs * steps
-    with tqdm(total=total, initial=done * steps, desc='train', disable=None) as bar:
-        for epoch in range(done, setting.epochs):
-            keys = replicate(_epoch_keys(rng, epoch), mesh)
-            batches = training_batches(
-                train_source, size, batch_size, config.seed, epoch, config.data.workers
+    epoch_steps = steps_per_epoch(config.train, train_source)
+    total = config.train.epochs * epoch_steps
+    with Checkpoints(workdir) as checkpoints:
+        if checkpoints.step() >= total:
+            return
+        module = _initial_module(config, train_source)
+        network = as_network(config.network.name, module)
+        devices = local_devices(config.parallel)
+        program = make_program(config.train, module, network, devices, total, epoch_steps)
+        run = _Run(config, devices, program, checkpoints, workdir, epoch_steps)
+        run.to_the_end(train_source, val_source, config.network.input_size or network.input_size)
+
+
+def steps_per_epoch(setting: TrainConfig, source: Source) -> int:
+    """How many batches hold every image once; the last one is filled up."""
+    return -(-len(source) // setting.batch_size)
+
+
+class _Run:
+    """The state of a training and where it is kept."""
+
+    def __init__(
+        self,
+        config: Config,
+        devices: Devices,
+        program: Program,
+        checkpoints: Checkpoints,
+        workdir: Path,
+        epoch_steps: int,
+    ):
+        self._config = config
+        self._devices = devices
+        self._program = program
+        self._checkpoints = checkpoints
+        self._epoch_steps = epoch_steps
+        self._step = checkpoints.step()
+        start = program.initial
+        self._state = devices.replicate(checkpoints.restore(start) if self._step else start)
+        self._log = ProgressLog(workdir)
+        self._log.forget('train', after=self._step)
+
+    def to_the_end(self, train_source: Source, val_source: Source, size: int) -> None:
+        """Runs every step that is left, with a checkpoint on the way and after each epoch."""
+        setting = self._config.train
+        total, batch_size = setting.epochs * self._epoch_steps, setting.batch_size
+        bar = {'total': total * batch_size, 'initial': self._step * batch_size, 'unit': 'image'}
+        try:
+            with tqdm(**bar, desc='train', disable=None) as progress:
+                while self._step < total:
+                    self._epoch(train_source, size, progress)
+                    self._end_epoch(val_source, size)
+        except KeyboardInterrupt:
+            if self._step:
+                self._save()
+            raise
+
+    def _epoch(self, source: Source, size: int, progress: tqdm) -> None:
+        """The steps that are left of the epoch."""
+        config, setting = self._config, self._config.train
+        epoch, done = divmod(self._step, self._epoch_steps)
+        batches = training_batches(
+            source,
+            size,
+            setting.batch_size,
+            config.seed,
+            epoch,
+            config.data.workers,
+            config.augment,
+            done,
+        )
+        multiple = self._devices.size * setting.accumulate
+        shards = map(partial(_shard, self._devices, multiple), batches)
+        sums: list[Sums] = []
+        for shard in one_ahead(shards):
+            self._state, more = self._program.step(self._state, shard)
+            self._step += 1
+            sums.append(more)
+            progress.update(setting.batch_size)
+            ends = self._step % self._epoch_steps == 0
+            if ends or self._step % setting.log_every == 0:
+                self._report(sums, progress)
+                sums = []
+            if self._step % setting.checkpoint_every == 0 and not ends:
+                self._save()
+
+    def _end_epoch(self, source: Source, size: int) -> None:
+        accuracy = _accuracy(self._program, self._devices, self._state, source, size, self._config)
+        self._log.row('train', 'val', self._step, len(source), accuracy=accuracy)
+        if accuracy >= self._checkpoints.best_accuracy():
+            self._checkpoints.save_best(self._devices.one(self._state), accuracy)
+        self._save()
+
+    def _save(self) -> None:
+        """Writes the last checkpoint, unless a weight is not finite."""
+        state = self._devices.one(self._state)
+        if not all(jax.tree.leaves(_finite(state.params))):
+            raise FloatingPointError(
+                f'the weights are not finite after step {self._step}; {_LOWER_RATE}'
             )
-            losses, rights = [], []
-            for step, batch in enumerate(batches, epoch * steps + 1):
-                images, labels = shard_batch((batch.images, batch.labels), mesh)
-                state, keys, loss, right = program.step(state, keys, images, labels)
-                losses.append(loss)
-                rights.append(right)
-                bar.update()
-                if step % setting.log_every == 0 or step == (epoch + 1) * steps:
-                    _log(log, bar, step, batch_size, losses, rights)
-                    losses, rights = [], []
-            accuracy = _accuracy(program, state, val_source, size, batch_size)
-            log.row('train', 'val', (epoch + 1) * steps, len(val_source), accuracy=accuracy)
-            checkpoints.save(epoch + 1, state)
+        self._checkpoints.save(state)
+
+    def _report(self, sums: list[Sums], progress: tqdm) -> None:
+        """A row of progress.csv on the steps since the last one."""
+        values = jax.device_get([self._devices.one(s) for s in sums])
+        losses = np.array([s.loss for s in values])
+        if len(wrong := np.flatnonzero(~np.isfinite(losses))):
+            first = self._step - len(losses) + 1 + wrong[0]
+            raise FloatingPointError(
+                f'the training loss is {losses[wrong[0]]} at step {first}; {_LOWER_RATE}'
+            )
+        images = sum(int(s.images) for s in values)
+        loss = float(np.mean(losses))
+        accuracy = 100.0 * sum(int(s.right) for s in values) / images
+        self._log.row('train', 'train', self._step, images, loss=loss, accuracy=accuracy)
+        progress.set_postfix(loss=f'{loss:.3f}', accuracy=f'{accuracy:.1f}')
+
+
+_LOWER_RATE = 'lower config.train.learning_rate'
+_finite = jax.jit(partial(jax.tree.map, lambda x: jnp.all(jnp.isfinite(x))))
+
+
+def _shard(devices: Devices, multiple: int, batch: Batch) -> Shard:
+    """A batch on the devices, filled up with images that do not count where it does not divide."""
+    rows = np.arange(-(-len(batch.labels) // multiple) * multiple)
+    valid = np.resize(batch.valid, len(rows)) & (rows < len(batch.valid))
+    rows = rows % len(batch.valid)
+    index = batch.index[rows].astype(np.int32)
+    return devices.shard(Shard(batch.images[rows], batch.labels[rows], valid, index))
+
+
+def _accuracy(
+    program: Program, devices: Devices, state: Any, source: Source, size: int, config: Config
+) -> float:
+    """Top-1 accuracy in percent."""
+    right = total = 0
+    batch_size = devices.round_up(config.train.batch_size)
+
+    def launch(batch: Batch) -> tuple[Batch, jax.Array]:
+        return batch, program.predict(state, devices.shard(batch.images))
+
+    batches = evaluation_batches(source, size, batch_size, workers=config.data.workers)
+    results: Iterator[tuple[Batch, jax.Array]] = one_ahead(map(launch, batches))
+    for batch, predicted in results:
+        right += int(np.sum((devices.gather(predicted) == batch.labels) & batch.valid))
+        total += int(batch.valid.sum())
+    return 100.0 * right / max(total, 1)
 
 
 def _initial_module(config: Config, source: Source) -> nnx.Module:
@@ -87,101 +193,54 @@ def _initial_module(config: Config, source: Source) -> nnx.Module:
             f'training needs labels of at least 2 classes, found {source.num_classes}'
         )
     net = config.network
-    return load_module(
-        net.name, net.weights or None, source.num_classes, seed=config.seed, **net.options
-    )
+    start = Path(config.train.init_from or net.weights)
+    another_run = start.is_dir() and start != Path()
+    weights = None if another_run else config.train.init_from or net.weights or None
+    options = {'seed': config.seed, **net.options}
+    module = load_module(net.name, weights, source.num_classes, **options)
+    if another_run:
+        _fill(net.name, module, start, ('best', 'last'))
+    return module
 
 
-def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:
-    """(graph, weights, batch statistics, dropout keys)."""
-    parts: tuple[Any, ...] = nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState)
-    graph, params, stats, keys = parts
-    return graph, params, stats, keys
+def _fill(name: str, module: nnx.Module, workdir: Path, kinds: tuple[str, ...]) -> None:
+    """Fills a module from a run's first checkpoint of these kinds."""
+    if not (workdir / 'checkpoints').is_dir():
+        raise ConfigError(f'{workdir}: holds no checkpoints; give the workdir of a training')
+    with Checkpoints(workdir) as checkpoints:
+        kind = next((kind for kind in kinds if checkpoints.step(kind)), None)
+        if kind is None:
+            raise ConfigError(f'{workdir / "checkpoints"}: holds no finished checkpoint')
+        fill_module(name, module, checkpoints.weights(kind), workdir)
 
 
-def _compile(graph, optimizer: optax.GradientTransformation, network: Network) -> _Program:
-    def loss_of(params, stats, keys, images, labels):
-        # A copy: the batch statistics it updates belong to this trace.
-        module = nnx.merge(graph, params, stats, keys, copy=True)
-        logits, _ = module(network.preprocessing(images))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        _, _, stats, keys = _split(module)
-        return losses.mean(), (stats, keys, jnp.sum(jnp.argmax(logits, axis=-1) == labels))
-
-    @jax.jit
-    def step(state: TrainState, keys, images, labels):
-        differentiate = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (stats, keys, right)), gradients = differentiate(
-            state.params, state.stats, keys, images, labels
-        )
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(params, stats, optimizer_state), keys, loss, right
-
-    @jax.jit
-    def predict(state: TrainState, images):
-        merged = nnx.State.merge(state.params, state.stats)
-        logits, _ = network.apply(merged, network.preprocessing(images), None)
-        return jnp.argmax(logits, axis=-1)
-
-    return _Program(step, predict)
-
-
-def _epoch_keys(rng: Any, epoch: int) -> Any:
-    """Dropout keys that depend on the epoch alone, so that a resumed run draws the same."""
-
-    def renew(leaf):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.fold_in(leaf, epoch)
-        return jnp.zeros_like(leaf)  # the count of keys drawn
-
-    return jax.tree.map(renew, rng)
-
-
-def _log(log: ProgressLog, bar: tqdm, step: int, batch_size: int, losses, rights) -> None:
-    losses = np.array(jax.device_get(losses))
-    if len(wrong := np.flatnonzero(~np.isfinite(losses))):
-        first = step - len(losses) + 1 + wrong[0]
-        raise FloatingPointError(
-            f'the training loss is {losses[wrong[0]]} at step {first}; '
-            'lower config.train.learning_rate'
-        )
-    loss, images = float(losses.mean()), batch_size * len(losses)
-    accuracy = 100.0 * float(np.sum(jax.device_get(rights))) / images
-    log.row('train', 'train', step, images, loss=loss, accuracy=accuracy)
-    bar.set_postfix(loss=f'{loss:.3f}', accuracy=f'{accuracy:.1f}')
-
-
-def _accuracy(program: _Program, state: TrainState, source: Source, size: int, batch_size: int):
-    """Top-1 accuracy in percent."""
-    right = total = 0
-    for batch in evaluation_batches(source, size, batch_size):
-        predicted = np.asarray(program.predict(state, batch.images))
-        right += int(np.sum((predicted == batch.labels) & batch.valid))
-        total += int(batch.valid.sum())
-    return 100.0 * right / max(total, 1)
-
-
-def trained_network(config: Config, num_classes: int, workdir: Path) -> Network | None:
+def trained_network(
+    config: Config, open_train: Callable[[], Source], workdir: Path
+) -> Network | None:
     """The network that training left in the workdir; None if nothing was trained there.
+
+    Args:
+        config: the experiment.
+        open_train: opens what it was trained on; not called where nothing was trained.
+        workdir: of the training.
 
     Raises:
         ConfigError: training there is not finished.
     """
     if not (workdir / 'checkpoints').exists():
         return None
-    checkpoints = Checkpoints(workdir)
-    done = checkpoints.epoch()
+    with Checkpoints(workdir) as checkpoints:
+        done = checkpoints.step()
     if not done:
         return None
-    if done < config.train.epochs:
+    source = open_train()
+    total = config.train.epochs * steps_per_epoch(config.train, source)
+    if done < total:
         raise ConfigError(
-            f'{workdir / "checkpoints"} holds epoch {done} of {config.train.epochs}; '
+            f'{workdir / "checkpoints"} holds step {done} of {total}; '
             "finish with 'train' in config.stages"
         )
     net = config.network
-    module = build(net.name, num_classes, nnx.Rngs(config.seed), **net.options)
-    _, params, stats, _ = _split(module)
-    state = checkpoints.restore(TrainState(params, stats, None))
-    nnx.update(module, state.params, state.stats)
+    module = build(net.name, source.num_classes, nnx.Rngs(config.seed), **net.options)
+    _fill(net.name, module, workdir, (config.train.keep,))
     return as_network(net.name, module)

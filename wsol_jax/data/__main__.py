@@ -1,0 +1,45 @@
+"""Checks or prepares a data set: `python -m wsol_jax.data check DIR`, `... prepare NAME ...`."""
+
+import argparse
+from collections.abc import Sequence
+
+from wsol_jax.data.check import check_folder
+from wsol_jax.data.records import DataError
+from wsol_jax.data.tfds import prepare
+from wsol_jax.data.tfds_builders import BUILDERS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one of the commands.
+
+    Returns:
+        0 if all is well, 1 if the data set has problems; a wrong argument exits with code 2.
+    """
+    parser = argparse.ArgumentParser(prog='python -m wsol_jax.data')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    command = commands.add_parser('check', help='list all that is wrong with a data set on disk')
+    command.add_argument(
+        'root', metavar='DIR', help='holds metadata/ and images/, or class folders'
+    )
+    command = commands.add_parser('prepare', help='store a data set for TensorFlow Datasets')
+    command.add_argument('name', metavar='NAME', help=', '.join(BUILDERS))
+    command.add_argument('root', metavar='ROOT', help='holds metadata/ and images/')
+    command.add_argument('data_dir', metavar='DATA_DIR', help='where to store it')
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.command == 'check':
+            return _check(chosen.root)
+        prepare(chosen.name, chosen.root, chosen.data_dir)
+        return 0
+    except (DataError, OSError) as error:
+        parser.exit(2, f'{parser.prog}: {error}\n')
+
+
+def _check(root: str) -> int:
+    report = check_folder(root)
+    print(report.text())
+    return 1 if report.problems else 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,260 @@
+"""Finds what is wrong with a data set: before training, cheaply, or on disk, file by file."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from wsol_jax.data.class_folder import ClassFolder, split_folders
+from wsol_jax.data.folders import WsolFolder, image_files
+from wsol_jax.data.records import (
+    BadImage,
+    DataError,
+    Record,
+    Source,
+    decode_image,
+    decode_mask,
+)
+
+THREADS = 8
+SHOWN = 10
+
+UNREAD = (
+    'metadata or folders that cannot be read; correct the first fault of each split, check again'
+)
+MISSING = 'image files that are not there; copy them, or take their lines out of the metadata'
+BROKEN = 'images that do not decode; replace them, or take them out of the data set'
+SIZE = 'sizes that differ from image_sizes.txt; correct it, boxes are scaled by it'
+BOX = 'boxes that reach beyond their image; correct localization.txt'
+MASK = 'masks that cannot be read; replace them, or correct localization.txt'
+CLASS = 'classes without training images; add images, or number the classes without gaps'
+SHARED = 'images in two splits; take them out of one'
+SAME = 'one image under two names in two splits; take one out'
+UNLISTED = 'image files that no split lists'
+SEVERAL = 'images with several labels; training uses the first'
+
+_Splits = Mapping[str, Source]
+
+
+class _Finding(NamedTuple):
+    kind: str
+    line: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check_folder` found.
+
+    Attributes:
+        summary: a line for each split that can be read.
+        problems: lines by kind; the kind says what to do about it.
+        notes: likewise, what is worth knowing but harms nothing.
+    """
+
+    summary: tuple[str, ...]
+    problems: Mapping[str, Sequence[str]]
+    notes: Mapping[str, Sequence[str]]
+
+    def text(self) -> str:
+        """The report for a terminal, at most `SHOWN` lines of a kind."""
+        count = sum(map(len, self.problems.values()))
+        lines = [*self.summary]
+        for word, found in (('problem', self.problems), ('note', self.notes)):
+            for kind, items in found.items():
+                lines.append(f'{word}: {kind}')
+                lines += [f'  {item}' for item in items[:SHOWN]]
+                if len(items) > SHOWN:
+                    lines.append(f'  ... and {len(items) - SHOWN} more')
+        return '\n'.join([*lines, f'{count or "no"} problem{"s" * (count != 1)} found'])
+
+
+def check_training(train: Source, val: Source) -> None:
+    """Refuses splits that cannot be trained on honestly, from their records alone.
+
+    Looks at folders only: other sources would have to be read from disk or drawn for it.
+
+    Args:
+        train: labels 0..num_classes-1, as without `class_index`.
+        val: of the same data set.
+
+    Raises:
+        DataError: a class has no training image, or an image is in both splits.
+    """
+    folders = WsolFolder | ClassFolder
+    if not isinstance(train, folders) or not isinstance(val, folders):
+        return
+    splits = {'train': train, 'val': val}
+    if untrained := _untrained_classes(splits):
+        raise DataError(untrained[0])
+    if shared := _shared_ids(splits):
+        raise DataError(f'{shared[0]} ({len(shared)} such images); take them out of one split')
+
+
+def check_folder(root: str | Path) -> Report:
+    """Reads every file of a data set and lists all that is wrong with it.
+
+    Args:
+        root: a folder in the layout of wsolevaluation if it holds metadata/, else class folders.
+
+    Raises:
+        DataError: there is no data set.
+    """
+    root = Path(root)
+    splits, unread = _open_splits(root)
+    records = [(split, record) for split, source in splits.items() for record in _records(source)]
+    contents, findings = _examine_all(records)
+    problems = [_Finding(UNREAD, line) for line in unread] + findings
+    if 'train' in splits:
+        problems += [_Finding(CLASS, line) for line in _untrained_classes(splits)]
+    problems += [_Finding(SHARED, line) for line in _shared_ids(splits)]
+    problems += [_Finding(SAME, line) for line in _same_contents(contents)]
+    notes = [_Finding(SEVERAL, line) for line in _several_labels(records)]
+    if not unread:
+        notes += [_Finding(UNLISTED, line) for line in _unlisted(root, records)]
+    summary = tuple(_summary(split, source) for split, source in splits.items())
+    return Report(summary, _by_kind(problems), _by_kind(notes))
+
+
+def _open_splits(root: Path) -> tuple[dict[str, Source], list[str]]:
+    """The splits that can be read, and why the others cannot."""
+    metadata = root / 'metadata'
+    kind: type[WsolFolder] | type[ClassFolder]
+    if metadata.is_dir():
+        kind, names = WsolFolder, sorted(path.name for path in metadata.iterdir() if path.is_dir())
+    else:
+        kind, names = ClassFolder, list(split_folders(root))
+    splits: dict[str, Source] = {}
+    unread = [] if names else [f'{metadata}: holds no split']
+    for name in names:
+        try:
+            splits[name] = kind(root, name)
+        except DataError as error:
+            unread.append(str(error))
+    return splits, list(dict.fromkeys(unread))
+
+
+def _records(source: Source) -> list[Record]:
+    return [source[index] for index in range(len(source))]
+
+
+def _examine_all(
+    records: Sequence[tuple[str, Record]],
+) -> tuple[dict[bytes, list[tuple[str, str]]], list[_Finding]]:
+    """(split, image id) of every image by content, and what is wrong with single images."""
+    contents = defaultdict(list)
+    findings = []
+    with ThreadPool(THREADS) as pool:
+        results = pool.imap(_examine, (record for _, record in records))
+        bar = tqdm(results, total=len(records), desc='check', unit='image', disable=None)
+        for (split, record), (digest, found) in zip(records, bar, strict=True):
+            findings += found
+            if digest:
+                contents[digest].append((split, record.image_id))
+    return contents, findings
+
+
+def _examine(record: Record) -> tuple[bytes, list[_Finding]]:
+    """SHA-256 of an image file (b'' if it does not decode), and what is wrong with the record."""
+    assert isinstance(record.image, Path)
+    findings = _bad_masks(record)
+    try:
+        height, width, _ = decode_image(record).shape
+    except BadImage as error:
+        kind = BROKEN if record.image.is_file() else MISSING
+        return b'', [*findings, _Finding(kind, str(error))]
+    if record.size not in (None, (width, height)):
+        stored = 'x'.join(map(str, record.size or ()))
+        line = f'{record.image_id!r}: stored as {width}x{height}, image_sizes.txt says {stored}'
+        findings.append(_Finding(SIZE, line))
+    for box in record.boxes:
+        if box[2] > width or box[3] > height:
+            line = f'{record.image_id!r}: box {box}, image of {width}x{height}'
+            findings.append(_Finding(BOX, line))
+    return hashlib.sha256(record.image.read_bytes()).digest(), findings
+
+
+def _bad_masks(record: Record) -> list[_Finding]:
+    findings = []
+    for png in chain.from_iterable(record.masks):
+        try:
+            if png is not None:
+                decode_mask(replace(record, masks=((png, None),)), (1, 1))
+        except DataError as error:
+            findings.append(_Finding(MASK, str(error)))
+    return findings
+
+
+def _untrained_classes(splits: _Splits) -> list[str]:
+    """What to say of each class of any split that is the first label of no image of train."""
+    trained = {record.labels[0] for record in _records(splits['train'])}
+    named = max(splits.values(), key=lambda source: source.num_classes)
+    return [
+        f'class {label} {named.class_name(label)!r} has no training image; '
+        'labels must be 0..n-1 without gaps'
+        if named.class_name(label) != str(label)
+        else f'no training image has label {label}; labels must be 0..n-1 without gaps'
+        for label in range(named.num_classes)
+        if label not in trained
+    ]
+
+
+def _shared_ids(splits: _Splits) -> list[str]:
+    owners: dict[str, list[str]] = defaultdict(list)
+    for split, source in splits.items():
+        for record in _records(source):
+            owners[record.image_id].append(split)
+    return [
+        f'{name!r} is in both {" and ".join(found)}'
+        for name, found in owners.items()
+        if len(found) > 1
+    ]
+
+
+def _same_contents(contents: Mapping[bytes, Sequence[tuple[str, str]]]) -> list[str]:
+    return [
+        ', '.join(f'{name!r} in {split}' for split, name in found)
+        for found in contents.values()
+        if len({split for split, _ in found}) > 1 and len({name for _, name in found}) > 1
+    ]
+
+
+def _several_labels(records: Iterable[tuple[str, Record]]) -> list[str]:
+    return [
+        f'{record.image_id!r} in {split}: {", ".join(map(str, record.labels))}'
+        for split, record in records
+        if len(record.labels) > 1
+    ]
+
+
+def _unlisted(root: Path, records: Iterable[tuple[str, Record]]) -> list[str]:
+    folder = root / 'images' if (root / 'metadata').is_dir() else root
+    listed = {record.image for _, record in records}
+    try:
+        return [str(file) for file in image_files(folder).values() if file not in listed]
+    except DataError:
+        return []
+
+
+def _summary(split: str, source: Source) -> str:
+    records = _records(source)
+    counts = {
+        'images': len(records),
+        'classes': len({label for record in records for label in record.labels}),
+        'labels': sum(len(record.labels) for record in records),
+        'boxes': sum(len(record.boxes) for record in records),
+        'masks': sum(len(record.masks) for record in records),
+    }
+    return f'{split}: ' + ', '.join(f'{count} {name}' for name, count in counts.items() if count)
+
+
+def _by_kind(findings: Iterable[_Finding]) -> dict[str, list[str]]:
+    by_kind = defaultdict(list)
+    for finding in findings:
+        by_kind[finding.kind].append(finding.line)
+    return dict(by_kind)
