@@ -22,8 +22,9 @@ def get_config() -> ConfigDict:
     config.network.weights = f'{data}/weights/mobilenet_v1.safetensors'
     config.train.epochs = 10
     config.train.batch_size = 32
-    config.train.learning_rate = 0.005
-    config.train.multipliers = (('^classifier', 10.0),)
+    config.train.optimizer = 'adamw'
+    config.train.learning_rate = 2e-4
+    config.train.multipliers = (('^classifier', 5.0),)
     config.localize.methods = ('dgl', 'cam', 'grad_cam', 'layer_cam')
     config.localize.layers = ('pw_6', 'pw_7', 'pw_8', 'pw_9', 'pw_10', 'pw_11', 'pw_12', 'pw_13')
     return config

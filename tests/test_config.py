@@ -48,6 +48,18 @@ def test_every_setting_can_be_set_and_is_kept(path):
         'data.shapes_counts': [6, 7, 8],
         'localize.scales': [0.5, 2.0],
         'evaluate.closing': 5,
+        'parallel': 'pmap',
+        'augment.crop': 'resized',
+        'augment.jitter': 0.4,
+        'train.optimizer': 'adamw',
+        'train.schedule': 'poly',
+        'train.step_epochs': [2.5, 4.0],
+        'train.multipliers': [['^fc', 10.0], ['bias$', 2.0]],
+        'train.dtype': 'bfloat16',
+        'train.keep': 'last',
+        'train.clip': 1.5,
+        'train.label_smoothing': 0.1,
+        'train.ema': 0.99,
     }
     kinds = {
         str: lambda: f'{default}x',
@@ -71,6 +83,10 @@ def test_every_setting_can_be_set_and_is_kept(path):
         ('localize.layers', (), ()),
         ('network.options', {'width': 8}, {'width': 8}),
         ('data.shapes_counts', [1, 2, 3], (1, 2, 3)),
+        ('train.step_epochs', [1, 2.5], (1.0, 2.5)),
+        ('train.multipliers', [['^fc', 10], ('bias$', 2.0)], (('^fc', 10.0), ('bias$', 2.0))),
+        ('train.multipliers', (), ()),
+        ('train.freeze', ['conv1'], ('conv1',)),
     ],
 )
 def test_values_are_converted(path, value, read):
@@ -117,6 +133,46 @@ def test_values_are_converted(path, value, read):
         ('evaluate.threshold_step', 0, 'config.evaluate.threshold_step must lie between 0 and 1'),
         ('report.images', -1, 'config.report.images must be at least 0, got -1'),
         ('data.workers', -1, 'config.data.workers must be at least 0, got -1'),
+        ('train.accumulate', 0, 'config.train.accumulate must be at least 1, got 0'),
+        ('train.checkpoint_every', 0, 'config.train.checkpoint_every must be at least 1, got 0'),
+        ('train.clip', -1.0, 'config.train.clip must be at least 0, got -1.0'),
+        ('augment.margin', -1, 'config.augment.margin must be at least 0, got -1'),
+        ('augment.jitter', 1.0, 'config.augment.jitter must be at least 0 and below 1, got 1.0'),
+        ('train.ema', 1.0, 'config.train.ema must be at least 0 and below 1, got 1.0'),
+        ('train.label_smoothing', -0.1, 'config.train.label_smoothing must be at least 0 and'),
+        (
+            'train.optimizer',
+            'adamv',
+            "unknown value of config.train.optimizer 'adamv'; did you mean 'adamw'? "
+            'known: sgd, adamw',
+        ),
+        (
+            'train.schedule',
+            'cosin',
+            "unknown value of config.train.schedule 'cosin'; did you mean 'cosine'? "
+            'known: cosine, poly, step, constant',
+        ),
+        ('train.dtype', 'float16', "unknown value of config.train.dtype 'float16'; did you mean"),
+        ('train.keep', 'lst', "unknown value of config.train.keep 'lst'; did you mean 'last'?"),
+        (
+            'augment.crop',
+            'resize',
+            "unknown value of config.augment.crop 'resize'; did you mean 'resized'? "
+            'known: warp, short_side, resized',
+        ),
+        ('parallel', 'pamp', "unknown value of config.parallel 'pamp'; did you mean 'pmap'?"),
+        (
+            'train.multipliers',
+            (('^fc', 'ten'),),
+            "config.train.multipliers[0][1] must be of type float, got 'ten'",
+        ),
+        (
+            'train.multipliers',
+            ('^fc', 10.0),
+            "config.train.multipliers[0] must be 2 values in parentheses, got '^fc'",
+        ),
+        ('train.multipliers', (('^fc',),), 'config.train.multipliers[0] must be 2 values in paren'),
+        ('train.freeze', 'conv1', "config.train.freeze must be of type tuple, got 'conv1'; write"),
     ],
 )
 def test_wrong_values_are_named_with_the_whole_key(path, value, message):
@@ -149,4 +205,7 @@ def test_flatten_gives_one_plain_value_a_key():
     assert flat['network.options.width'] == 8 and flat['network.options.deep.x'] == 1
     assert flat['seed'] == 0 and flat['localize.methods'] == ['dgl', 'cam']
     assert json.loads(json.dumps(flat)) == flat
+    # As read again from config.json, pairs and all, so that a run can go on.
+    pairs = flatten(read_config(with_value('train.multipliers', [('^fc', 10.0), ('b', 2.0)])))
+    assert json.loads(json.dumps(pairs)) == pairs
     assert not any(a != b and b.startswith(f'{a}.') for a, b in product(flat, flat))

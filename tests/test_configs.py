@@ -1,7 +1,10 @@
-"""Every file in configs/ is a whole experiment that the command takes."""
+"""Every file in configs/ is a whole experiment that the command takes, in every variant."""
 
 import ast
+import re
+import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,36 +15,124 @@ from ml_collections import config_flags
 from wsol_jax.config import read_config
 from wsol_jax.localization.localize import make_plan
 from wsol_jax.models import as_network, build
+from wsol_jax.training.optimizer import check_patterns, make_schedule, parameter_name
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / 'configs').glob('*.py'))
+VARIANTS = ('inception_v3', 'resnet50', 'vgg16')
+OF_VARIANTS = ('ilsvrc', 'cub', 'openimages30k')
+CASES = [f'{stem}:{name}' for stem in OF_VARIANTS for name in VARIANTS]
+CASES += [file.stem for file in FILES]
 
 
-def load(file, *overrides):
+@pytest.fixture(autouse=True)
+def _checkout(monkeypatch):
+    monkeypatch.setattr(sys, 'path', [str(ROOT), *sys.path])  # as when run from the checkout
+
+
+def load(case, *overrides):
+    stem, *variant = case.split(':')
+    file = ':'.join([f'{ROOT}/configs/{stem}.py', *variant])
     arguments = ['wsol', f'--config={file}', *overrides]
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=arguments)
     values(arguments)
-    return config.value
+    return read_config(config.value)
 
 
-@pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
-def test_it_loads_and_names_what_exists(file, monkeypatch):
-    monkeypatch.setattr(sys, 'path', [str(ROOT), *sys.path])  # as when run from the checkout
-    config = read_config(load(file, '--config.report.images=3', '--config.localize.splits=val'))
+@cache
+def module(name, options):
+    return nnx.eval_shape(lambda: build(name, 10, nnx.Rngs(0), **dict(options)))
+
+
+def module_of(config):
+    return module(config.network.name, tuple(config.network.options.items()))
+
+
+def parameters_of(config):
+    return [
+        parameter_name(p) for p, _ in nnx.to_flat_state(nnx.state(module_of(config), nnx.Param))
+    ]
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_it_loads_and_names_what_exists(case):
+    config = load(case, '--config.report.images=3', '--config.localize.splits=val')
     assert config.report.images == 3 and config.localize.splits == ('val',)
-    net = config.network
-    module = nnx.eval_shape(lambda: build(net.name, 10, nnx.Rngs(0), **net.options))
-    plan = make_plan(as_network(net.name, module), config.localize.methods, config.localize.layers)
-    assert plan.keys
+    network = as_network(config.network.name, module_of(config))
+    assert make_plan(network, config.localize.methods, config.localize.layers).keys
+    check_patterns(config.train, parameters_of(config))
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
 def test_its_docstring_names_the_run_line(file):
     text = ast.get_docstring(ast.parse(file.read_text()))
-    line = f'python -m wsol_jax.main --config configs/{file.name} --workdir DIR'
-    assert line in ' '.join(text.replace('\\\n', ' ').split())
+    line = rf'python -m wsol_jax.main --config configs/{file.name}(:\w+)? --workdir DIR'
+    assert re.search(line, ' '.join(text.replace('\\\n', ' ').split()))
 
 
 def test_there_are_some():
-    assert {'shapes_resnet', 'imagenette_mobilenet_v1'} <= {file.stem for file in FILES}
+    assert {'shapes_resnet', 'imagenette_mobilenet_v1', *OF_VARIANTS} <= {f.stem for f in FILES}
+
+
+@pytest.mark.parametrize('stem', OF_VARIANTS)
+def test_a_variant_is_its_network(stem):
+    assert [load(f'{stem}:{name}').network.name for name in VARIANTS] == list(VARIANTS)
+    assert load(stem).network.name in VARIANTS
+
+
+def test_a_wrong_variant_is_one_line_with_the_right_ones(tmp_path):
+    command = [sys.executable, '-m', 'wsol_jax.main', '--config', 'configs/cub.py:resnet5']
+    run = subprocess.run(
+        [*command, '--workdir', str(tmp_path / 'x')], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 2 and len(run.stderr.strip().splitlines()) == 1
+    assert "unknown variant 'resnet5'; did you mean 'resnet50'?" in run.stderr
+    assert run.stderr.strip().endswith(', '.join(VARIANTS)) and not (tmp_path / 'x').exists()
+
+
+@pytest.mark.parametrize(
+    ('case', 'images', 'steps'), [('ilsvrc', 1_281_167, 240_000), ('cub', 5_994, 30_000)]
+)
+def test_the_recipe_of_the_dgl_release(case, images, steps):
+    setting = load(f'{case}:inception_v3').train
+    epoch_steps = -(-images // setting.batch_size)
+    total = setting.epochs * epoch_steps
+    assert total == pytest.approx(steps, rel=0.005)
+    rate = make_schedule(setting, total, epoch_steps)
+    parts = [rate(round(steps * third / 6)) for third in (0, 1, 3, 5)]
+    assert parts == pytest.approx([0.002, 0.002, 0.0002, 0.00002])
+
+
+@pytest.mark.parametrize(
+    ('name', 'factors'),
+    [
+        (
+            'inception_v3',
+            {
+                **{'Mixed_6e.branch1x1.conv.kernel': 1, 'Mixed_6e.branch1x1.bn.bias': 2},
+                **{'Mixed_6f.kernel': 10, 'Mixed_6g.bias': 20, 'fc.kernel': 10, 'fc.bias': 20},
+            },
+        ),
+        ('resnet50', {'layer1.0.conv1.conv.kernel': 1, 'layer1.0.conv1.bn.bias': 2, 'fc.bias': 2}),
+        ('vgg16', {'conv5_3.kernel': 1, 'conv5_3.bias': 2, 'conv6.kernel': 10, 'fc.bias': 20}),
+    ],
+)
+def test_rates_by_parameter_multiply(name, factors):
+    config = load(f'ilsvrc:{name}')
+    assert set(factors) <= set(parameters_of(config))
+    for parameter, expected in factors.items():
+        factor = 1.0
+        for pattern, times in config.train.multipliers:
+            factor *= times if re.search(pattern, parameter) else 1
+        assert factor == expected, parameter
+
+
+def test_lid_is_at_324_pixels():
+    config = load('lid')
+    size, margin = config.network.input_size, config.augment.margin
+    assert (size, size + margin, config.evaluate.size) == (324, 356, 324)
+    network = as_network('inception_v3', module_of(config))
+    (layer,) = config.localize.layers
+    shapes = network.endpoints(size)
+    assert [shapes[part] for part in layer.split('+')] == [(41, 41, 192)] * 2

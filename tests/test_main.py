@@ -154,7 +154,6 @@ CONFIGS = {
     'empty.py': 'x = 1\n',
     'none.py': 'def get_config():\n    pass\n',
 }
-TRAIN_KEYS = 'batch_size, epochs, learning_rate, log_every, momentum, warmup, weight_decay'
 NOT_FOUND = "FileNotFoundError: [Errno 2] No such file or directory: 'nothing.txt'"
 
 
@@ -191,11 +190,11 @@ def test_wrong_config_files(tmp_path, file, message):
         (
             'trian.epochs=3',
             "unknown key in config 'trian'; did you mean 'train'? "
-            'known: data, evaluate, localize, network, report, seed, stages, train',
+            'known: augment, data, evaluate, localize, network, parallel, report, seed, stages, ',
         ),
         (
             'train.epoch=3',
-            f"unknown key in config.train 'epoch'; did you mean 'epochs'? known: {TRAIN_KEYS}",
+            "unknown key in config.train 'epoch'; did you mean 'epochs'? known: accumulate, batch_",
         ),
         ('seed.x=3', 'config.seed is a single setting, not a group: no config.seed.x'),
         (
@@ -212,6 +211,26 @@ def test_wrong_config_files(tmp_path, file, message):
         ),
         ('localize.scales=a', "config.localize.scales[0] must be of type float, got 'a'"),
         ('localize.splits=()', 'config.localize.splits must name at least one, and none twice'),
+        (
+            'train.optimizer=adam',
+            "unknown value of config.train.optimizer 'adam'; did you mean 'adamw'? "
+            'known: sgd, adamw',
+        ),
+        (
+            'train.schedule=consine',
+            "unknown value of config.train.schedule 'consine'; did you mean 'cosine'? "
+            'known: cosine, poly, step, constant',
+        ),
+        (
+            'augment.crop=wrap',
+            "unknown value of config.augment.crop 'wrap'; did you mean 'warp'? "
+            'known: warp, short_side, resized',
+        ),
+        ('parallel=pmpa', "unknown value of config.parallel 'pmpa'; did you mean 'pmap'?"),
+        (
+            'train.multipliers=(("^fc","x"),)',
+            "config.train.multipliers[0][1] must be of type float, got 'x'",
+        ),
         (
             'stages=evalute',
             "unknown stage in config.stages 'evalute'; did you mean 'evaluate'? "
@@ -288,11 +307,20 @@ NETWORKS = 'inception_v3, resnet10, resnet18, resnet34, resnet50, resnet101'
             'no classifier to localize with: W holds no checkpoint and config.network.weights is '
             "empty; add 'train' to config.stages or give weights",
         ),
+        (
+            ['train.freeze=("fcc",)'],
+            "config.train.freeze: 'fcc' finds no parameter; they start with conv1, fc, layer1, ",
+        ),
+        (['train.multipliers=(("(",2.0),)'], "config.train.multipliers: '(' is no regex: missing"),
+        (['train.freeze=("",)'], 'config.train.freeze leaves no parameter to train'),
+        (['train.init_from=nowhere.safetensors'], 'nowhere.safetensors: no such weights file'),
+        (['train.init_from=D'], 'D: holds no checkpoints; give the workdir of a training'),
         (['stages=evaluate'], 'no maps in W/maps/val; run the stage localize first'),
         (['stages=report'], 'W/metrics.json is missing; run the stage evaluate before report'),
     ],
 )
 def test_wrong_names_and_files_stop_before_training(tmp_path, arguments, message):
+    (tmp_path / 'D').mkdir()
     (tmp_path / 'bad.safetensors').write_text('no tensors')
     write_weights(tmp_path / 'other.safetensors', {'conv9.weight': np.zeros(3, np.float32)})
     code, out, err = tiny(tmp_path, *(f'--config.{a}' for a in arguments))
@@ -309,38 +337,55 @@ FOLDER = {
     'class_names.txt': 'ant\nbee',
     'metadata/train/image_ids.txt': 'a.png\nb.png',
     'metadata/train/class_labels.txt': 'a.png,0\nb.png,1',
-    'metadata/val/image_ids.txt': 'a.png\nb.png',
-    'metadata/val/class_labels.txt': 'a.png,0\nb.png,1',
-    'metadata/val/image_sizes.txt': 'a.png,32,32\nb.png,32,32',
-    'metadata/val/localization.txt': 'a.png,0,0,9,9\nb.png,1,2,30,32',
+    'metadata/val/image_ids.txt': 'c.png\nd.png',
+    'metadata/val/class_labels.txt': 'c.png,0\nd.png,1',
+    'metadata/val/image_sizes.txt': 'c.png,32,32\nd.png,32,32',
+    'metadata/val/localization.txt': 'c.png,0,0,9,9\nd.png,1,2,30,32',
 }
 
 
+IDS, LABELS = 'metadata/train/image_ids.txt', 'metadata/train/class_labels.txt'
+BOXES = 'metadata/val/localization.txt'
+GAPS = 'labels must be 0..n-1 without gaps'
+
+
 @pytest.mark.parametrize(
-    ('file', 'text', 'message'),
+    ('changes', 'message'),
     [
+        ({LABELS: 'a.png,0\nb.png,2'}, f'D/{LABELS}:2: label 2 outside 0..1'),
         (
-            'metadata/train/class_labels.txt',
-            'a.png,0\nb.png,2',
-            'D/metadata/train/class_labels.txt:2: label 2 outside 0..1',
+            {BOXES: 'c.png,0,0,9,9\nd.png,1,2,33,32'},
+            f'D/{BOXES}:2: box (1, 2, 33, 32) lies outside the image of 32x32',
         ),
         (
-            'metadata/val/localization.txt',
-            'a.png,0,0,9,9\nb.png,1,2,33,32',
-            'D/metadata/val/localization.txt:2: box (1, 2, 33, 32) lies outside the image of 32x32',
+            {BOXES: 'c.png,0,0,9,9\nd.png,5,2,5,32'},
+            f'D/{BOXES}:2: box (5, 2, 5, 32) is empty; x0 < x1 and y0 < y1 are needed',
         ),
-        ('metadata/tset.txt', '', "D/metadata/test: no split 'test'; available: train, val"),
-        ('images/b.png', 'no image', 'D/images/b.png: not an image that can be decoded'),
+        ({LABELS: 'a.png,0\nb.png,0'}, f"class 1 'bee' has no training image; {GAPS}"),
+        (
+            {'class_names.txt': 'ant\nbee\ncat', LABELS: 'a.png,0\nb.png,2'},
+            f"class 1 'bee' has no training image; {GAPS}",
+        ),
+        (
+            {IDS: 'a.png\nb.png\nc.png', LABELS: 'a.png,0\nb.png,1\nc.png,1'},
+            "'c.png' is in both train and val (1 such images); take them out of one split",
+        ),
+        ({'metadata/tset.txt': ''}, "D/metadata/test: no split 'test'; available: train, val"),
+        (
+            {'images/b.png': 'no image'},
+            'D/images/b.png: not an image that can be decoded; '
+            "'python -m wsol_jax.data check DIR' lists all that is wrong with a data set",
+        ),
     ],
 )
-def test_wrong_data(tmp_path, file, text, message):
+def test_wrong_data(tmp_path, changes, message):
     for folder in ('images', 'metadata/train', 'metadata/val'):
         (tmp_path / 'D' / folder).mkdir(parents=True)
-    for name, record in zip('ab', Shapes('val', 2, size=32), strict=True):
+    for name, record in zip('abcd', Shapes('val', 4, size=32), strict=True):
         (tmp_path / f'D/images/{name}.png').write_bytes(record.image)
-    for name, content in {**FOLDER, file: text}.items():
+    for name, content in {**FOLDER, **changes}.items():
         (tmp_path / 'D' / name).write_text(content)
-    splits = '("val","test")' if file == 'metadata/tset.txt' else 'val'
+    splits = '("val","test")' if 'metadata/tset.txt' in changes else 'val'
     options = ['data.source=wsol_folder', 'data.root=D', f'localize.splits={splits}']
     arguments = [f'--config.{option}' for option in (*options, 'train.batch_size=2')]
     assert tiny(tmp_path, *arguments) == (2, '', f'error: {message}\n')
@@ -371,6 +416,7 @@ def test_a_whole_run_leaves_what_the_contract_names(finished):
         *('config.json', 'checkpoints', 'progress.csv', 'maps', 'boxes'),
         *('metrics.json', 'report.html', 'figures'),
     }
+    assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {'best', 'last'}
     record = json.loads((workdir / 'config.json').read_text())
     assert record['config']['train.epochs'] == 2 and 'jax' in record['versions']
     with (workdir / 'boxes/test.csv').open() as file:

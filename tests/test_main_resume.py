@@ -9,9 +9,9 @@ import time
 import numpy as np
 import pytest
 from test_main import TINY, files, finish, start, write_weights
+from test_parallel import saved
 
 from wsol_jax.localization.store import MapStore
-from wsol_jax.training.checkpoints import Checkpoints
 
 INTERRUPTED = 'interrupted; the same command goes on from here\n'
 
@@ -85,7 +85,7 @@ def test_localize_goes_on_where_it_was_stopped(tmp_path):
 
 TRAIN = (
     *('--config', 'tiny.py', '--workdir', 'W', '--config.stages=train'),
-    '--config.train.epochs=5',
+    *('--config.train.epochs=5', '--config.train.log_every=1', '--config.train.ema=0.5'),
 )
 
 
@@ -102,33 +102,36 @@ def undisturbed(tmp_path_factory):
     return folder / 'W'
 
 
-def saved(workdir):
-    """Everything in the newest checkpoint, by name."""
-    manager = Checkpoints(workdir)._manager
-    found = manager.restore(manager.latest_step())
-    return {f'{part}{key}': np.asarray(v) for part in found for key, v in found[part].items()}
+def step_of(workdir):
+    """The newest whole checkpoint; that of a process that still runs, too."""
+    folder = workdir / 'checkpoints/last'
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def test_training_goes_on_where_it_was_stopped(undisturbed, tmp_path):
-    folder = train_folder(tmp_path / 'broken')
-    for number, epoch in ((signal.SIGINT, 1), (signal.SIGKILL, 2)):
-        process = start(folder, *TRAIN)
-        reached = [folder / f'W/checkpoints/{n}' for n in range(epoch, 6)]
-        stop(process, number, lambda reached=reached: any(p.exists() for p in reached))
+    folder, seen = train_folder(tmp_path / 'broken'), 0
+    workdir = folder / 'W'
+    # 24 images in batches of 8: three steps an epoch, fifteen in all.
+    for number, every in ((signal.SIGINT, 1), (signal.SIGKILL, 2), (signal.SIGINT, 2)):
+        process = start(folder, *TRAIN, f'--config.train.checkpoint_every={every}')
+        stop(process, number, lambda seen=seen: step_of(workdir) > seen)
         code, out, err = finish(process, folder)
         killed = number == signal.SIGKILL
-        assert (code, out, err) == ((-9, '', '') if killed else (130, '', INTERRUPTED))
-    done = Checkpoints(folder / 'W').epoch()
-    assert 1 <= done < 5
-    logged = len(rows(folder / 'W', 'train'))
+        # orbax may have something to say of a checkpoint that was killed half removed.
+        assert (code, out) == ((-9 if killed else 130), '')
+        assert err.endswith('' if killed else INTERRUPTED)
+        seen, before = step_of(workdir), seen
+        assert before < seen < 15
     assert finish(start(folder, *TRAIN), folder).code == 0
-    again = rows(folder / 'W', 'train')[logged:]
-    # 24 images in batches of 8, rows at even steps and at the ends of epochs.
-    assert int(again[0]['step']) == (3 * done + 1 if done % 2 else 3 * done + 2)
-    assert again[-1]['step'] == '15'
-    expected, found = saved(undisturbed), saved(folder / 'W')
-    assert list(found) == list(expected) and len(found) > 100
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
-    losses = [{r['step']: r['loss'] for r in rows(w, 'train')} for w in (undisturbed, folder / 'W')]
-    assert losses[0] == losses[1]
+    for kind in ('last', 'best'):
+        expected, found = saved(undisturbed, kind), saved(workdir, kind)
+        assert list(found) == list(expected) and len(found) > 60
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+    logged = [
+        [(r['split'], r['step'], r['loss'], r['accuracy']) for r in rows(w, 'train')]
+        for w in (undisturbed, workdir)
+    ]
+    assert logged[0] == logged[1]
+    assert [int(step) for split, step, *_ in logged[0] if split == 'train'] == list(range(1, 16))

@@ -1,4 +1,4 @@
-"""Sharing of batches, here and on eight devices forced from one CPU."""
+"""Sharing of batches, here and on eight devices forced from one CPU, through the real stages."""
 
 import os
 import subprocess
@@ -7,97 +7,227 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 from jax.sharding import AxisType
 
-from wsol_jax.config import TrainConfig
-from wsol_jax.models import Network, Preprocessing
-from wsol_jax.parallel import data_mesh, replicate, round_up, shard_batch
-from wsol_jax.training import loop
-from wsol_jax.training.checkpoints import TrainState
-from wsol_jax.training.optimizer import make_optimizer
+from wsol_jax.config import Config, LocalizeConfig, NetworkConfig, TrainConfig
+from wsol_jax.data import Shapes
+from wsol_jax.localization.stage import localize_split
+from wsol_jax.models import load_network, zoo
+from wsol_jax.models.layers import Dropout, conv, global_average_pool
+from wsol_jax.parallel import local_devices, one_ahead
+from wsol_jax.training.checkpoints import Checkpoints
+from wsol_jax.training.loop import train, trained_network
+from wsol_jax.workdir import read_csv
+
+SIDE = 32
+KINDS = ('jit', 'pmap')
+
+
+class Tiny(nnx.Module):
+    """Convolutions, batch norm if asked for, dropout, linear: compiled in a moment."""
+
+    def __init__(self, num_classes, *, norm=True, rngs):
+        self.conv1 = conv(3, 6, 3, strides=2, use_bias=not norm, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, momentum=0.5, rngs=rngs) if norm else None
+        self.conv2 = conv(6, 8, 3, strides=2, rngs=rngs)
+        self.dropout = Dropout(0.25, rngs=rngs)
+        self.fc = nnx.Linear(8, num_classes, rngs=rngs)
+
+    def __call__(self, inputs, perturb=None):
+        x = self.conv1(inputs)
+        x = nnx.relu(self.conv2(nnx.relu(self.norm(x) if self.norm else x)))
+        x = x + (perturb or {}).get('late', 0.0)
+        return self.fc(global_average_pool(self.dropout(x))), {'late': x}
+
+
+RECIPE = zoo.Recipe(Tiny, zoo.SYMMETRIC, SIDE, (), r'^fc\b', 'fc.bias', options=('norm',))
+
+
+@pytest.fixture(scope='module')
+def tiny():
+    """Makes 'tiny' a network of the zoo."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(zoo.RECIPES, 'tiny', RECIPE)
+        yield
+
+
+def saved(workdir, kind='last'):
+    """Everything in a checkpoint, by name."""
+    with Checkpoints(workdir) as checkpoints:
+        folder = workdir / 'checkpoints' / kind / str(checkpoints.step(kind))
+        parts = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        found = checkpoints._read(kind, dict.fromkeys(parts))
+    return {f'{part}.{k}': np.asarray(v) for part in parts for k, v in found[part].items()}
+
+
+def config_of(parallel, norm):
+    """Batches with norm are shared evenly by eight devices, those without are not."""
+    setting = TrainConfig(epochs=2, learning_rate=0.1, ema=0.5, clip=5.0, log_every=1)
+    batch = {'batch_size': 8} if norm else {'batch_size': 6, 'accumulate': 2}
+    return Config(
+        parallel=parallel,
+        network=NetworkConfig('tiny', input_size=SIDE, options={'norm': norm}),
+        train=TrainConfig(**vars(setting) | batch),
+        localize=LocalizeConfig(methods=('dgl', 'cam'), batch_size=6),
+    )
+
+
+def stages(folder, parallel):
+    """Two trainings and a localization, each with an uneven last batch."""
+    sources = Shapes('train', 20, size=SIDE), Shapes('val', 11, size=SIDE)
+    for norm in (True, False):
+        train(config_of(parallel, norm), *sources, folder / f'norm={norm}')
+    network = load_network('tiny', num_classes=6, seed=2)
+    localize_split(config_of(parallel, True), network, sources[1], 'val', folder / 'localized')
+
 
 ON_EIGHT = """
 import sys
 import jax, numpy as np
 from pathlib import Path
-from test_parallel import tiny_training
-from wsol_jax.parallel import data_mesh, replicate, round_up, shard_batch
+from test_parallel import KINDS, RECIPE, check_devices, stages
+from wsol_jax.models import zoo
 
 if __name__ == '__main__':
-    mesh = data_mesh()
-    assert mesh.size == 8 and mesh.axis_names == ('data',)
-    assert [round_up(n, mesh) for n in (1, 7, 8, 9, 16, 20)] == [8, 8, 8, 16, 16, 24]
-    rows = np.arange(48).reshape(16, 3)
-    one, two = shard_batch((rows, rows[:, 0]), mesh)
-    for array, whole in ((one, rows), (two, rows[:, 0])):
-        shards = {s.device.id: np.asarray(s.data) for s in array.addressable_shards}
-        assert sorted(shards) == list(range(8))
-        for k, part in shards.items():
-            np.testing.assert_array_equal(part, whole[2 * k : 2 * k + 2])
-        np.testing.assert_array_equal(jax.device_get(array), whole)
-    copies = replicate({'w': rows}, mesh)['w'].addressable_shards
-    assert len(copies) == 8 and all((np.asarray(s.data) == rows).all() for s in copies)
-    assert float(jax.jit(lambda x: x.mean())(two)) == rows[:, 0].mean()
-    try:
-        shard_batch(rows[:9], mesh)
-    except ValueError:
-        pass
-    else:
-        raise AssertionError('9 rows cannot be shared by 8 devices')
-    tiny_training(Path(sys.argv[1]))
+    zoo.RECIPES['tiny'] = RECIPE
+    assert jax.device_count() == 8
+    for kind in KINDS:
+        check_devices(kind)
+        stages(Path(sys.argv[1]) / f'eight {kind}', kind)
 """
 
 
-class Tiny(nnx.Module):
-    def __init__(self, rngs):
-        self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
-        self.norm = nnx.BatchNorm(4, momentum=0.5, rngs=rngs)
-        self.dropout = nnx.Dropout(0.25, rngs=rngs)
-        self.head = nnx.Linear(4, 3, rngs=rngs)
+def check_devices(kind):
+    """What is put on the devices, however many there are, and what comes back."""
+    devices, count = local_devices(kind), jax.device_count()
+    assert devices.size == count
+    for n in range(1, 3 * count):
+        up = devices.round_up(n)
+        assert up >= n and up % count == 0 and up - n < count
+    rows = np.arange(6.0 * count).reshape(2 * count, 3)
+    shards = devices.shard((rows, rows[:, 0]))
+    for array, whole in zip(shards, (rows, rows[:, 0]), strict=True):
+        parts = {s.device.id: np.asarray(s.data) for s in array.addressable_shards}
+        assert len(parts) == count
+        for k, device in enumerate(jax.local_devices()):
+            part = parts[device.id].reshape(2, *whole.shape[1:])
+            np.testing.assert_array_equal(part, whole[2 * k : 2 * k + 2])
+    for one, two in zip(devices.gather(shards), (rows, rows[:, 0]), strict=True):
+        assert isinstance(one, np.ndarray)
+        np.testing.assert_array_equal(one, two)
+    copies = devices.replicate({'w': rows})
+    assert len(copies['w'].addressable_shards) == count
+    np.testing.assert_array_equal(devices.one(copies)['w'], rows)
 
-    def __call__(self, inputs, perturb=None):
-        x = nnx.relu(self.norm(self.conv(inputs)))
-        return self.head(self.dropout(x).mean((1, 2))), {'x': x}
+    @devices.compile
+    def step(weights, x):
+        return devices.total(x.sum()), x + weights['w'][0, 1]
+
+    total, moved = step(copies, shards[1])
+    assert float(devices.one(total)) == rows[:, 0].sum()
+    np.testing.assert_array_equal(devices.gather(moved), rows[:, 0] + rows[0, 1])
+    with pytest.raises(ValueError):
+        if count == 1:
+            raise ValueError('one device can share anything')
+        devices.shard(rows[:-1])
 
 
-def tiny_training(file):
-    """Writes what three steps on all devices leave."""
-    mesh, module = data_mesh(), Tiny(nnx.Rngs(0))
-    graph, params, stats, keys = loop._split(module)
-    network = Network.from_module(
-        module, name='tiny', preprocessing=Preprocessing((128.0,) * 3, (64.0,) * 3), input_size=6
-    )
-    optimizer = make_optimizer(TrainConfig(learning_rate=0.5, warmup=0.0), 4)
-    state = replicate(TrainState(params, stats, optimizer.init(params)), mesh)
-    step, rng, losses = loop._compile(graph, optimizer, network).step, np.random.default_rng(0), []
-    for _ in range(3):
-        images = rng.integers(0, 256, (16, 6, 6, 3), np.uint8)
-        batch = shard_batch((images, np.arange(16) % 3), mesh)
-        state, keys, loss, _ = step(state, replicate(keys, mesh), *batch)
-        losses.append(loss)
-    np.savez(file, *map(np.asarray, (*losses, *jax.tree.leaves(state))))
-
-
-def test_eight_devices_share_batches_and_train_as_one(tmp_path):
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory, tiny):
+    """A folder with what eight devices and one leave behind."""
+    folder = tmp_path_factory.mktemp('runs')
     flags = '--xla_force_host_platform_device_count=8'
     environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
     environment['PYTHONPATH'] = str(Path(__file__).parent)
-    command = [sys.executable, '-c', ON_EIGHT, str(tmp_path / 'eight.npz')]
-    subprocess.run(command, env=environment, check=True, timeout=200)
-    tiny_training(tmp_path / 'one.npz')
-    one, eight = np.load(tmp_path / 'one.npz'), np.load(tmp_path / 'eight.npz')
-    assert len(one.files) == len(eight.files) > 12
-    for name in one.files:
-        np.testing.assert_allclose(one[name], eight[name], rtol=1e-4, atol=1e-5)
+    command = [sys.executable, '-c', ON_EIGHT, str(folder)]
+    process = subprocess.Popen(command, env=environment)
+    stages(folder / 'one jit', 'jit')
+    assert process.wait(timeout=200) == 0
+    return folder
 
 
-def test_on_the_devices_there_are():
-    mesh = data_mesh()
-    assert mesh.size == len(jax.local_devices()) and mesh.axis_types == (AxisType.Auto,)
-    rows = np.arange(6.0 * mesh.size).reshape(-1, 2)
-    assert round_up(len(rows), mesh) % mesh.size == 0
-    tree = {'a': shard_batch(rows, mesh), 'b': replicate(rows, mesh)}
-    for value in jax.device_get(tree).values():
-        assert isinstance(value, np.ndarray)
-        np.testing.assert_array_equal(value, rows)
+OTHERS = ('eight jit', 'eight pmap')
+
+
+def assert_close(found, expected, atol):
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=atol, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize('norm', [True, False])
+@pytest.mark.parametrize('run', OTHERS)
+def test_training_does_not_depend_on_the_devices(runs, run, norm):
+    one, other = runs / f'one jit/norm={norm}', runs / run / f'norm={norm}'
+    for kind in ('last', 'best'):
+        assert_close(saved(other, kind), saved(one, kind), 1e-5)
+    rows = [read_csv(workdir / 'progress.csv') for workdir in (other, one)]
+    # 20 images make 3 batches of 8 or 4 of 6.
+    assert len(rows[0]) == len(rows[1]) == 2 * ((3 if norm else 4) + 1)
+    for mine, theirs in zip(*rows, strict=True):
+        assert (mine['split'], mine['step']) == (theirs['split'], theirs['step'])
+        assert mine['accuracy'] == theirs['accuracy']
+        if theirs['loss']:
+            assert float(mine['loss']) == pytest.approx(float(theirs['loss']), abs=1e-5)
+
+
+def test_training_moved_everything(runs, tiny):
+    start = load_network('tiny', num_classes=6)
+    for path, leaf in nnx.to_flat_state(start.state):
+        kind = 'stats' if path[-1] in ('mean', 'var') else 'params'
+        trained = saved(runs / 'one jit/norm=True')[f'{kind}.{".".join(path)}.value']
+        assert np.abs(trained - np.asarray(leaf[...])).max() > 1e-3
+
+
+@pytest.mark.parametrize('run', OTHERS)
+def test_maps_do_not_depend_on_the_devices(runs, run, tiny):
+    def stored(name):
+        network = load_network('tiny', num_classes=6, seed=2)
+        source = Shapes('val', 11, size=SIDE)
+        # Finished: nothing is computed.
+        workdir = runs / name / 'localized'
+        return localize_split(config_of('jit', True), network, source, 'val', workdir)
+
+    store, other = stored('one jit'), stored(run)
+    assert len(store.arrays) == 2 and not len(other.pending())
+    for key in store.arrays:
+        expected = store.read(key, 0, 11)
+        scale = np.abs(expected).max()
+        assert scale > 0 and (np.abs(expected).max((1, 2, 3)) > 0).sum() > 5
+        np.testing.assert_allclose(other.read(key, 0, 11), expected, rtol=0, atol=1e-6 * scale)
+    for fact in ('classes', 'top', 'status'):
+        np.testing.assert_array_equal(other.fact(fact), store.fact(fact))
+    np.testing.assert_allclose(other.fact('class_scores'), store.fact('class_scores'), rtol=1e-5)
+
+
+@pytest.mark.parametrize('run', OTHERS)
+def test_one_device_goes_on_from_what_any_number_left(runs, run):
+    config = config_of('jit', True)
+    images = np.stack([np.full((SIDE, SIDE, 3), 40 * k, np.uint8) for k in range(6)])
+    networks = [
+        trained_network(config, lambda: Shapes('train', 20, size=SIDE), runs / name / 'norm=True')
+        for name in ('one jit', run)
+    ]
+    np.testing.assert_allclose(*(network(images)[0] for network in networks), atol=1e-4)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_on_the_devices_there_are(kind):
+    check_devices(kind)
+    assert local_devices()._mesh.axis_types == (AxisType.Auto,)
+    assert (local_devices(kind).axis is None) == (kind == 'jit')
+
+
+def test_one_batch_is_launched_ahead():
+    order = []
+
+    def launch(i):
+        order.append(f'launch {i}')
+        return i
+
+    for i in one_ahead(map(launch, range(3))):
+        order.append(f'store {i}')
+    assert order == ['launch 0', 'launch 1', 'store 0', 'launch 2', 'store 1', 'store 2']
+    assert list(one_ahead(iter(()))) == []

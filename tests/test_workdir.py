@@ -1,6 +1,9 @@
 import csv
 import json
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -29,8 +32,19 @@ def test_config_json_records_the_run(tmp_path):
     assert record['devices'] and record['python'].startswith('3.') and 'git' in record
 
 
+def test_a_run_goes_on_with_settings_of_every_kind(tmp_path):
+    tree = {
+        'network': {'options': {'width': 8, 'sides': (1, 2)}},
+        'train': {'multipliers': (('^fc', 10.0), ('bias$', 2.0)), 'freeze': ('conv1',)},
+    }
+    open_workdir(tmp_path, read_config(tree))
+    file = put(tmp_path / TRAINED)
+    open_workdir(tmp_path, read_config(tree))
+    assert file.exists()
+
+
 # What there is -> which settings it binds.
-TRAINED, MAPPED = 'checkpoints/3/state', 'maps/val/status/0'
+TRAINED, MAPPED = 'checkpoints/last/3/params', 'maps/val/status/0'
 
 
 @pytest.mark.parametrize(
@@ -39,7 +53,9 @@ TRAINED, MAPPED = 'checkpoints/3/state', 'maps/val/status/0'
         (TRAINED, 'seed', 1),
         (TRAINED, 'data.root', 'elsewhere'),
         (TRAINED, 'network.name', 'vgg16'),
+        (TRAINED, 'augment.flip', False),
         (TRAINED, 'train.epochs', 11),
+        ('checkpoints/best/3/params', 'train.multipliers', (('a', 2.0),)),
         (MAPPED, 'seed', 1),
         (MAPPED, 'network.options', {'width': 4}),
         (MAPPED, 'train.learning_rate', 1.0),
@@ -69,6 +85,8 @@ def test_what_results_depend_on_is_refused(tmp_path, made, path, value):
         (MAPPED, 'localize.batch_size', 1, False),
         (MAPPED, 'data.workers', 2, False),
         (MAPPED, 'train.log_every', 1, False),
+        (TRAINED, 'train.checkpoint_every', 1, False),
+        (TRAINED, 'parallel', 'pmap', False),
         (MAPPED, 'stages', ('report',), False),
         (MAPPED, 'report.images', 1, False),
     ],
@@ -84,13 +102,13 @@ def test_what_results_do_not_depend_on_is_allowed(tmp_path, made, path, value, s
     assert recorded == (list(value) if isinstance(value, tuple) else value)
 
 
-@pytest.mark.parametrize('prepared', ['checkpoints', 'maps/val/status/.zarray'])
+@pytest.mark.parametrize('prepared', ['checkpoints/last', 'maps/val/status/.zarray'])
 def test_folders_without_a_result_bind_nothing(tmp_path, prepared):
     open_workdir(tmp_path, CONFIG)
     path = tmp_path / prepared
-    put(path) if '.' in prepared else path.mkdir()
+    put(path) if '.' in prepared else path.mkdir(parents=True)
     open_workdir(tmp_path, replace(CONFIG, localize=LocalizeConfig(alpha=5.0)))
-    assert path.exists() == (prepared == 'checkpoints')  # no setting of the training changed
+    assert path.exists() == prepared.startswith('checkpoints')  # no setting of the training changed
     open_workdir(tmp_path, replace(CONFIG, train=TrainConfig(epochs=1)))
     assert not path.exists()
 
@@ -143,3 +161,60 @@ def test_progress_is_appended_with_one_header(tmp_path):
     assert lines[1][:5] == ['train', 'train', '10', '0.123457', '50']
     assert lines[2][:5] == ['localize', 'val', '0', '', '']
     assert len(lines) == 3 and all(float(line[5]) > 0 for line in lines[1:])
+
+
+def steps_of(workdir):
+    return [(r['stage'], r['split'], int(r['step'])) for r in read_csv(workdir / 'progress.csv')]
+
+
+def test_progress_beyond_a_step_is_forgotten(tmp_path):
+    log = ProgressLog(tmp_path)
+    log.forget('train', after=0)
+    assert not (tmp_path / 'progress.csv').exists()
+    rows = [('train', 'train', 5), ('train', 'val', 5), ('localize', 'val', 9), ('train', 'val', 6)]
+    for stage, split, step in rows:
+        log.row(stage, split, step, 1, accuracy=0.25)
+    before = read_csv(tmp_path / 'progress.csv')
+    log.forget('train', after=6)
+    assert read_csv(tmp_path / 'progress.csv') == before
+    ProgressLog(tmp_path).forget('train', after=5)
+    assert read_csv(tmp_path / 'progress.csv') == before[:3]
+    log.row('train', 'train', 6, 1)
+    assert steps_of(tmp_path) == [*rows[:3], ('train', 'train', 6)]
+
+
+class Writer:
+    """What there is of tensorboardX: the calls, by folder."""
+
+    calls: ClassVar[list] = []
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def add_scalar(self, name, value, step):
+        self.calls.append((self.folder, name, value, step))
+
+    def flush(self):
+        self.calls.append('flush')
+
+
+def test_tensorboard_gets_every_scalar(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorboardX', SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setattr(Writer, 'calls', [])
+    ProgressLog(tmp_path).row('train', 'val', 7, 5, loss=0.5, accuracy=40.0)
+    folder = str(tmp_path / 'tensorboard')
+    speed = Writer.calls[2][2]
+    assert Writer.calls == [
+        (folder, 'train/val/loss', 0.5, 7),
+        (folder, 'train/val/accuracy', 40.0, 7),
+        (folder, 'train/val/images_per_second', speed, 7),
+        'flush',
+    ]
+    logged = read_csv(tmp_path / 'progress.csv')[0]
+    assert speed == pytest.approx(float(logged['images_per_second']), rel=1e-4) and speed > 0
+
+
+def test_without_tensorboard_nothing_happens(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+    ProgressLog(tmp_path).row('train', 'val', 7, 5, loss=0.5)
+    assert [path.name for path in tmp_path.iterdir()] == ['progress.csv']

@@ -101,8 +101,8 @@ class TrainConfig:
         weight_decay: on kernels; 'sgd' adds it to the gradient, 'adamw' applies it decoupled.
         clip: largest global norm of the gradient; 0 for any.
         label_smoothing: of the one-hot labels.
-        freeze: regexes; parameters whose names start with one get no gradient, and batch
-          normalisation there keeps and uses its statistics. ('',) freezes everything.
+        freeze: regexes; parameters whose names start with one get no gradient. Batch normalisation
+          whose scale is among them keeps and uses the statistics it has.
         dtype: 'float32' or 'bfloat16', of the computation; weights and statistics stay float32.
         ema: decay of a moving average of the weights, which is then what is evaluated; 0 for none.
         keep: the checkpoint to localize with: 'best' accuracy on val, or 'last'.
@@ -254,7 +254,7 @@ def check_key(path: str) -> None:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """{'train.epochs': 10, ...}, for comparing and storing; tuples become lists."""
+    """{'train.epochs': 10, ...}, for comparing and storing; tuples become lists, as in JSON."""
     flat: dict[str, Any] = {}
 
     def walk(value, prefix):
@@ -262,10 +262,14 @@ def flatten(config: Config) -> dict[str, Any]:
             for key, child in value.items():
                 walk(child, f'{prefix}.{key}' if prefix else key)
         else:
-            flat[prefix] = list(value) if isinstance(value, tuple) else value
+            flat[prefix] = _lists(value)
 
     walk(dataclasses.asdict(config), '')
     return flat
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def _read(kind: type, values: Mapping[str, Any], path: str) -> Any:
@@ -339,6 +343,8 @@ def _check(config: Config) -> None:
         'config.augment.jitter': config.augment.jitter,
         'config.train.label_smoothing': config.train.label_smoothing,
         'config.train.ema': config.train.ema,
+        'config.train.warmup': config.train.warmup,
+        'config.train.momentum': config.train.momentum,
     }.items():
         if not 0 <= value < 1:
             raise ConfigError(f'{key} must be at least 0 and below 1, got {value}')
@@ -351,6 +357,8 @@ def _check(config: Config) -> None:
         'config.train.checkpoint_every': (config.train.checkpoint_every, 1),
         'config.train.accumulate': (config.train.accumulate, 1),
         'config.train.clip': (config.train.clip, 0),
+        'config.train.learning_rate': (config.train.learning_rate, 0),
+        'config.train.weight_decay': (config.train.weight_decay, 0),
         'config.augment.margin': (config.augment.margin, 0),
         'config.localize.batch_size': (config.localize.batch_size, 1),
         'config.evaluate.size': (config.evaluate.size, 2),

@@ -22,8 +22,8 @@ _RESULTS = {
     'checkpoints': ('*/[0-9]*', ('seed', 'data', 'augment', 'network', 'train')),
     'maps': ('*/status/0', ('seed', 'data', 'augment', 'network', 'train', 'localize')),
 }
-# Changes which maps are scored, not what they are.
-_SCORES_ONLY = ('localize.splits',)
+# Changes which maps are scored, not what they are; and which checkpoint is localized with.
+_NO_PART = {'maps': ('localize.splits',), 'checkpoints': ('train.keep',)}
 # Of no effect on what is kept: these may change between runs in one workdir.
 _FREE = (
     'stages',
@@ -79,7 +79,7 @@ def _recorded(record: Path) -> dict[str, Any]:
 
 def _refuse(path: Path, changed: list[str], old: dict, new: dict) -> None:
     for name, (result, groups) in _RESULTS.items():
-        made = [k for k in changed if k.split('.')[0] in groups and k not in _SCORES_ONLY]
+        made = [k for k in changed if k.split('.')[0] in groups and k not in _NO_PART[name]]
         folder = path / name
         if made and any(folder.glob(result)):
             key = made[0]

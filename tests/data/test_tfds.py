@@ -320,11 +320,25 @@ def test_data_set_like_caltech_birds(tmp_path):
     assert source.class_names == ('albatross', 'auk')
     (batch,) = evaluation_batches(source, 8, 3)
     assert batch.valid.tolist() == [True, True, False] and list(batch.errors) == [2]
-    assert len(TfdsSource('third_birds:2.*.*', tmp_path, 'train')) == 2
-    with pytest.raises(DataError, match="no split 'val'; available: train, test"):
-        TfdsSource('third_birds', tmp_path, 'val')
+    train, val = (TfdsSource('third_birds:2.*.*', tmp_path, split) for split in ('train', 'val'))
+    assert [r.image_id for r in (*train, *val)] == ['002/b.jpg', '002/c.jpg']
+    with pytest.raises(DataError, match="no split 'valid'; available: train, test"):
+        TfdsSource('third_birds', tmp_path, 'valid')
     with pytest.raises(DataError, match=r'third_birds:9.0.0: not prepared in .*there are: 2.1.0'):
         TfdsSource('third_birds:9.0.0', tmp_path, 'test')
+
+
+def test_val_is_drawn_from_train_where_there_is_none(tmp_path):
+    """Every tenth: 9, 19 of 0..22; whole where the data set has one of its own."""
+    features = {'image': tfds.features.Image(), 'label': tfds.features.ClassLabel(num_classes=23)}
+    examples = [{'image': b'x', 'label': k} for k in range(23)]
+    Third(tmp_path, 'third_drawn', features, {'train': examples})
+    train, val = (TfdsSource('third_drawn', tmp_path, split) for split in ('train', 'val'))
+    assert [r.labels[0] for r in val] == [9, 19] and [r.image_id for r in val][1] == 'train/19'
+    assert [r.labels[0] for r in train] == sorted(set(range(23)) - {9, 19})
+    assert train[-1].labels == (22,) and pickle.loads(pickle.dumps(val))[0] == val[0]
+    Third(tmp_path, 'third_own', features, {'train': examples, 'validation': examples[:1]})
+    assert len(TfdsSource('third_own', tmp_path, 'train')) == 23
 
 
 def test_several_labels_and_boxes_no_names_and_validation(tmp_path):
@@ -342,8 +356,8 @@ def test_several_labels_and_boxes_no_names_and_validation(tmp_path):
     Third(tmp_path, 'third_many', features, {'validation': examples})
     source = TfdsSource('third_many', tmp_path, 'val')
     two = ((1, 10, 3, 15), (0, 0, 10, 20))
-    assert source[0] == Record('val/0', image, (2, 0), (10, 20), two)
-    assert source[1] == Record('val/1', image, (), (10, 20))
+    assert source[0] == Record('validation/0', image, (2, 0), (10, 20), two)
+    assert source[1] == Record('validation/1', image, (), (10, 20))
     assert source.class_names == ('0', '1', '2')
 
 

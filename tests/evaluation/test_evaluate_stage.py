@@ -13,11 +13,14 @@ from conftest import Listed
 
 from wsol_jax.config import Config, EvaluateConfig, LocalizeConfig
 from wsol_jax.data import DataError, Record, WsolFolder
+from wsol_jax.evaluation.box_metrics import BoxCounts
 from wsol_jax.evaluation.boxes import boxes_from_map, rescale_boxes
-from wsol_jax.evaluation.stage import evaluate
+from wsol_jax.evaluation.pixel_metrics import PixelCounts
+from wsol_jax.evaluation.stage import Counts, evaluate, scores_at
 from wsol_jax.localization.stage import localize_split
 from wsol_jax.localization.store import DONE, PENDING, SKIPPED, MapStore
 from wsol_jax.models import load_network
+from wsol_jax.report.table import summary
 
 SIDE = 16
 SIZE = (32, 16)  # of the stored images: x is twice as large there
@@ -257,6 +260,44 @@ def test_masks_alone(tmp_path):
     expected = 100 * (36 + 36 / 2 + 56 / 2) / 128
     assert rows_of(metrics, 'test')[A]['PxAP'] == pytest.approx(expected)
     assert read_boxes(tmp_path, 'test')[0]['threshold'] == '0.75'
+
+
+def masked_split(workdir, split, cases):
+    """A split of (map, mask) cases under the key A."""
+    records = [
+        record(f'{split}{i}.png', masks=((png(mask), None),)) for i, (_, mask) in enumerate(cases)
+    ]
+    return write_store(workdir, split, Listed(records), {A: [m for m, _ in cases]})
+
+
+def test_mean_iou_at_the_threshold_of_val_and_its_peak(tmp_path):
+    # Masks of 36 or 144 pixels, on val three and two. Averaged over images the inner part wins
+    # (3.5 / 5 against 2.75 / 5), in the pool of pixels the outer one (396 / 720 against 180 / 396).
+    inner, outer = (NESTED, filled(INNER)), (NESTED, filled(OUTER))
+    sources = {
+        'val': masked_split(tmp_path, 'val', [inner, inner, inner, outer, outer]),
+        'test': masked_split(tmp_path, 'test', [inner, outer, outer]),
+    }
+    metrics = evaluate(CONFIG, sources, tmp_path)
+    val, test = (rows_of(metrics, split)[A] for split in ('val', 'test'))
+    assert (val['threshold'], val['threshold_from']) == (0.75, 'val')
+    assert val['mIoU'] == val['PeakIoU'] == pytest.approx(70)
+    assert test['threshold'] == 0.75
+    assert test['mIoU'] == pytest.approx(100 * (1 + 2 * 36 / 144) / 3)
+    assert test['PeakIoU'] == pytest.approx(100 * (36 / 144 + 2) / 3)
+    assert test['PeakIoU_threshold'] == 0.25  # >= .5 is the same set, .25 comes first
+    assert val['PooledIoU'] == pytest.approx(100 * 396 / 720)
+    assert 'GTKnownLoc' not in test and 'MaxBoxAcc' not in test
+    assert [line.split() for line in summary(metrics).split('\n')[1:4:2]] == [
+        ['method', 'layer', 'threshold', 'PxAP', 'mIoU', 'PeakIoU*'],
+        ['dgl', 'a', '0.75', f'{test["PxAP"]:.1f}', '50.0', '75.0'],
+    ]
+
+
+def test_scores_at_without_ground_truth_are_none():
+    thresholds = np.arange(0, 1, 0.25)
+    nothing = Counts(BoxCounts.zero(thresholds), PixelCounts.zero(thresholds))
+    assert scores_at(nothing, 0.5, 'ground_truth') == {}
 
 
 def test_ignored_pixels_of_masks(tmp_path):

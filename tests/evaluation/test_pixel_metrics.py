@@ -1,4 +1,4 @@
-"""PxAP and pixel IoU by hand and against a naive ranking."""
+"""PxAP and the IoU with masks, by hand and against naive implementations."""
 
 import numpy as np
 import pytest
@@ -125,3 +125,42 @@ def test_iou_curve_by_hand():
     counts = count(scores, mask, [0, 0.25, 0.5, 0.75])
     # >= 0: 4 of 7; >= .25: TP 4, FP 1 of 5; >= .5: TP 3, FN 1; >= .75: TP 1, FN 3.
     np.testing.assert_allclose(counts.iou, [400 / 7, 80, 75, 25])
+
+
+@pytest.mark.parametrize('thresholds', [np.arange(0, 1, 0.01), np.arange(0, 1, 0.2)])
+def test_mean_iou_is_that_of_a_plain_loop_over_images(thresholds):
+    pairs = [*images(2), (np.full((13, 11), 0.5), np.zeros((13, 11), np.uint8))]
+    parts = [count(*pair, thresholds) for pair in pairs]
+    merged = sum(parts[1:], parts[0])
+    assert (merged.images, merged.with_foreground) == (5, 4)  # the last has no foreground
+    for t, value in zip(thresholds, merged.mean_iou, strict=True):
+        ious = []
+        for scores, mask in pairs[:4]:
+            found = (scores >= t) & (mask != 255)
+            ious.append((found & (mask == 1)).sum() / (found | (mask == 1)).sum())
+        assert value == pytest.approx(100 * np.mean(ious))
+    assert np.abs(merged.mean_iou - merged.iou).max() > 0.01
+
+
+def test_mean_iou_by_hand():
+    counts = count([[0.9, 0.6, 0.3, 0.9]], [[1, 0, 0, 255]], [0, 0.25, 0.5, 0.75])
+    np.testing.assert_allclose(counts.mean_iou, [100 / 3, 100 / 3, 50, 100])
+    large = np.full((10, 10), 0.5)  # many pixels weigh no more than few
+    counts.add(large, np.ones((10, 10)))
+    np.testing.assert_allclose(counts.mean_iou, [200 / 3, 200 / 3, 75, 50])
+    # All 101 foreground pixels found among 103 at .25, among 102 at .5, 1 of 101 at .75.
+    np.testing.assert_allclose(
+        counts.iou, np.divide([10100, 10100, 10100, 100], [103, 103, 102, 101])
+    )
+
+
+def test_ignored_pixels_do_not_count_in_the_mean_iou():
+    mask = np.array([[1, 255, 255, 0]])
+    for ignored in (0.0, 0.8, 1.0):
+        counts = count([[0.8, ignored, 1 - ignored, 0.1]], mask, [0, 0.5])
+        np.testing.assert_allclose(counts.mean_iou, [50, 100])
+
+
+def test_mean_iou_without_foreground_is_zero_and_undefined():
+    counts = count(np.ones((3, 3)), np.zeros((3, 3)))
+    assert not counts.defined and not counts.mean_iou.any()

@@ -9,7 +9,6 @@ from conftest import Listed
 
 from wsol_jax.config import Config, ConfigError, LocalizeConfig, NetworkConfig
 from wsol_jax.data import Shapes, decode_image, resize_image
-from wsol_jax.localization import stage
 from wsol_jax.localization.localize import localize
 from wsol_jax.localization.stage import localize_split
 from wsol_jax.localization.store import DONE, SKIPPED, MapStore
@@ -206,19 +205,6 @@ def test_a_layer_without_gradient_is_named(toy_with_spare, source, tmp_path):
     config = settings(layers=('early', 'spare'), methods=('dgl',))
     with pytest.raises(ValueError, match="'spare' is zero everywhere"):
         localize_split(config, toy_with_spare, source, 'val', tmp_path)
-
-
-def test_one_batch_is_launched_ahead():
-    order = []
-
-    def launch(i):
-        order.append(f'launch {i}')
-        return i
-
-    for i in stage._one_ahead(map(launch, range(3))):
-        order.append(f'store {i}')
-    assert order == ['launch 0', 'launch 1', 'store 0', 'launch 2', 'store 1', 'store 2']
-    assert list(stage._one_ahead(iter(()))) == []
 
 
 def test_progress_counts_images(resnet, whole):

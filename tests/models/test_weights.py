@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from wsol_jax.models import build, inception, load_network, mobilenet, resnet, vgg
-from wsol_jax.models.weights import WeightsError, assign, read_tensors
+from wsol_jax.models import build, fill_module, inception, load_network, mobilenet, resnet, vgg
+from wsol_jax.models.weights import WeightsError, assign, assign_named, read_tensors
 
 WIDTH, CLASSES = 4, 7
 SMALL = {'width': WIDTH}
@@ -157,6 +157,39 @@ def test_strict_refuses_a_changed_head(tensors, save):
 def test_num_classes_loads_a_head_that_fits(tensors, save):
     network = load_network('resnet10', save(tensors), CLASSES, **SMALL)
     np.testing.assert_array_equal(network.state['fc']['bias'][...], tensors['fc.bias'])
+
+
+def own_values(classes=CLASSES):
+    """A module's values under its own names, as a checkpoint holds them."""
+    state = nnx.to_flat_state(nnx.state(module_of(classes, seed=8), (nnx.Param, nnx.BatchStat)))
+    return {'.'.join(map(str, keys)): np.asarray(leaf[...]) + 0.5 for keys, leaf in state}
+
+
+def test_values_under_their_own_names():
+    module, values = module_of(), own_values()
+    assert assign_named(module, values, 'W', resnet.HEAD) == []
+    conv = module.layer2[0].downsample
+    for found, name in (
+        (conv.conv.kernel, 'layer2.0.downsample.conv.kernel'),  # not transposed
+        (conv.bn.var, 'layer2.0.downsample.bn.var'),
+        (module.fc.bias, 'fc.bias'),
+    ):
+        np.testing.assert_array_equal(found[...], values[name])
+
+
+def test_values_of_another_head_or_network():
+    module = module_of(classes=3, seed=5)
+    kernel = np.array(module.fc.kernel[...])
+    values = own_values() | {'conv9.kernel': np.zeros(3)}
+    with pytest.raises(WeightsError, match=r'^W does not fit the network: 1 left over \(conv9\.'):
+        fill_module('resnet10', module, values, 'W')
+    del values['conv9.kernel']
+    with pytest.raises(WeightsError, match=r'2 of another shape \(fc\.'):
+        assign_named(module, values, 'W', resnet.HEAD)
+    assert not module.conv1.bn.mean[...].any()
+    fill_module('resnet10', module, values, 'W')
+    np.testing.assert_array_equal(module.fc.kernel[...], kernel)
+    np.testing.assert_array_equal(module.conv1.bn.mean[...], values['conv1.bn.mean'])
 
 
 def test_trunk_problems_are_errors_with_a_new_head(tensors, save):

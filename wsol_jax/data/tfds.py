@@ -18,6 +18,7 @@ from wsol_jax.data.tfds_builders import BUILDERS, open_folders, record_of, wsol_
 from wsol_jax.names import unknown_name
 
 _FORMAT = 'array_record'
+_VAL_EVERY = 10
 _ALIASES = {'val': 'validation'}
 _IDS = ('image/filename', 'file_name', 'filename')
 _Features = dict[str, tfds.features.FeatureConnector]
@@ -30,6 +31,7 @@ class TfdsSource:
     Besides those of `prepare`, any data set serves that has the features `image` and `label` (or
     `labels`) of classes. Of the others it reads `bbox` (normalised ymin, xmin, ymax, xmax), and
     `image/filename`, `file_name` or `filename` as image_id (`<split>/<index>` without them).
+    Where there is no split for validation, val is every tenth example of train, and train the rest.
     Images stay encoded until they are decoded as those of any other source.
 
     Args:
@@ -51,9 +53,13 @@ class TfdsSource:
         self._label, self.class_names = _classes(name, features)
         _check_boxes(name, features)
         encoded = {key: tfds.decode.SkipDecoding() for key, f in features.items() if _is_image(f)}
-        found = _find_split(name, builder, split)
-        self._examples = builder.as_data_source(found, decoders=encoded, file_format=_FORMAT)
-        _check_files(builder.info.splits[found].filepaths)
+        self._split, drawn = _find_split(name, builder, split)
+        self._examples = builder.as_data_source(self._split, decoders=encoded, file_format=_FORMAT)
+        _check_files(builder.info.splits[self._split].filepaths)
+        every = np.arange(len(self._examples))
+        period = min(_VAL_EVERY, len(every))
+        held_out = every % period == period - 1
+        self._positions = every[held_out == (split == 'val')] if drawn else every
 
     def __reduce__(self) -> tuple[type['TfdsSource'], tuple[str, str, str]]:
         # A worker process opens the files again.
@@ -69,14 +75,14 @@ class TfdsSource:
         return self.class_names[label] if 0 <= label < self.num_classes else str(label)
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._positions)
 
     def __getitem__(self, index: int) -> Record:
-        index = range(len(self))[index]
-        example = self._examples[index]
+        position = int(self._positions[index])
+        example = self._examples[position]
         if self._own:
             return record_of(example)
-        return _record(example, self._label, f'{self._arguments[-1]}/{index}')
+        return _record(example, self._label, f'{self._split}/{position}')
 
 
 def prepare(name: str, root: str | Path, data_dir: str | Path) -> None:
@@ -145,11 +151,15 @@ def _not_found(name: str, root: str) -> str:
     return f'{name}: not prepared in {root}{there}; run {command}'
 
 
-def _find_split(name: str, builder: tfds.core.DatasetBuilder, split: str) -> str:
+def _find_split(name: str, builder: tfds.core.DatasetBuilder, split: str) -> tuple[str, bool]:
+    """The split of the data set, and whether train and val are to be drawn from it."""
     splits = builder.info.splits
+    drawn = 'train' in splits and not {'val', *_ALIASES.values()} & set(splits)
     for asked in (split, _ALIASES.get(split, split)):
         if asked in splits:
-            return asked
+            return asked, drawn and asked == 'train'
+    if drawn and split == 'val':
+        return 'train', True
     raise DataError(f'{name}: no split {split!r}; available: {", ".join(splits)}')
 
 

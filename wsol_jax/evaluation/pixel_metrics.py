@@ -1,6 +1,6 @@
-"""PxAP: pixel average precision against masks, pooled over all pixels of all images.
+"""Scores against masks: PxAP over the pixels of all images together, mIoU over images.
 
-Choe et al., CVPR 2020, as wsolevaluation computes it.
+PxAP: Choe et al., CVPR 2020, as wsolevaluation computes it. mIoU: the LID challenge, track 3.
 """
 
 from dataclasses import dataclass
@@ -16,23 +16,27 @@ class PixelCounts:
         thresholds: [T], lower edges of the bins; a score of 1 falls into the bin [1, 2).
         foreground: [T + 2] counts.
         background: [T + 2] counts.
+        image_ious: [T] sum over the images with foreground of their IoU in [0, 1].
         images: how many images were scored.
+        with_foreground: how many of them have foreground: without it an IoU says nothing.
     """
 
     thresholds: np.ndarray
     foreground: np.ndarray
     background: np.ndarray
+    image_ious: np.ndarray
     images: int = 0
+    with_foreground: int = 0
 
     @classmethod
     def zero(cls, thresholds: np.ndarray) -> 'PixelCounts':
         """Nothing counted yet."""
         empty = np.zeros(len(thresholds) + 2, int)
-        return cls(thresholds, empty, empty.copy())
+        return cls(thresholds, empty, empty.copy(), np.zeros(len(thresholds)))
 
     def __add__(self, other: 'PixelCounts') -> 'PixelCounts':
         """Counts of both sets of images."""
-        names = ('foreground', 'background', 'images')
+        names = ('foreground', 'background', 'image_ious', 'images', 'with_foreground')
         return PixelCounts(self.thresholds, *(getattr(self, n) + getattr(other, n) for n in names))
 
     def add(self, scores: np.ndarray, mask: np.ndarray) -> None:
@@ -43,9 +47,14 @@ class PixelCounts:
             mask: [h, w] with 1 foreground, 0 background, 255 ignored.
         """
         edges = np.append(self.thresholds, [1.0, 2.0, 3.0])
-        self.foreground += np.histogram(scores[mask == 1], edges)[0]
-        self.background += np.histogram(scores[mask == 0], edges)[0]
+        foreground = np.histogram(scores[mask == 1], edges)[0]
+        background = np.histogram(scores[mask == 0], edges)[0]
+        self.foreground += foreground
+        self.background += background
         self.images += 1
+        if foreground.any():
+            self.image_ious += _ious(foreground, background)[: len(self.thresholds)]
+            self.with_foreground += 1
 
     @property
     def defined(self) -> bool:
@@ -54,11 +63,13 @@ class PixelCounts:
 
     @property
     def iou(self) -> np.ndarray:
-        """[T] percentage TP / (TP + FP + FN) over all pixels, foreground being >= threshold."""
-        true = np.cumsum(self.foreground[::-1])[::-1]
-        false = np.cumsum(self.background[::-1])[::-1]
-        union = np.maximum(false + self.foreground.sum(), 1)
-        return (100.0 * true / union)[: len(self.thresholds)]
+        """[T] percentage TP / (TP + FP + FN) over the pixels of all images together."""
+        return 100.0 * _ious(self.foreground, self.background)[: len(self.thresholds)]
+
+    @property
+    def mean_iou(self) -> np.ndarray:
+        """[T] percentage: the IoU of each image that has foreground, averaged over them."""
+        return 100.0 * self.image_ious / max(self.with_foreground, 1)
 
     @property
     def average_precision(self) -> float:
@@ -73,3 +84,10 @@ class PixelCounts:
             raise ValueError('PxAP is undefined: no pixel of the masks is foreground')
         steps = np.diff(true, prepend=0)[positive > 0] / true[-1]
         return float(100.0 * np.sum(steps * (true / np.maximum(positive, 1))[positive > 0]))
+
+
+def _ious(foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """[T + 2] IoU of the mask and {score >= lower edge of the bin}, from the two histograms."""
+    true = np.cumsum(foreground[::-1])[::-1]
+    false = np.cumsum(background[::-1])[::-1]
+    return true / np.maximum(false + foreground.sum(), 1)

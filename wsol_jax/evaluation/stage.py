@@ -1,7 +1,7 @@
 """The stage `evaluate`: boxes and scores of the maps in the workdir.
 
 Layer and threshold are chosen on one split (val) and applied to the others; what is best on the
-scored split itself is an oracle and is named MaxBoxAcc.
+scored split itself is an oracle and is named MaxBoxAcc, or PeakIoU for masks.
 """
 
 import json
@@ -35,10 +35,10 @@ class Counts:
 
     @property
     def curve(self) -> np.ndarray | None:
-        """[T] the score that thresholds are chosen by: GT-known, else pixel IoU, else None."""
+        """[T] the score that thresholds are chosen by: GT-known, else mIoU, else None."""
         if self.boxes.images:
             return self.boxes.gt_known
-        return self.pixels.iou if self.pixels.defined else None
+        return self.pixels.mean_iou if self.pixels.defined else None
 
     @property
     def score(self) -> float | None:
@@ -200,17 +200,29 @@ def _row(split: Split, key: Key, counts: Counts, chosen: float | None, setting) 
     row: dict[str, Any] = {'method': key[0], 'layer': key[1], 'split': split.name}
     row['images'] = max(counts.boxes.images, counts.pixels.images)
     threshold = setting.threshold if chosen is None else chosen
-    if counts.boxes.images:
-        row |= _box_scores(counts.boxes, threshold, split.store.target)
-    if counts.pixels.defined:
-        row['PxAP'] = counts.pixels.average_precision
+    row |= scores_at(counts, threshold, split.store.target)
     row['threshold'] = threshold
     row['threshold_from'] = 'config' if chosen is None else setting.choose_on
     return row
 
 
+def scores_at(counts: Counts, threshold: float, target: str) -> dict[str, Any]:
+    """The scores of a row of metrics.json: those at one threshold, and the oracles beside them.
+
+    Args:
+        counts: of one (method, layer) on one split.
+        threshold: in [0, 1); the counted one next to it is taken.
+        target: the classes that the maps are for, as in `LocalizeConfig.classes`.
+
+    Returns:
+        Percentages by name; without boxes, or masks, what needs them is left out.
+    """
+    scores = _box_scores(counts.boxes, threshold, target) if counts.boxes.images else {}
+    return scores | (_pixel_scores(counts.pixels, threshold) if counts.pixels.defined else {})
+
+
 def _box_scores(counts: BoxCounts, threshold: float, target: str) -> dict[str, Any]:
-    at = int(np.argmin(np.abs(counts.thresholds - threshold)))
+    at = _nearest(counts.thresholds, threshold)
     scores = {
         'MaxBoxAcc': counts.max_box_acc,
         'MaxBoxAcc_threshold': float(counts.thresholds[np.argmax(counts.gt_known)]),
@@ -223,6 +235,21 @@ def _box_scores(counts: BoxCounts, threshold: float, target: str) -> dict[str, A
     if target in ('ground_truth', 'top5'):
         scores['Top5Loc'] = float(counts.accuracy(counts.top5)[at])
     return {**scores, 'blank_maps': counts.blank}
+
+
+def _pixel_scores(counts: PixelCounts, threshold: float) -> dict[str, Any]:
+    curve = counts.mean_iou
+    return {
+        'PxAP': counts.average_precision,
+        'mIoU': float(curve[_nearest(counts.thresholds, threshold)]),
+        'PeakIoU': float(curve.max()),
+        'PeakIoU_threshold': float(counts.thresholds[np.argmax(curve)]),
+        'PooledIoU': float(counts.iou.max()),
+    }
+
+
+def _nearest(thresholds: np.ndarray, threshold: float) -> int:
+    return int(np.argmin(np.abs(thresholds - threshold)))
 
 
 def _mark_layers(rows: list[dict[str, Any]], counts: Mapping[Key, Counts]) -> None:

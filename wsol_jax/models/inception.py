@@ -19,6 +19,7 @@ from wsol_jax.models.layers import (
     global_average_pool,
     glorot_uniform,
     max_pool,
+    near_identity,
     torch_pads,
 )
 from wsol_jax.names import unknown_name
@@ -28,6 +29,7 @@ MOMENTUM = 0.999
 DROPOUT = 0.5
 ADDED = 1024
 PADDINGS = ('same', 'torchvision')
+ADDED_INITS = {'glorot': glorot_uniform, 'identity': near_identity}
 
 # (name, features, kernel side, stride, torchvision's padding); a max-pool is a name alone.
 STEM: tuple[tuple, ...] = (
@@ -144,14 +146,20 @@ class InceptionV3(nnx.Module):
     `padding` is 'same' (TensorFlow's everywhere, average pools leave the padding out) or
     'torchvision' (that of the PyTorch SPG: no padding at Conv2d_2a and 4a, max-pools padded
     and rounded up, average pools count the padding). Dropout 0.5 before each added
-    convolution and after the global average pool, in training only.
+    convolution and after the global average pool, in training only. `added` says how the kernels
+    of the added convolutions start: 'glorot' as published, or near the 'identity', from which
+    little data and few steps are enough.
 
     Endpoints: Mixed_5b/Branch_0, ..., Mixed_5b, ..., Mixed_6e, Mixed_6f, Mixed_6g.
     """
 
-    def __init__(self, num_classes: int, *, padding: str = 'same', rngs: nnx.Rngs):
+    def __init__(
+        self, num_classes: int, *, padding: str = 'same', added: str = 'glorot', rngs: nnx.Rngs
+    ):
         if padding not in PADDINGS:
             raise ValueError(unknown_name('padding', padding, PADDINGS))
+        if added not in ADDED_INITS:
+            raise ValueError(unknown_name('value of added', added, ADDED_INITS))
         self.same = padding == 'same'
         width = 3
         for row in STEM:
@@ -165,8 +173,8 @@ class InceptionV3(nnx.Module):
             block = Mixed(width, branches, count_padding=not self.same, rngs=rngs)
             setattr(self, name, block)
             width = block.features
-        self.Mixed_6f = conv(width, ADDED, 3, kernel_init=glorot_uniform, rngs=rngs)
-        self.Mixed_6g = conv(ADDED, ADDED, 3, kernel_init=glorot_uniform, rngs=rngs)
+        self.Mixed_6f = conv(width, ADDED, 3, kernel_init=ADDED_INITS[added], rngs=rngs)
+        self.Mixed_6g = conv(ADDED, ADDED, 3, kernel_init=ADDED_INITS[added], rngs=rngs)
         self.fc = nnx.Linear(ADDED, num_classes, kernel_init=glorot_uniform, rngs=rngs)
         self.dropout_6e = Dropout(DROPOUT, rngs=rngs)
         self.dropout_6f = Dropout(DROPOUT, rngs=rngs)

@@ -26,6 +26,21 @@ def he_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) ->
     return drawn[:size].reshape(shape) * math.sqrt(2.0 * shape[-1] / size)
 
 
+def near_identity(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """A convolution that hands its input on, plus a tenth of `glorot_uniform`.
+
+    After Dirac initialisation (Zagoruyko and Komodakis 2017, arXiv 1706.00388): a classifier that
+    is added behind such layers starts as one on the features before them.
+
+    Args:
+        key: for the random part.
+        shape: [h,w,K,K'] with odd h and w; where K' > K the last ones start from the random part.
+        dtype: of the kernel.
+    """
+    kernel = 0.1 * glorot_uniform(key, shape, dtype)
+    return kernel.at[shape[0] // 2, shape[1] // 2].add(jnp.eye(shape[2], shape[3], dtype=dtype))
+
+
 class Endpoints:
     """Records the activations of one forward pass and adds perturbations to them."""
 

@@ -65,7 +65,7 @@ RECIPES: Mapping[str, Recipe] = {
         inception.WEIGHT_NAMES,
         inception.HEAD,
         'fc.bias',
-        options=('padding',),
+        options=('padding', 'added'),
     ),
     **{f'resnet{depth}': _resnet(depth) for depth in resnet.STAGES},
     'vgg16': Recipe(vgg.VGG16, IMAGENET, 224, vgg.WEIGHT_NAMES, vgg.HEAD, 'fc.bias'),
@@ -96,8 +96,8 @@ def build(name: str, num_classes: int, rngs: nnx.Rngs, **options: Any) -> nnx.Mo
         name: one of NETWORKS.
         num_classes: length of the logits.
         rngs: for the initial weights and for dropout.
-        **options: `padding` ('same' or 'torchvision') of inception_v3; `width` and
-            `output_stride` (32, 16 or 8) of the resnets.
+        **options: `padding` ('same' or 'torchvision') and `added` ('glorot' or 'identity') of
+            inception_v3; `width` and `output_stride` (32, 16 or 8) of the resnets.
 
     Raises:
         ValueError: an unknown name or option, naming the nearest right one.

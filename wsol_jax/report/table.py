@@ -5,7 +5,16 @@ from typing import Any
 
 Row = dict[str, Any]
 
-_SCORES = ('GTKnownLoc', 'Top1Loc', 'Top5Loc', 'MaxBoxAcc', 'MaxBoxAccV2', 'PxAP')
+_SCORES = (
+    'GTKnownLoc',
+    'Top1Loc',
+    'Top5Loc',
+    'MaxBoxAcc',
+    'MaxBoxAccV2',
+    'PxAP',
+    'mIoU',
+    'PeakIoU',
+)
 _HEADINGS = {
     'GTKnownLoc': 'GT-known',
     'Top1Loc': 'Top-1 Loc',
@@ -13,6 +22,8 @@ _HEADINGS = {
     'MaxBoxAcc': 'MaxBoxAcc*',
     'MaxBoxAccV2': 'MaxBoxAccV2*',
     'PxAP': 'PxAP',
+    'mIoU': 'mIoU',
+    'PeakIoU': 'PeakIoU*',
 }
 _UNSCORED = '{split}: no image with boxes or masks to score'
 
@@ -62,9 +73,10 @@ def _oracle_rows(rows: Sequence[Row]) -> list[Row]:
         name = row['method']
         if name not in best or row.get(score, 0) > best[name].get(score, 0):
             best[name] = row
-    hidden = ('GTKnownLoc', 'Top1Loc', 'Top5Loc')
+    hidden = ('GTKnownLoc', 'Top1Loc', 'Top5Loc', 'mIoU')
     shown = [{k: v for k, v in r.items() if k not in hidden} for r in best.values()]
-    return [{**row, 'threshold': row.get('MaxBoxAcc_threshold')} for row in shown]
+    threshold = 'MaxBoxAcc_threshold' if score == 'MaxBoxAcc' else 'PeakIoU_threshold'
+    return [{**row, 'threshold': row.get(threshold)} for row in shown]
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

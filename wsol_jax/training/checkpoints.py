@@ -1,6 +1,9 @@
 """Checkpoints of the training stage, through orbax."""
 
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -8,6 +11,22 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C takes effect afterwards: within, it would leave a step or a checkpoint half done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if caught:
+        signal.raise_signal(signal.SIGINT)
 
 
 class TrainState(NamedTuple):
@@ -35,7 +54,8 @@ class TrainState(NamedTuple):
 class Checkpoints:
     """`checkpoints/last`, all that training goes on from, and `checkpoints/best`, weights only.
 
-    Written in the background, each whole or not at all; leaving the context waits for them.
+    Each is written whole or not at all, the last one in the background; leaving the context waits
+    for it. Any number of devices can read what any other number wrote.
     """
 
     def __init__(self, workdir: Path):
@@ -54,8 +74,9 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for manager in self._managers.values():
-            manager.close()
+        with uninterrupted():
+            for manager in self._managers.values():
+                manager.close()
 
     def step(self, kind: str = 'last') -> int:
         """The step of a checkpoint; 0 if there is none."""
@@ -69,29 +90,36 @@ class Checkpoints:
 
     def save(self, state: TrainState) -> None:
         """Writes the last checkpoint."""
-        self._write('last', int(state.step), _parts(state))
+        with uninterrupted():
+            self._write('last', int(state.step), _parts(state))
 
     def save_best(self, state: TrainState, accuracy: float) -> None:
-        """Writes what is evaluated of a state as the best checkpoint."""
+        """Writes what is evaluated of a state as the best checkpoint, and waits for it.
+
+        A last checkpoint saved after it is never there without it, whenever the process is killed.
+        """
         facts = {'facts': {'accuracy': np.asarray(accuracy)}}
-        self._write('best', int(state.step), _parts(state.evaluated()) | facts)
+        with uninterrupted():
+            self._write('best', int(state.step), _parts(state.evaluated()) | facts)
+            self._managers['best'].wait_until_finished()
 
     def restore(self, like: TrainState, kind: str = 'last') -> TrainState:
         """Reads a checkpoint into the structure of `like`; a part None is left out."""
         found = self._read(kind, _parts(like))
-        filled = {
-            name: _like(getattr(like, name), found[name]) for name in _parts(like) if name in found
-        }
-        return like._replace(**filled)
+        return like._replace(**{name: _like(getattr(like, name), found[name]) for name in found})
 
     def weights(self, kind: str) -> dict[str, np.ndarray]:
-        """Weights and batch statistics of a checkpoint by name, such as 'conv1.bn.bias'."""
-        found = self._read(kind, {'params': None, 'stats': None})
-        named = {**found['params'], **found['stats']}
+        """What is evaluated of a checkpoint, by name, such as 'conv1.bn.bias'."""
+        folder = self._managers[kind].directory / str(self.step(kind))
+        params = 'ema' if (folder / 'ema').exists() else 'params'
+        parts = {name: None for name in (params, 'stats') if (folder / name).exists()}
+        found = self._read(kind, parts)
+        named = {key: value for part in found.values() for key, value in part.items()}
         return {key.removesuffix('.value'): np.asarray(value) for key, value in named.items()}
 
     def _write(self, kind: str, step: int, parts: Mapping[str, Any]) -> None:
-        items = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
+        # As NumPy arrays: orbax would tie device arrays to the number of devices.
+        items = {name: ocp.args.StandardSave(jax.device_get(p)) for name, p in parts.items()}
         self._managers[kind].save(step, args=ocp.args.Composite(**items))
 
     def _read(self, kind: str, parts: Mapping[str, Any]) -> Any:
@@ -101,8 +129,8 @@ class Checkpoints:
 
 def _parts(state: TrainState) -> dict[str, dict[str, jax.Array]]:
     """The parts that are there, each flat: independent of flax's and optax's containers."""
-    parts = {name: part for name, part in state._asdict().items() if part is not None}
-    return {name: _flat(part) for name, part in parts.items()}
+    parts = {name: _flat(part) for name, part in state._asdict().items()}
+    return {name: part for name, part in parts.items() if part}  # orbax refuses empty ones
 
 
 def _flat(tree: Any) -> dict[str, jax.Array]:

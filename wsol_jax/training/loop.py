@@ -15,7 +15,7 @@ from wsol_jax.config import Config, ConfigError, TrainConfig
 from wsol_jax.data import Batch, Source, evaluation_batches, training_batches
 from wsol_jax.models import Network, as_network, build, fill_module, load_module
 from wsol_jax.parallel import Devices, local_devices, one_ahead
-from wsol_jax.training.checkpoints import Checkpoints
+from wsol_jax.training.checkpoints import Checkpoints, uninterrupted
 from wsol_jax.training.step import Program, Shard, Sums, make_program
 from wsol_jax.workdir import ProgressLog
 
@@ -42,7 +42,7 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
     with Checkpoints(workdir) as checkpoints:
         if checkpoints.step() >= total:
             return
-        module = _initial_module(config, train_source)
+        module = _initial_module(config, train_source, again=checkpoints.step() > 0)
         network = as_network(config.network.name, module)
         devices = local_devices(config.parallel)
         program = make_program(config.train, module, network, devices, total, epoch_steps)
@@ -89,7 +89,8 @@ class _Run:
                     self._epoch(train_source, size, progress)
                     self._end_epoch(val_source, size)
         except KeyboardInterrupt:
-            if self._step:
+            # Not where an epoch ends: going on from there would leave its evaluation out.
+            if self._step % self._epoch_steps:
                 self._save()
             raise
 
@@ -111,16 +112,22 @@ class _Run:
         shards = map(partial(_shard, self._devices, multiple), batches)
         sums: list[Sums] = []
         for shard in one_ahead(shards):
-            self._state, more = self._program.step(self._state, shard)
-            self._step += 1
-            sums.append(more)
-            progress.update(setting.batch_size)
-            ends = self._step % self._epoch_steps == 0
-            if ends or self._step % setting.log_every == 0:
-                self._report(sums, progress)
-                sums = []
-            if self._step % setting.checkpoint_every == 0 and not ends:
-                self._save()
+            with uninterrupted():
+                self._one_step(shard, sums, progress)
+
+    def _one_step(self, shard: Shard, sums: list[Sums], progress: tqdm) -> None:
+        """Adds to `sums`, and empties it where a row is written."""
+        setting = self._config.train
+        self._state, more = self._program.step(self._state, shard)
+        self._step += 1
+        sums.append(more)
+        progress.update(setting.batch_size)
+        ends = self._step % self._epoch_steps == 0
+        if ends or self._step % setting.log_every == 0:
+            self._report(sums, progress)
+            sums.clear()
+        if self._step % setting.checkpoint_every == 0 and not ends:
+            self._save()
 
     def _end_epoch(self, source: Source, size: int) -> None:
         accuracy = _accuracy(self._program, self._devices, self._state, source, size, self._config)
@@ -185,21 +192,23 @@ def _accuracy(
     return 100.0 * right / max(total, 1)
 
 
-def _initial_module(config: Config, source: Source) -> nnx.Module:
+def _initial_module(config: Config, source: Source, again: bool = False) -> nnx.Module:
+    """The network as training starts; with `again` a checkpoint will fill it."""
     if config.data.class_index:
         raise ConfigError('training numbers the classes itself; set config.data.class_index=False')
     if source.num_classes < 2:
         raise ConfigError(
             f'training needs labels of at least 2 classes, found {source.num_classes}'
         )
-    net = config.network
-    start = Path(config.train.init_from or net.weights)
-    another_run = start.is_dir() and start != Path()
-    weights = None if another_run else config.train.init_from or net.weights or None
+    net, start = config.network, config.train.init_from or config.network.weights
+    another_run = bool(start) and Path(start).is_dir()
+    weights = None if again or another_run else start or None
+    if config.train.init_from and not (again or Path(start).exists()):
+        raise ConfigError(f'config.train.init_from: {start}: no such weights file or workdir')
     options = {'seed': config.seed, **net.options}
     module = load_module(net.name, weights, source.num_classes, **options)
-    if another_run:
-        _fill(net.name, module, start, ('best', 'last'))
+    if another_run and not again:
+        _fill(net.name, module, Path(start), ('best', 'last'))
     return module
 
 

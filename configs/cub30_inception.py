@@ -1,0 +1,46 @@
+r"""SPG-plain (InceptionV3) on 30 classes of CUB-200-2011, from an ImageNet trunk.
+
+    WSOL_DATA=DATA python -m wsol_jax.main --config configs/cub30_inception.py --workdir DIR
+
+DATA holds `cub30/` in the layout of wsolevaluation and `weights/inception_v3_trunk.safetensors`.
+The trunk is frozen; the two added convolutions and the classifier are trained.
+`configs/cub30_inception.py:full` trains everything with the rates of the published recipe and wants
+an accelerator.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+from wsol_jax.config import default_config
+
+TRUNK = ('Conv2d_', 'Mixed_5', 'Mixed_6[a-e]')
+
+
+def get_config(variant: str = 'frozen') -> ConfigDict:
+    """The experiment; `variant` is 'frozen' or 'full'."""
+    if variant not in ('frozen', 'full'):
+        raise ValueError(f"no variant {variant!r}; write 'frozen' or 'full'")
+    data = os.environ.get('WSOL_DATA', 'data')
+    config = default_config()
+    config.data.source = 'wsol_folder'
+    config.data.root = f'{data}/cub30'
+    config.network.name = 'inception_v3'
+    config.network.weights = f'{data}/weights/inception_v3_trunk.safetensors'
+    # From Glorot's start SGD stays at chance for epochs: the pooled features are small.
+    config.network.options = {'added': 'identity'}
+    config.train.batch_size = 32
+    config.localize.methods = ('dgl', 'cam', 'layer_cam')
+    config.localize.batch_size = 16
+    if variant == 'frozen':
+        config.train.freeze = TRUNK
+        config.train.optimizer = 'adamw'
+        config.train.learning_rate = 5e-4
+        config.train.epochs = 8
+    else:
+        # The trunk's batch norm was folded into its weights: its statistics are placeholders.
+        config.train.freeze = (r'.*bn\.scale',)
+        config.train.multipliers = ((r'^(Mixed_6[fg]|fc)\.', 10.0), ('bias$', 2.0))
+        config.train.learning_rate = 0.002
+        config.train.epochs = 60
+    return config

@@ -1,0 +1,101 @@
+"""One experiment with several seeds: mean and standard deviation of its scores.
+
+    python -m experiments.seeds --config configs/X.py --workdir DIR [--seeds 3] [--config.key=value]
+
+Runs the experiment in DIR/seed_0, DIR/seed_1, ...; a seed that is finished is not run again. Prints
+the table and writes it to DIR/seeds.md: every method with the layer and the threshold chosen on
+val, anew for each seed. The seed also draws the generated images of the source 'shapes'.
+"""
+
+import dataclasses
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+
+from wsol_jax.command_line import CONFIG, WORKDIR, parse_flags
+from wsol_jax.config import Config, ConfigError, read_config
+from wsol_jax.main import run
+from wsol_jax.report.table import columns, heading
+from wsol_jax.workdir import open_workdir, read_json, write_text
+
+_SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds: 0, 1, ...', lower_bound=1)
+_RESULTS = ('metrics.json', 'report.html')
+
+
+def scores_of(config: Config, workdir: Path) -> dict[str, Any]:
+    """What metrics.json holds, after a run of the experiment where it is not finished yet."""
+    open_workdir(workdir, config)  # refuses one with other settings, forgets scores of others
+    if not all((workdir / name).exists() for name in _RESULTS):
+        run(config, workdir)
+    return read_json(workdir / 'metrics.json')
+
+
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a row for each method, mean ± sample standard deviation over the runs.
+
+    Args:
+        runs: what metrics.json holds, one for each seed.
+    """
+    split = runs[0]['split']
+    rows = [
+        {r['method']: r for r in run['localization'] if r['split'] == split and r.get('chosen')}
+        for run in runs
+    ]
+    if not rows[0]:
+        raise ConfigError(f'{split}: no layer was chosen; is evaluate.choose_on among the splits?')
+    scores = columns([row for seed in rows for row in seed.values()])
+    lines = [['method', 'layer of each seed', *map(heading, scores)]]
+    for method in rows[0]:
+        layers = ', '.join(seed[method]['layer'] for seed in rows)
+        numbers = [spread([seed[method][s] for seed in rows]) for s in scores]
+        lines.append([method, layers, *numbers])
+    return '\n'.join([_title(runs), '', *_markdown(lines), '', _NOTE])
+
+
+_NOTE = (
+    'Percent, mean ± sample standard deviation over the seeds. Layer and threshold chosen on val '
+    'for each seed. * best threshold on this split (an oracle).'
+)
+
+
+def _title(runs: Sequence[dict[str, Any]]) -> str:
+    accuracies = [run['classification'] for run in runs]
+    parts = [f'{name} {spread([a[name] for a in accuracies])} %' for name in accuracies[0]]
+    return ', '.join([f'{runs[0]["split"]}, {len(runs)} seeds', *parts])
+
+
+def spread(values: Sequence[float]) -> str:
+    """'mean ± sample standard deviation', the mean alone of a single value."""
+    mean = f'{statistics.mean(values):.1f}'
+    return f'{mean} ± {statistics.stdev(values):.1f}' if len(values) > 1 else mean
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    head, *rest = lines
+    for cells in [head, ['---'] * len(head), *rest]:
+        yield f'| {" | ".join(cells)} |'
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs what is missing, then prints and writes the table."""
+    logging.set_verbosity(logging.WARNING)
+    config, folder = read_config(CONFIG.value), Path(WORKDIR.value)
+    runs = [
+        scores_of(dataclasses.replace(config, seed=seed), folder / f'seed_{seed}')
+        for seed in range(_SEEDS.value)
+    ]
+    text = table(runs)
+    write_text(folder / 'seeds.md', text + '\n')
+    print(text)
+
+
+if __name__ == '__main__':
+    flags.mark_flags_as_required(['config', 'workdir'])
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except (flags.Error, ValueError, OSError) as error:
+        sys.exit(f'error: {error}')

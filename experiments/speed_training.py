@@ -1,0 +1,158 @@
+r"""Images per second of the training loop with its loader, against the compiled step alone.
+
+    python -m experiments.speed_training --config configs/shapes_resnet.py \
+        [--workers 0,1,2] [--train_epochs 4]
+
+One process: whole trainings in a temporary folder, one for each number of data.workers, and before
+and after each the compiled step on one batch that stays on the device, for the load of the machine
+changes. The loop's figure is over all epochs but the first, without the accuracy on val: images by
+seconds of progress.csv; reading, checkpoints and the start of the workers count. Resident memory is
+that of the process and its workers at the end of each epoch.
+"""
+
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import psutil
+from absl import app, flags, logging
+
+from wsol_jax.command_line import CONFIG, parse_flags
+from wsol_jax.config import Config, read_config
+from wsol_jax.data import Source, training_batches
+from wsol_jax.main import open_split
+from wsol_jax.models import as_network, load_module
+from wsol_jax.parallel import local_devices
+from wsol_jax.training.loop import steps_per_epoch, train
+from wsol_jax.training.step import Shard, make_program
+from wsol_jax.workdir import read_csv
+
+_WORKERS = flags.DEFINE_list('workers', ['0', '1', '2'], 'Values of data.workers to try.')
+_EPOCHS = flags.DEFINE_integer('train_epochs', 4, 'Epochs of each training.', lower_bound=2)
+_REPEATS = flags.DEFINE_integer('repeats', 30, 'Steps on one batch in a timing.', lower_bound=1)
+_MIB = 2**20
+
+
+def step_on_one_batch(config: Config, source: Source) -> Callable[[], float]:
+    """The compiled step on a batch on the device; a call times it, in images per second."""
+    net, setting = config.network, config.train
+    options = {'seed': config.seed, **net.options}
+    module = load_module(net.name, net.weights or None, source.num_classes, **options)
+    network = as_network(net.name, module)
+    devices = local_devices(config.parallel)
+    epoch_steps = steps_per_epoch(setting, source)
+    total = setting.epochs * epoch_steps
+    program = make_program(setting, module, network, devices, total, epoch_steps)
+    size = net.input_size or network.input_size
+    with closing(training_batches(source, size, setting.batch_size, config.seed, 0)) as batches:
+        batch = next(batches)
+    index = batch.index.astype(np.int32)
+    shard = devices.shard(Shard(batch.images, batch.labels, batch.valid, index))
+    state = devices.replicate(program.initial)
+    jax.block_until_ready(program.step(state, shard))  # compiles
+
+    def speed() -> float:
+        moved, start = state, time.perf_counter()
+        for _ in range(_REPEATS.value):
+            moved, _ = program.step(moved, shard)
+        jax.block_until_ready(moved)
+        return _REPEATS.value * setting.batch_size / (time.perf_counter() - start)
+
+    return speed
+
+
+def loop_speed(config: Config, train_source: Source, val_source: Source) -> tuple[float, list[int]]:
+    """Images per second of a training, and the resident memory in MiB after each epoch."""
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder)
+        with _memory_of_epochs(workdir / 'progress.csv') as memory:
+            train(config, train_source, val_source, workdir)
+        rows = [r for r in read_csv(workdir / 'progress.csv') if r['split'] == 'train']
+    epoch_steps, images = steps_per_epoch(config.train, train_source), len(train_source)
+
+    def seen(step: int) -> int:
+        return step // epoch_steps * images + step % epoch_steps * config.train.batch_size
+
+    steps = [int(row['step']) for row in rows]
+    pairs = zip(steps, steps[1:], rows[1:], strict=False)
+    parts = [
+        (seen(b) - seen(a), float(r['images_per_second'])) for a, b, r in pairs if a >= epoch_steps
+    ]
+    return sum(n for n, _ in parts) / sum(n / speed for n, speed in parts), memory
+
+
+@contextmanager
+def _memory_of_epochs(progress: Path) -> Iterator[list[int]]:
+    """A list that grows by the resident memory, in MiB, whenever an epoch ends."""
+    memory: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            look()
+
+    def look() -> None:
+        if sum(row['split'] == 'val' for row in read_csv(progress)) > len(memory):
+            memory.append(_resident())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield memory
+    finally:
+        over.set()
+        thread.join()
+        look()
+
+
+def _resident() -> int:
+    process = psutil.Process()
+    total = process.memory_info().rss
+    for child in process.children(recursive=True):
+        try:
+            total += child.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total // _MIB
+
+
+def main(_: Sequence[str]) -> None:
+    """Times and prints the table."""
+    logging.set_verbosity(logging.WARNING)
+    config = read_config(CONFIG.value)
+    # A checkpoint within an epoch would be timed, too.
+    setting = replace(config.train, epochs=_EPOCHS.value, checkpoint_every=10**9)
+    config = replace(config, train=setting)
+    train_source, val_source = open_split(config, 'train'), open_split(config, 'val')
+    print(
+        f'{config.network.name}, {jax.devices()[0].device_kind}, batch of {setting.batch_size}, '
+        f'{len(train_source)} images an epoch; images/s, MiB after each epoch'
+    )
+    step = step_on_one_batch(config, train_source)
+    before = step()
+    for workers in map(int, _WORKERS.value):
+        data = replace(config.data, workers=workers)
+        loop, memory = loop_speed(replace(config, data=data), train_source, val_source)
+        after = step()
+        share = 200 * loop / (before + after)
+        print(
+            f'{workers} workers: loop {loop:.1f}, step alone {before:.1f} before and {after:.1f} '
+            f'after it, so {share:.0f} %; memory {memory}',
+            flush=True,
+        )
+        before = after
+
+
+if __name__ == '__main__':
+    flags.mark_flags_as_required(['config'])
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except (flags.Error, ValueError, OSError) as error:
+        sys.exit(f'error: {error}')

@@ -1,0 +1,290 @@
+"""One compiled step: loss, statistics, what is frozen, precision, parts, moving average."""
+
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from wsol_jax.config import ConfigError, TrainConfig
+from wsol_jax.models import Network, Preprocessing, build, zoo
+from wsol_jax.models.layers import Dropout, conv
+from wsol_jax.parallel import local_devices
+from wsol_jax.training import step as step_module
+from wsol_jax.training.step import Shard, make_program, split_module
+
+SETTING = TrainConfig(
+    learning_rate=0.5, schedule='constant', warmup=0.0, momentum=0.5, weight_decay=0.01
+)
+
+
+class Tiny(nnx.Module):
+    """Convolution, batch norm, dropout, mean, linear: all that training treats specially."""
+
+    def __init__(self, rngs, norm=True, rate=0.5):
+        self.conv = conv(3, 4, 1, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, momentum=0.75, rngs=rngs) if norm else None
+        self.dropout = Dropout(rate, rngs=rngs)
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, inputs, perturb=None):
+        x = self.conv(inputs)
+        x = nnx.relu(self.norm(x) if self.norm else x)
+        return self.head(self.dropout(x).mean((1, 2))), {'x': x}
+
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (8, 4, 4, 3), np.uint8)
+BATCH = Shard(IMAGES, (np.arange(8) % 3).astype(np.int32), np.arange(8) < 6, np.arange(8) + 20)
+
+
+@cache
+def tiny_program(setting=SETTING, norm=True, rate=0.5):
+    return program_of(setting, Tiny(nnx.Rngs(0), norm, rate))
+
+
+def program_of(setting, module):
+    facts = {'preprocessing': Preprocessing((128.0,) * 3, (64.0,) * 3), 'input_size': 4}
+    network = Network.from_module(module, name='tiny', **facts)
+    return make_program(setting, module, network, local_devices(), 10, 5), network
+
+
+def steps_of(program):
+    """The state after each of three steps, from the initial one, and what they reported."""
+    states, sums = [program.initial], []
+    for _ in range(3):
+        state, more = program.step(states[-1], BATCH)
+        states.append(state)
+        sums.append(more)
+    return states, sums
+
+
+def assert_close(found, expected, **tolerance):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, two in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(one, two, **tolerance)
+
+
+def cross_entropy(logits, smoothing):
+    """Of BATCH's valid images, by the formula of Szegedy et al. 2015, section 7."""
+    logits = np.asarray(logits, np.float64)
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    targets = (1 - smoothing) * np.eye(3)[BATCH.labels] + smoothing / 3
+    return -(targets * logp).sum(-1)[:6].mean()
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.3])
+def test_the_loss_is_the_mean_over_valid_images(smoothing):
+    setting = replace(SETTING, label_smoothing=smoothing)
+    program, network = tiny_program(setting, norm=False, rate=0.0)
+    logits, _ = network(IMAGES)
+    state, sums = program.step(program.initial, BATCH)
+    assert float(sums.loss) == pytest.approx(cross_entropy(logits, smoothing), rel=1e-5)
+    right = np.argmax(logits, -1) == BATCH.labels
+    assert (int(sums.right), int(sums.images), int(state.step)) == (right[:6].sum(), 6, 1)
+
+
+def test_images_that_are_not_valid_change_nothing():
+    program, _ = tiny_program(norm=False)
+    images, labels = IMAGES.copy(), BATCH.labels.copy()
+    images[6:], labels[6:] = 255 - images[6:], 2
+    changed = BATCH._replace(images=images, labels=labels)
+    one, two = (program.step(program.initial, batch) for batch in (BATCH, changed))
+    assert_close(one, two, rtol=0, atol=0)
+    more = program.step(program.initial, changed._replace(valid=np.ones(8, bool)))
+    assert float(more[1].loss) != float(one[1].loss)
+
+
+def test_dropout_depends_on_seed_step_and_image():
+    program, network = tiny_program(norm=False)
+    state = program.initial
+
+    def loss(program=program, step=0, batch=BATCH):
+        return float(program.step(state._replace(step=jnp.int32(step)), batch)[1].loss)
+
+    assert loss() == loss() != loss(step=1)
+    order = np.array([3, 0, 5, 1, 4, 2, 7, 6])
+    assert loss(batch=jax.tree.map(lambda x: x[order], BATCH)) == pytest.approx(loss(), rel=1e-6)
+    assert loss(batch=BATCH._replace(index=BATCH.index + 1)) != loss()
+    other = Tiny(nnx.Rngs(0, dropout=1), norm=False)
+    assert loss(program_of(SETTING, other)[0]) != loss()
+    predicted = program.predict(state, IMAGES)
+    np.testing.assert_array_equal(predicted, np.argmax(network(IMAGES)[0], -1))
+
+
+def activations(program):
+    layer = program.initial.params['conv']
+    return np.asarray((IMAGES - 128.0) / 64 @ layer['kernel'][0, 0] + layer['bias'], np.float64)
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_batch_statistics_by_hand(parts):
+    program, _ = tiny_program(replace(SETTING, accumulate=parts))
+    mean, variance = np.zeros(4), np.ones(4)
+    for part in range(parts):
+        x = activations(program)[part::parts]
+        mean = 0.75 * mean + 0.25 * x.mean((0, 1, 2))
+        variance = 0.75 * variance + 0.25 * x.var((0, 1, 2))
+    stats = steps_of(program)[0][1].stats['norm']
+    np.testing.assert_allclose(stats['mean'][...], mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stats['var'][...], variance, rtol=1e-4)
+
+
+def test_what_is_frozen_stays_bit_by_bit():
+    module = Tiny(nnx.Rngs(0), rate=0.0)
+    module.norm.mean[...], module.norm.var[...] = jnp.arange(4.0), jnp.full(4, 2.5)
+    program, network = program_of(replace(SETTING, freeze=('conv', 'norm')), module)
+    states, sums = steps_of(program)
+    for name in ('conv', 'norm'):
+        assert_close(states[-1].params[name], states[0].params[name], rtol=0, atol=0)
+    assert_close(states[-1].stats, states[0].stats, rtol=0, atol=0)
+    assert not np.allclose(states[-1].params['head']['kernel'], states[0].params['head']['kernel'])
+    # Their running statistics are used: the loss is that of the network in inference.
+    assert float(sums[0].loss) == pytest.approx(cross_entropy(network(IMAGES)[0], 0), rel=1e-5)
+
+
+def test_a_frozen_kernel_below_a_trained_norm_leaves_its_statistics_to_the_batch():
+    program, _ = tiny_program(replace(SETTING, freeze=('conv',)))
+    states, _ = steps_of(program)
+    assert not np.allclose(states[1].stats['norm']['mean'], states[0].stats['norm']['mean'])
+    assert not np.allclose(states[1].params['norm']['bias'], states[0].params['norm']['bias'])
+    assert_close(states[1].params['conv'], states[0].params['conv'], rtol=0, atol=0)
+
+
+def test_the_others_train_as_if_nothing_were_frozen():
+    frozen, free = (
+        steps_of(tiny_program(replace(SETTING, freeze=freeze), norm=False)[0])[0][1]
+        for freeze in (('conv',), ())
+    )
+    assert_close(frozen.params['head'], free.params['head'], rtol=1e-6, atol=1e-7)
+
+
+def small_resnet(setting):
+    module = build('resnet10', 3, nnx.Rngs(0), width=4)
+    network = zoo.as_network('resnet10', module)
+    program = make_program(setting, module, network, local_devices(), 10, 5)
+    images = RNG.integers(0, 256, (4, 32, 32, 3), np.uint8)
+    return program, Shard(images, np.arange(4) % 3, np.ones(4, bool), np.arange(4))
+
+
+def test_no_gradient_of_what_is_frozen_is_computed():
+    flops = {}
+    for freeze in ((), ('conv1', 'layer')):
+        program, batch = small_resnet(replace(SETTING, freeze=freeze))
+        flops[freeze] = program.step.lower(program.initial, batch).cost_analysis()['flops']
+        sizes = [x.size for x in jax.tree.leaves(program.initial.optimizer) if x.ndim > 0]
+        assert sum(sizes) == sum(
+            x.size
+            for name, part in program.initial.params.items()
+            if name == 'fc' or not freeze
+            for x in jax.tree.leaves(part)
+        )
+    # Forward only is a third of forward, gradient of activations and gradient of kernels.
+    assert flops['conv1', 'layer'] < 0.45 * flops[()]
+
+
+def equations(jaxpr):
+    """All operations, those of inner programs among them."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, 'eqns')):
+            inner = getattr(value, 'jaxpr', value)
+            if hasattr(inner, 'eqns'):
+                yield from equations(inner)
+
+
+PRODUCTS = ('dot_general', 'conv_general_dilated')
+
+
+def product_types(function, *arguments):
+    """The number types that products of matrices and convolutions are computed of."""
+    found = equations(jax.make_jaxpr(function)(*arguments).jaxpr)
+    products = [eqn for eqn in found if eqn.primitive.name in PRODUCTS]
+    return {v.aval.dtype.name for eqn in products for v in eqn.invars}
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_computation_is_of_the_type_asked_for(dtype):
+    program, batch = small_resnet(replace(SETTING, dtype=dtype, ema=0.5))
+    assert product_types(program.step, program.initial, batch) == {dtype}
+    state, _ = jax.eval_shape(program.step, program.initial, batch)
+    for tree in (program.initial, state):
+        kept = [tree.params, tree.stats, tree.ema, tree.optimizer]
+        types = {x.dtype.name for x in jax.tree.leaves(kept)}
+        assert types - {'int32'} == {'float32'} and tree.step.dtype == jnp.int32
+    # Evaluation is in single precision.
+    assert product_types(program.predict, program.initial, batch.images) == {'float32'}
+
+
+@pytest.mark.parametrize('name', ['inception_v3', 'mobilenet_v1', 'squeezenet1_1', 'vgg16'])
+def test_every_network_computes_in_bfloat16(name):
+    module = nnx.eval_shape(lambda: build(name, 3, nnx.Rngs(0)))
+    step_module._set_modes(module, replace(SETTING, dtype='bfloat16'), None)
+    module.eval()
+    graph, state = nnx.split(module)
+    inputs = jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32)
+    assert product_types(lambda s, x: nnx.merge(graph, s)(x)[0], state, inputs) == {'bfloat16'}
+
+
+def test_bfloat16_is_near_float32():
+    states = [steps_of(tiny_program(replace(SETTING, dtype=d))[0]) for d in ('bfloat16', 'float32')]
+    (rough, rough_sums), (exact, exact_sums) = states
+    for one, two in zip(rough_sums, exact_sums, strict=True):
+        assert float(one.loss) == pytest.approx(float(two.loss), rel=0.02)
+        assert float(one.loss) != float(two.loss)
+    moved = jax.tree.map(lambda a, b: np.asarray(a - b), exact[-1].params, exact[0].params)
+    largest = max(np.abs(m).max() for m in jax.tree.leaves(moved))
+    assert_close(rough[-1].params, exact[-1].params, rtol=0, atol=0.05 * largest)
+    assert_close(rough[-1].stats, exact[-1].stats, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize('parts', [2, 4])
+def test_a_batch_in_parts_gives_the_same(parts):
+    whole, sums = steps_of(tiny_program(norm=False)[0])
+    found, found_sums = steps_of(tiny_program(replace(SETTING, accumulate=parts), norm=False)[0])
+    assert_close(found[-1], whole[-1], rtol=1e-6, atol=1e-6)
+    assert_close(found_sums, sums, rtol=1e-6, atol=1e-6)
+
+
+def test_the_moving_average_by_hand():
+    program, _ = tiny_program(replace(SETTING, ema=0.75))
+    plain, _ = steps_of(tiny_program()[0])
+    states, _ = steps_of(program)
+    average = jax.tree.map(np.float64, states[0].params)
+    for after, as_without in zip(states[1:], plain[1:], strict=True):
+        assert_close(after.params, as_without.params, rtol=1e-6, atol=1e-7)
+        average = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * np.float64(p), average, after.params)
+        assert_close(after.ema, average, rtol=1e-5, atol=1e-6)
+    assert plain[-1].ema is None
+
+
+def test_the_moving_average_is_what_is_evaluated():
+    program, _ = tiny_program(replace(SETTING, ema=0.5))
+
+    def voting_for(label):
+        params = jax.tree.map(jnp.zeros_like, program.initial.params)
+        params['head']['bias'] = jnp.eye(3)[label]
+        return params
+
+    state = program.initial._replace(params=voting_for(1), ema=voting_for(2))
+    assert np.asarray(program.predict(state, IMAGES)).tolist() == 8 * [2]
+    assert np.asarray(program.predict(state._replace(ema=None), IMAGES)).tolist() == 8 * [1]
+    evaluated = state.evaluated()
+    assert_close(evaluated.params, state.ema, rtol=0, atol=0)
+    assert evaluated.ema is evaluated.optimizer is None
+
+
+def test_wrong_patterns_stop_before_anything_is_compiled():
+    with pytest.raises(ConfigError, match=r"'fc' finds no parameter; they start with conv, "):
+        tiny_program(replace(SETTING, multipliers=(('fc', 10.0),)))
+
+
+def test_a_module_comes_apart_whole():
+    module = Tiny(nnx.Rngs(0))
+    graph, params, stats, keys = split_module(module)
+    assert [len(jax.tree.leaves(part)) for part in (params, stats, keys)] == [6, 2, 1]
+    again = nnx.merge(graph, params, stats, keys)
+    np.testing.assert_array_equal(again.conv.kernel[...], module.conv.kernel[...])
