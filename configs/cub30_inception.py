@@ -12,15 +12,17 @@ import os
 
 from ml_collections import ConfigDict
 
-from wsol_jax.config import default_config
+from wsol_jax.config import ConfigError, default_config
+from wsol_jax.names import unknown_name
 
-TRUNK = ('Conv2d_', 'Mixed_5', 'Mixed_6[a-e]')
+_VARIANTS = ('frozen', 'full')
+_TRUNK = ('Conv2d_', 'Mixed_5', 'Mixed_6[a-e]')
 
 
 def get_config(variant: str = 'frozen') -> ConfigDict:
     """The experiment; `variant` is 'frozen' or 'full'."""
-    if variant not in ('frozen', 'full'):
-        raise ValueError(f"no variant {variant!r}; write 'frozen' or 'full'")
+    if variant not in _VARIANTS:
+        raise ConfigError(unknown_name('variant', variant, _VARIANTS))
     data = os.environ.get('WSOL_DATA', 'data')
     config = default_config()
     config.data.source = 'wsol_folder'
@@ -33,10 +35,10 @@ def get_config(variant: str = 'frozen') -> ConfigDict:
     config.localize.methods = ('dgl', 'cam', 'layer_cam')
     config.localize.batch_size = 16
     if variant == 'frozen':
-        config.train.freeze = TRUNK
+        config.train.freeze = _TRUNK
         config.train.optimizer = 'adamw'
         config.train.learning_rate = 5e-4
-        config.train.epochs = 8
+        config.train.epochs = 6
     else:
         # The trunk's batch norm was folded into its weights: its statistics are placeholders.
         config.train.freeze = (r'.*bn\.scale',)

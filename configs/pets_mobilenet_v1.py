@@ -21,5 +21,5 @@ def get_config() -> ConfigDict:
     """The experiment."""
     config = cub30_mobilenet_v1.get_config()
     config.data.root = f'{os.environ.get("WSOL_DATA", "data")}/pets'
-    config.train.epochs = 15
+    config.train.epochs = 8
     return config

@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.network.name = 'resnet18'
     config.network.options = {'width': 32, 'output_stride': 8}
     config.network.input_size = 64
-    config.train.epochs = 12
+    config.train.epochs = 6
     config.train.batch_size = 64
     config.train.learning_rate = 0.1
     config.localize.methods = ('dgl', 'cam', 'grad_cam', 'layer_cam')

@@ -11,7 +11,6 @@ Mixed_6e, where the network has them; a second one serves the scales.
 """
 
 import math
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,12 +18,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import wsol_jax
-from wsol_jax.command_line import CONFIG, WORKDIR, parse_flags
+from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, read_config
 from wsol_jax.data import Record, Source, decode_mask, evaluation_batches, stored_size
 from wsol_jax.evaluation.box_metrics import BoxCounts
@@ -259,7 +258,4 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == '__main__':
     flags.mark_flags_as_required(['config', 'workdir'])
-    try:
-        app.run(main, flags_parser=parse_flags)
-    except (flags.Error, ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+    run_command(main)

@@ -9,14 +9,13 @@ val, anew for each seed. The seed also draws the generated images of the source 
 
 import dataclasses
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from wsol_jax.command_line import CONFIG, WORKDIR, parse_flags
+from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, ConfigError, read_config
 from wsol_jax.main import run
 from wsol_jax.report.table import columns, heading
@@ -95,7 +94,4 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == '__main__':
     flags.mark_flags_as_required(['config', 'workdir'])
-    try:
-        app.run(main, flags_parser=parse_flags)
-    except (flags.Error, ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+    run_command(main)

@@ -10,7 +10,6 @@ seconds of progress.csv; reading, checkpoints and the start of the workers count
 that of the process and its workers at the end of each epoch.
 """
 
-import sys
 import tempfile
 import threading
 import time
@@ -22,9 +21,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import psutil
-from absl import app, flags, logging
+from absl import flags, logging
 
-from wsol_jax.command_line import CONFIG, parse_flags
+from wsol_jax.command_line import CONFIG, run_command
 from wsol_jax.config import Config, read_config
 from wsol_jax.data import Source, training_batches
 from wsol_jax.main import open_split
@@ -51,7 +50,9 @@ def step_on_one_batch(config: Config, source: Source) -> Callable[[], float]:
     total = setting.epochs * epoch_steps
     program = make_program(setting, module, network, devices, total, epoch_steps)
     size = net.input_size or network.input_size
-    with closing(training_batches(source, size, setting.batch_size, config.seed, 0)) as batches:
+    with closing(
+        training_batches(source, size, setting.batch_size, config.seed, range(1))
+    ) as batches:
         batch = next(batches)
     index = batch.index.astype(np.int32)
     shard = devices.shard(Shard(batch.images, batch.labels, batch.valid, index))
@@ -152,7 +153,4 @@ def main(_: Sequence[str]) -> None:
 
 if __name__ == '__main__':
     flags.mark_flags_as_required(['config'])
-    try:
-        app.run(main, flags_parser=parse_flags)
-    except (flags.Error, ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+    run_command(main)

@@ -18,9 +18,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from absl import app, flags, logging
+from absl import flags, logging
 
-from wsol_jax.command_line import CONFIG, WORKDIR, parse_flags
+from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, read_config
 from wsol_jax.main import open_split, run
 from wsol_jax.training.loop import steps_per_epoch
@@ -35,13 +35,25 @@ def keep_epochs(process: BaseProcess, folder: Path, epoch_steps: int) -> None:
     while True:
         ended = not process.is_alive()
         for path in last.glob('[0-9]*'):
+            # Beside it lies what orbax is still writing, under longer names.
             epoch, rest = divmod(int(path.name), epoch_steps) if path.name.isdecimal() else (0, 1)
-            kept = folder / f'epoch_{epoch}' / 'checkpoints' / 'last' / path.name
-            if not rest and epoch % EVERY.value == 0 and not kept.exists():
-                shutil.copytree(path, kept)
+            if not rest and epoch % EVERY.value == 0:
+                keep(path, folder / f'epoch_{epoch}' / 'checkpoints' / 'last' / path.name)
         if ended:
             return
         time.sleep(1)
+
+
+def keep(checkpoint: Path, kept: Path) -> None:
+    """Copies a checkpoint, whole or not at all: the training may remove it at any moment."""
+    if kept.exists():
+        return
+    part = kept.with_name('part')
+    try:
+        shutil.copytree(checkpoint, part, dirs_exist_ok=True)
+        part.rename(kept)
+    except (FileNotFoundError, shutil.Error):
+        shutil.rmtree(kept.parent.parent.parent)
 
 
 def score(config: Config, epoch: int, folder: Path) -> dict[str, float]:
@@ -85,6 +97,9 @@ def _main(arguments: Sequence[str]) -> None:
     keep_epochs(process, folder, steps_per_epoch(config.train, open_split(config, 'train')))
     if process.exitcode:
         sys.exit(process.exitcode)
+    every = range(EVERY.value, config.train.epochs + 1, EVERY.value)
+    if missed := [e for e in every if not (folder / f'epoch_{e}').exists()]:
+        print(f'epochs {missed} were too short to be kept')
     epochs = sorted(int(p.name.removeprefix('epoch_')) for p in folder.glob('epoch_*'))
     scores = [score(config, epoch, folder / f'epoch_{epoch}') for epoch in epochs]
     rows = [[e, *(f'{v:.1f}' for v in s.values())] for e, s in zip(epochs, scores, strict=True)]
@@ -94,4 +109,5 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(_main, flags_parser=parse_flags)
+    flags.mark_flags_as_required(['config', 'workdir'])
+    run_command(_main)

@@ -103,6 +103,7 @@ def test_values_are_converted(path, value, read):
         ('train.epochs', 'three', "config.train.epochs must be of type int, got 'three'"),
         ('train.epochs', 2.0, 'config.train.epochs must be of type int, got 2.0'),
         ('train.epochs', True, 'config.train.epochs must be of type int, got True'),
+        ('train.step_factor', -1.0, 'config.train.step_factor must be above 0, got -1.0'),
         ('train.learning_rate', True, 'config.train.learning_rate must be of type float, got True'),
         ('localize.flip', 1, 'config.localize.flip must be of type bool, got 1'),
         ('data.root', None, 'config.data.root must be of type str, got None'),

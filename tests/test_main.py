@@ -292,6 +292,14 @@ NETWORKS = 'inception_v3, resnet10, resnet18, resnet34, resnet50, resnet101'
             'nodata: no such folder (expected images/ and metadata/ in nodata)',
         ),
         (
+            ['data.source=class_folder'],
+            "config.data.source='class_folder' needs config.data.root, its folder",
+        ),
+        (
+            ['train.schedule=step'],
+            "config.train.schedule='step' needs step_epochs, where the rate drops",
+        ),
+        (
             ['data.class_index=True'],
             'training numbers the classes itself; set config.data.class_index=False',
         ),

@@ -60,6 +60,7 @@ TRAINED, MAPPED = 'checkpoints/last/3/params', 'maps/val/status/0'
         (MAPPED, 'network.options', {'width': 4}),
         (MAPPED, 'train.learning_rate', 1.0),
         (MAPPED, 'localize.alpha', 5.0),
+        (MAPPED, 'train.keep', 'last'),
         (MAPPED, 'localize.layers', ('a',)),
     ],
 )
@@ -80,6 +81,7 @@ def test_what_results_depend_on_is_refused(tmp_path, made, path, value):
     [
         (TRAINED, 'localize.alpha', 5.0, True),
         (TRAINED, 'evaluate.size', 96, True),
+        (TRAINED, 'train.keep', 'last', True),
         (MAPPED, 'evaluate.closing', 5, True),
         (MAPPED, 'localize.splits', ('test',), True),
         (MAPPED, 'localize.batch_size', 1, False),

@@ -1,17 +1,35 @@
 """The flags of the command, and one clear line for whatever is wrong with them."""
 
 import re
+import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
 
 from wsol_jax.config import ConfigError, check_key
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, as FILE.py[:variant].')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for everything the run writes.')
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs `main` on the flags: errors of the user become one line and exit code 2.
+
+    Args:
+        main: takes the arguments that are no flags, the program's name first.
+    """
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except KeyboardInterrupt:
+        print('interrupted; the same command goes on from here', file=sys.stderr)
+        sys.exit(130)
+    # Of other kinds are the errors of the program: they show where they were raised.
+    except (flags.Error, ValueError, OSError, FloatingPointError) as error:
+        print(f'error: {error}'.splitlines()[0], file=sys.stderr)
+        sys.exit(2)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -339,6 +339,15 @@ def _check(config: Config) -> None:
     for key, (name, known) in choices.items():
         if name not in known:
             raise ConfigError(unknown_name(f'value of {key}', name, known))
+    train = config.train
+    if train.schedule == 'step' and not train.step_epochs:
+        raise ConfigError("config.train.schedule='step' needs step_epochs, where the rate drops")
+    for key, value in {
+        'config.train.step_factor': train.step_factor,
+        'config.train.power': train.power,
+    }.items():
+        if value <= 0:
+            raise ConfigError(f'{key} must be above 0, got {value}')
     for key, value in {
         'config.augment.jitter': config.augment.jitter,
         'config.train.label_smoothing': config.train.label_smoothing,

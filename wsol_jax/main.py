@@ -3,15 +3,14 @@
 Runs the stages of the config in order; what the workdir holds already is not done again.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import logging
 from flax import nnx
 
-from wsol_jax.command_line import CONFIG, WORKDIR, parse_flags
+from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, ConfigError, read_config
 from wsol_jax.data import Source, check_training, open_source
 from wsol_jax.evaluation.stage import evaluate
@@ -69,6 +68,8 @@ def open_split(config: Config, split: str) -> Source:
         count = data.shapes_counts[names.index(split)]
         options = {'count': count, 'size': data.shapes_size, 'seed': config.seed}
         return open_source('shapes', '', split, **options)
+    if not data.root and data.source.endswith('folder'):
+        raise ConfigError(f'config.data.source={data.source!r} needs config.data.root, its folder')
     options_of: dict[str, dict[str, Any]] = {
         'wsol_folder': {'class_index': data.class_index},
         'tfds': {'name': data.name},
@@ -103,16 +104,8 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Entry point: errors of the user become one line and exit code 2."""
-    try:
-        app.run(_main, flags_parser=parse_flags)
-    except KeyboardInterrupt:
-        print('interrupted; the same command goes on from here', file=sys.stderr)
-        sys.exit(130)
-    # Of other kinds are the errors of the program: they show where they were raised.
-    except (flags.Error, ValueError, OSError, FloatingPointError) as error:
-        print(f'error: {error}'.splitlines()[0], file=sys.stderr)
-        sys.exit(2)
+    """Entry point."""
+    run_command(_main)
 
 
 if __name__ == '__main__':

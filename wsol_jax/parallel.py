@@ -6,10 +6,10 @@ the only module that knows which.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -101,7 +101,7 @@ class _Pmap(Devices):
 
     def replicate(self, tree: Any) -> Any:
         def copies(x: Any) -> Any:
-            return jnp.broadcast_to(x, (self.size, *jnp.shape(x)))
+            return np.broadcast_to(jax.device_get(x), (self.size, *np.shape(x)))
 
         return self._put(jax.tree.map(copies, tree), PartitionSpec(AXIS))
 
@@ -112,6 +112,7 @@ class _Pmap(Devices):
         return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
 
 
+@cache
 def local_devices(parallel: str = 'jit') -> Devices:
     """All local devices.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from wsol_jax.data import ClassFolder, DataError, Record, WsolFolder, open_source
+from wsol_jax.data.class_folder import split_folders
 
 
 def made(root, *names):
@@ -46,10 +47,34 @@ def test_a_folder_for_each_split(tmp_path):
     assert list(pickle.loads(pickle.dumps(source))) == list(source)
 
 
-@pytest.mark.parametrize('name', ['val', 'valid', 'validation'])
-def test_names_of_val(tmp_path, name):
-    made(tmp_path, 'train/ant/1.jpg', f'{name}/ant/2.jpg')
-    assert ids(tmp_path, 'val') == [(f'{name}/ant/2.jpg', (0,))]
+@pytest.mark.parametrize(
+    'names',
+    [
+        ('train', 'val', 'test'),
+        ('Train', 'VAL', 'Test'),
+        ('training', 'valid', 'testing'),
+        ('TRAINING', 'Validation', 'Testing'),
+    ],
+)
+def test_names_of_splits(tmp_path, names):
+    made(tmp_path, *(f'{name}/ant/{name}.jpg' for name in names))
+    for split, name in zip(('train', 'val', 'test'), names, strict=True):
+        assert ids(tmp_path, split) == [(f'{name}/ant/{name}.jpg', (0,))]
+
+
+@pytest.mark.parametrize('test', [('test/ant/01.jpg', 'test/bee/a.jpg'), ()])
+def test_without_val_it_is_drawn_from_train(tmp_path, test):
+    made(tmp_path, *(f'train/ant/{k:02d}.jpg' for k in range(1, 13)), *test)
+    made(tmp_path, 'train/bee/a.jpg', 'train/bee/b.jpg', 'train/cat/a.jpg')
+    assert ids(tmp_path, 'val') == [('train/ant/10.jpg', (0,)), ('train/bee/b.jpg', (1,))]
+    assert ids(tmp_path, 'train') == [
+        *((f'train/ant/{k:02d}.jpg', (0,)) for k in range(1, 13) if k != 10),
+        ('train/bee/a.jpg', (1,)),
+        ('train/cat/a.jpg', (2,)),
+    ]
+    assert list(split_folders(tmp_path)) == ['train', 'val', *['test'] * bool(test)]
+    if test:
+        assert ids(tmp_path, 'test') == [('test/ant/01.jpg', (0,)), ('test/bee/a.jpg', (1,))]
 
 
 def test_without_train_the_split_tells_the_classes(tmp_path):
@@ -71,21 +96,59 @@ def test_every_tenth_image_of_a_class_is_drawn_for_val(tmp_path, count, val):
 
 
 def test_a_class_may_be_called_train(tmp_path):
-    made(tmp_path, 'train/1.jpg', 'bus/1.jpg')
-    assert ClassFolder(tmp_path, 'train').class_names == ('bus', 'train')
+    made(tmp_path, 'Train/1.jpg', 'bus/1.jpg')
+    assert ClassFolder(tmp_path, 'train').class_names == ('Train', 'bus')
+
+
+def test_images_of_a_class_may_lie_deeper(tmp_path):
+    made(tmp_path, 'ant/1.jpg', 'dev/a/1.jpg', 'dev/a/b/2.jpg', 'prod/c/3.jpg')
+    assert [name for name, _ in ids(tmp_path, 'train')] == [
+        'ant/1.jpg',
+        'dev/a/1.jpg',
+        'prod/c/3.jpg',
+    ]
+    made(tmp_path / 'all', 'train/ant/old/1.jpg', 'train/bee/new/1.jpg')
+    assert ClassFolder(tmp_path / 'all', 'train').class_names == ('ant', 'bee')
+
+
+@pytest.mark.parametrize(
+    'names', [('dev/ant/1.jpg', 'prod/ant/2.jpg'), ('train/ant/1.jpg', 'dev/ant/2.jpg')]
+)
+def test_what_looks_like_splits_makes_no_classes(tmp_path, names):
+    made(tmp_path, *names, 'dev/README.txt', 'dev/folder.jpg/1.jpg')
+    with pytest.raises(DataError) as error:
+        ClassFolder(tmp_path, 'train')
+    assert str(error.value) == (
+        f'{tmp_path}: its folders hold folders but no image (as dev), like splits; rename them '
+        '(known: train, training, val, valid, validation, test, testing), '
+        'or move class folders to train/'
+    )
+
+
+DRAWN = (
+    'drawn from the class folders; make a folder for each split, '
+    'or do without: `--config.localize.splits="(\'val\',)"`'
+)
 
 
 @pytest.mark.parametrize(
     ('names', 'split', 'said'),
     [
-        (SPLIT[:2], 'val', "no split 'val'; available: train"),
-        (('ant/1.jpg',), 'test', "no split 'test'; available: train, val, drawn from the class"),
+        (SPLIT[-1:], 'val', "no split 'val'; available: test"),
+        (('ant/1.jpg',), 'test', f"no split 'test'; available: train, val, {DRAWN}"),
+        (('train/ant/1.jpg',), 'test', f"no split 'test'; available: train, val, {DRAWN}"),
+        (
+            (*SPLIT, 'Valid/ant/1.jpg'),
+            'train',
+            '{root}: Valid, test, train, val: two folders for one',
+        ),
         ((*SPLIT, 'val/cat/1.jpg'), 'val', "val/cat: {root}/train has no class 'cat'"),
         ((*SPLIT, 'train/cat/'), 'train', 'train/cat: holds no image'),
         (('ant/1.jpg', 'bee/'), 'val', 'bee: holds no image'),
         (('1.jpg',), 'train', '{root}: holds no class folder (expected {root}/class/image.jpg)'),
         (('train/', 'val/a/1.jpg'), 'train', 'train: holds no class folder'),
         (('ant/1.jpg', 'test/1.jpg'), 'val', 'test: a split beside class folders'),
+        (('ant/1.jpg', 'Testing/1.jpg'), 'val', 'Testing: a split beside class folders'),
     ],
 )
 def test_wrong_folders_are_named(tmp_path, names, split, said):

@@ -1,3 +1,5 @@
+import os
+import pickle
 import threading
 import time
 from dataclasses import replace
@@ -17,6 +19,7 @@ from wsol_jax.data import (
     training_batches,
 )
 from wsol_jax.data.augment import augment
+from wsol_jax.data.loader import TrainingOrder
 
 SIZE = 28
 MARGIN = 4
@@ -92,7 +95,7 @@ def test_broken_image_is_reported_and_harms_no_other(source):
 
 def test_broken_image_stops_training_by_name(source):
     with pytest.raises(DataError) as error:
-        list(training_batches(broken(source, 7), SIZE, 23, seed=0, epoch=0))
+        list(training_batches(broken(source, 7), SIZE, 23, seed=0, steps=range(1)))
     assert str(error.value) == (
         "broken.png: not an image that can be decoded; 'python -m wsol_jax.data check DIR' "
         'lists all that is wrong with a data set'
@@ -108,7 +111,7 @@ def test_unlabelled_image_stops_training_by_name(source, tmp_path):
         records = list(source)
         records[3] = replace(source[3], image=image, labels=())
         with pytest.raises(DataError, match=f'{name}: has no label; .* check DIR'):
-            list(training_batches(Listed(records), SIZE, 5, seed=0, epoch=0))
+            list(training_batches(Listed(records), SIZE, 5, seed=0, steps=range(5)))
 
 
 def threads():
@@ -134,7 +137,7 @@ def test_worker_processes_give_the_same_batches(source):
 
 
 def test_training_epoch_is_shuffled_and_whole(source):
-    batches = list(training_batches(source, SIZE, 5, seed=1, epoch=0))
+    batches = list(training_batches(source, SIZE, 5, seed=1, steps=range(5)))
     index = np.concatenate([batch.index[batch.valid] for batch in batches])
     assert sorted(index.tolist()) == list(range(23)) != index.tolist()
     assert all((batch.labels == batch.index % 6).all() for batch in batches)
@@ -143,8 +146,7 @@ def test_training_epoch_is_shuffled_and_whole(source):
 
 @pytest.mark.parametrize('batch_size', [5, 7, 22, 24, 60])
 def test_last_training_batch_is_filled_up_with_the_first_images(source, batch_size):
-    batches = list(training_batches(source, SIZE, batch_size, seed=1, epoch=0))
-    assert len(batches) == -(-23 // batch_size)
+    batches = list(training_batches(source, SIZE, batch_size, 1, range(-(-23 // batch_size))))
     index = np.concatenate([batch.index for batch in batches])
     valid = np.concatenate([batch.valid for batch in batches])
     np.testing.assert_array_equal(valid, np.arange(len(index)) < 23)
@@ -166,23 +168,69 @@ class Counted(Listed):
         return super().__getitem__(index)
 
 
-@pytest.mark.parametrize('start', [0, 1, 4, 5])
-def test_an_interrupted_epoch_goes_on_exactly(source, start):
-    whole = list(training_batches(source, SIZE, 5, seed=1, epoch=2))
+@pytest.mark.parametrize(('start', 'stop'), [(0, 5), (1, 5), (4, 7), (5, 10), (13, 15), (9, 9)])
+def test_an_interrupted_training_goes_on_exactly(source, start, stop):
+    whole = list(training_batches(source, SIZE, 5, seed=1, steps=range(15)))
     counted = Counted(source)
-    rest = list(training_batches(counted, SIZE, 5, seed=1, epoch=2, start=start))
-    assert len(rest) == 5 - start
-    for one, two in zip(whole[start:], rest, strict=True):
+    some = list(training_batches(counted, SIZE, 5, seed=1, steps=range(start, stop)))
+    for one, two in zip(whole[start:stop], some, strict=True):
         for field in ('images', 'labels', 'index', 'valid'):
             np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
-    assert counted.asked == {int(k) for batch in rest for k in batch.index}
+    assert counted.asked == {int(k) for batch in some for k in batch.index}
+
+
+@pytest.mark.parametrize(('batch_size', 'workers'), [(1, 0), (5, 0), (23, 0), (60, 0), (5, 2)])
+def test_a_training_is_its_epochs_one_after_the_other(source, batch_size, workers):
+    """Each shuffled by (seed, epoch), filled up from its own start."""
+    setting = AugmentConfig()
+    steps = -(-23 // batch_size)
+    batches = training_batches(source, SIZE, batch_size, 3, range(3 * steps), workers)
+    for epoch in range(3):
+        order = np.random.default_rng([3, epoch]).permutation(23).tolist() * 60
+        for step in range(steps):
+            batch = next(batches)
+            first = step * batch_size
+            assert batch.index.tolist() == order[first : first + batch_size]
+            assert batch.valid.tolist() == [first + row < 23 for row in range(batch_size)]
+            for k, image in zip(batch.index, batch.images, strict=True):
+                rng = np.random.default_rng([3, epoch, k, 1])
+                expected = augment(decode_image(source[int(k)]), SIZE, setting, rng)
+                np.testing.assert_array_equal(image, expected)
+    assert next(batches, None) is None
+
+
+class Processes(Listed):
+    """Its labels tell which process read the image."""
+
+    def __getitem__(self, index):
+        return replace(super().__getitem__(index), labels=(os.getpid(),))
+
+
+def test_worker_processes_start_once(source):
+    batches = training_batches(Processes(source), SIZE, 12, 0, range(6), workers=1)
+    pids = {int(k) for batch in batches for k in batch.labels}
+    assert len(pids) == 1 and os.getpid() not in pids
+
+
+def test_the_order_of_a_long_training_is_small(monkeypatch):
+    made = []
+    new = np.random.default_rng
+    monkeypatch.setattr(np.random, 'default_rng', lambda seed: made.append(seed) or new(seed))
+    order = TrainingOrder(1000, 10, 7, range(100, 10**9))
+    assert len(order) == 10 * (10**9 - 100)
+    keys = [order[k] for k in range(2000)]
+    assert [epoch for epoch, _ in keys] == [1] * 1000 + [2] * 1000
+    assert [order[k] for k in (999, 1000)] == keys[999:1001] and made == [[7, 1], [7, 2]]
+    assert order[2000][0] == 3 and order[0] == keys[0] and made[2:] == [[7, 3], [7, 1]]
+    stored = pickle.dumps(order)
+    assert len(stored) < 200 and pickle.loads(stored)[1234] == keys[1234]
 
 
 def test_the_augmentation_is_chosen(source):
     """Each image draws from (seed, epoch, index), in worker processes too."""
     setting = AugmentConfig(crop='resized', flip=False, jitter=0.3)
     for k, (image, _) in by_index(
-        training_batches(source, SIZE, 8, seed=4, epoch=1, workers=1, setting=setting)
+        training_batches(source, SIZE, 8, 4, range(3, 6), workers=1, setting=setting)
     ).items():
         rng = np.random.default_rng([4, 1, k, 1])
         np.testing.assert_array_equal(image, augment(decode_image(source[k]), SIZE, setting, rng))
@@ -190,7 +238,9 @@ def test_the_augmentation_is_chosen(source):
 
 def test_training_is_determined_by_seed_epoch_and_index(source):
     def epoch(batch_size, seed, epoch):
-        return by_index(training_batches(source, SIZE, batch_size, seed, epoch))
+        steps = -(-23 // batch_size)
+        some = range(epoch * steps, (epoch + 1) * steps)
+        return by_index(training_batches(source, SIZE, batch_size, seed, some))
 
     one, two = epoch(23, 1, 0), epoch(1, 1, 0)
     assert list(one) == list(two)
@@ -204,7 +254,9 @@ def test_augmentation_is_a_crop_and_a_flip_of_the_squashed_image(source):
     side = SIZE + MARGIN
     seen = set()
     for epoch in range(4):
-        for k, (image, _) in by_index(training_batches(source, SIZE, 23, 0, epoch)).items():
+        for k, (image, _) in by_index(
+            training_batches(source, SIZE, 23, 0, range(epoch, epoch + 1))
+        ).items():
             whole = resize_image(decode_image(source[k]), (side, side))
             found = [
                 (top, left, flip)

@@ -339,6 +339,8 @@ def test_val_is_drawn_from_train_where_there_is_none(tmp_path):
     assert train[-1].labels == (22,) and pickle.loads(pickle.dumps(val))[0] == val[0]
     Third(tmp_path, 'third_own', features, {'train': examples, 'validation': examples[:1]})
     assert len(TfdsSource('third_own', tmp_path, 'train')) == 23
+    Third(tmp_path, 'third_one', features, {'train': examples[:1]})
+    assert [len(TfdsSource('third_one', tmp_path, split)) for split in ('train', 'val')] == [1, 0]
 
 
 def test_several_labels_and_boxes_no_names_and_validation(tmp_path):

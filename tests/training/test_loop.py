@@ -1,5 +1,6 @@
 """The stage train: what it leaves, how it goes on, what it starts from, what stops it."""
 
+import logging
 import shutil
 import signal
 from dataclasses import replace
@@ -291,6 +292,34 @@ def test_weights_that_are_not_finite_are_not_saved(undisturbed, tmp_path, source
     assert steps(tmp_path / 'W') == steps_before
 
 
+def test_no_best_comes_of_weights_that_are_not_finite(tmp_path, sources):
+    # The last update ruins them: its epoch would end with an accuracy like any other.
+    wild = replace(TRAIN, epochs=1, batch_size=30, learning_rate=1e39, warmup=0.0)
+    with pytest.raises(FloatingPointError, match='the weights are not finite after step 1;'):
+        train(replace(CONFIG, train=wild), *sources, tmp_path)
+    assert not any((tmp_path / 'checkpoints/best').iterdir())
+
+
+def test_batches_that_batch_norm_would_see_filled_up_are_refused(sources, tmp_path):
+    setting = replace(TRAIN, accumulate=5)
+    with pytest.raises(ConfigError, match=r'batch_size=12 must be a multiple of 5, devices x '):
+        train(replace(CONFIG, train=setting), *sources, tmp_path)
+
+
+def test_a_network_of_other_classes_is_not_localized_with(undisturbed):
+    """The head would be random."""
+    grown = Shapes('train', 30, size=SIDE, num_classes=4)
+    with pytest.raises(WeightsError, match=r'does not fit the network: .* 2 of another shape'):
+        trained_network(CONFIG, lambda: grown, undisturbed)
+
+
+def test_reading_a_training_writes_nothing(undisturbed, sources, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / 'W')
+    shutil.rmtree(tmp_path / 'W/checkpoints/best')
+    started(starting_from(tmp_path / 'W'))
+    assert [p.name for p in (tmp_path / 'W/checkpoints').iterdir()] == ['last']
+
+
 def test_training_that_is_done_is_not_done_again(undisturbed, sources):
     before = (undisturbed / 'progress.csv').read_text()
     train(CONFIG, *sources, undisturbed)
@@ -435,7 +464,7 @@ def test_an_image_that_does_not_decode_is_named(tmp_path, sources):
         train(CONFIG, Broken('train', 30, size=SIDE), sources[1], tmp_path)
 
 
-def test_images_that_do_not_decode_do_not_count_in_the_accuracy(undisturbed, sources):
+def test_images_that_do_not_decode_are_named_and_do_not_count(caplog):
     class Broken(Shapes):
         def __getitem__(self, index):
             record = super().__getitem__(index)
@@ -448,4 +477,8 @@ def test_images_that_do_not_decode_do_not_count_in_the_accuracy(undisturbed, sou
     devices = loop.local_devices()
     arguments = (program, devices, None, Broken('val', 14, size=SIDE), SIDE, CONFIG)
     # Labels 4, 5, 0, 1, 2, 3, 4, 5, 0, 1 are left.
-    assert loop._accuracy(*arguments) == pytest.approx(20.0)
+    with caplog.at_level(logging.WARNING):
+        assert loop._accuracy(*arguments) == pytest.approx(20.0)
+    assert [r.getMessage().split(': ')[:2] for r in caplog.records] == [
+        ['val, not counted', f'val/{k:05}.png'] for k in range(4)
+    ]

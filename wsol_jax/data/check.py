@@ -77,14 +77,17 @@ class Report:
 def check_training(train: Source, val: Source) -> None:
     """Refuses splits that cannot be trained on honestly, from their records alone.
 
-    Looks at folders only: other sources would have to be read from disk or drawn for it.
+    Looks at folders only: examples of TFDS would have to be read from disk, shapes to be drawn. It
+    compares the ids of images, which can be equal in `WsolFolder` alone: in class folders they
+    begin with the folder of their split, or val was drawn. One image under two names is found by
+    `python -m wsol_jax.data check` only, which compares contents.
 
     Args:
         train: labels 0..num_classes-1, as without `class_index`.
         val: of the same data set.
 
     Raises:
-        DataError: a class has no training image, or an image is in both splits.
+        DataError: a class has no training image, or an image id is in both splits.
     """
     folders = WsolFolder | ClassFolder
     if not isinstance(train, folders) or not isinstance(val, folders):

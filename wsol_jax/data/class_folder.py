@@ -2,26 +2,32 @@
 
 from pathlib import Path
 
-from wsol_jax.data.folders import image_files
-from wsol_jax.data.records import DataError, Record
+from wsol_jax.data.folders import IMAGE_EXTENSIONS, image_files
+from wsol_jax.data.records import DataError, Record, drawn_for_val
 
-_SPLITS = {'train': ('train',), 'val': ('val', 'valid', 'validation'), 'test': ('test',)}
-_VAL_EVERY = 10
+_SPLITS = {
+    'train': ('train', 'training'),
+    'val': ('val', 'valid', 'validation'),
+    'test': ('test', 'testing'),
+}
 
 
 class ClassFolder:
     """A split of a folder whose class folders hold the images, at any depth; hidden ones are none.
 
     With `root/<split>/<class>/...`, the classes are the folders of train (of the split itself where
-    there is no train). With `root/<class>/...`, val is every tenth image of a class, and at least
-    one of two; train is the rest. Image ids are posix paths relative to root.
+    there is no train); in any case, train may be called training, val valid or validation, and test
+    testing. Without a folder for val, and with `root/<class>/...`, val is every tenth training
+    image of a class, and at least one of two; train is the rest. Image ids are posix paths relative
+    to root.
 
     Args:
         root: the folder.
-        split: 'train', 'val' (folder val, valid or validation) or 'test'.
+        split: 'train', 'val' or 'test'.
 
     Raises:
-        DataError: no such folder or split, a class without images, or one that train lacks.
+        DataError: no such folder or split, a class without images, or one that train lacks; or the
+            folders look like splits of unknown names.
     """
 
     def __init__(self, root: str | Path, split: str) -> None:
@@ -30,6 +36,7 @@ class ClassFolder:
         if split not in folders:
             raise DataError(_no_split(root, split, folders))
         folder = folders[split]
+        drawn = list(folders.values()).count(folder) > 1
         self.class_names = tuple(_class_folders(folders.get('train', folder)))
         labels = {name: label for label, name in enumerate(self.class_names)}
         self._records = []
@@ -39,7 +46,7 @@ class ClassFolder:
             files = list(image_files(folder / name).values())
             self._records += [
                 Record(file.relative_to(root).as_posix(), file, (labels[name],), None)
-                for file in (_drawn(files, split) if folder == root else files)
+                for file in (_drawn(files, split) if drawn else files)
             ]
 
     @property
@@ -59,23 +66,45 @@ class ClassFolder:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split; `root` itself for train and val where they are to be drawn.
+    """The folder of each split; the same for train and val where they are to be drawn from it.
 
     Raises:
-        DataError: the folder is missing, holds no folder, or a split beside class folders.
+        DataError: the folder is missing, holds no folder, a split beside class folders, two folders
+            for one split, or no class folder, but what looks like splits.
     """
     names = _class_folders(root)
-    found = [name for name in names if any(name in known for known in _SPLITS.values())]
-    if len(found) < 2 and found != names:
-        if found and found != ['train']:  # which may well be a class: locomotives
-            raise DataError(f'{root / found[0]}: a split beside class folders; move them to train/')
+    found = {name: split for name in names if (split := _split_of(name))}
+    if len(found) < 2 and len(found) < len(names):
+        _check_classes(root, names, found)
         return {'train': root, 'val': root}
-    return {
-        split: root / name
-        for split, known in _SPLITS.items()
-        for name in reversed(known)
-        if name in found
-    }
+    folders = {split: root / name for name, split in found.items()}
+    if len(folders) < len(found):
+        raise DataError(f'{root}: {", ".join(found)}: two folders for one split; keep one of them')
+    if 'train' in folders:
+        folders = {'train': folders['train'], 'val': folders['train'], **folders}
+    return folders
+
+
+def _split_of(name: str) -> str | None:
+    return next((split for split, known in _SPLITS.items() if name.lower() in known), None)
+
+
+def _check_classes(root: Path, names: list[str], found: dict[str, str]) -> None:
+    for name, split in found.items():
+        if split != 'train':  # which may well be a class: locomotives
+            raise DataError(f'{root / name}: a split beside class folders; move them to train/')
+    if all(_holds_folders_only(root / name) for name in names):
+        known = ', '.join(name for same in _SPLITS.values() for name in same)
+        raise DataError(
+            f'{root}: its folders hold folders but no image (as {names[0]}), like splits; '
+            f'rename them (known: {known}), or move class folders to train/'
+        )
+
+
+def _holds_folders_only(folder: Path) -> bool:
+    shown = [path for path in folder.iterdir() if not path.name.startswith('.')]
+    images = (path for path in shown if path.suffix.lower() in IMAGE_EXTENSIONS)
+    return not any(path.is_file() for path in images) and any(path.is_dir() for path in shown)
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -89,11 +118,14 @@ def _class_folders(folder: Path) -> list[str]:
 
 def _no_split(root: Path, split: str, folders: dict[str, Path]) -> str:
     message = f'{root}: no split {split!r}; available: {", ".join(folders)}'
-    if root in folders.values():
-        message += ', drawn from the class folders (for others make a folder for each split)'
+    if 'train' in folders and folders['train'] == folders.get('val'):
+        message += (
+            ', drawn from the class folders; make a folder for each split, '
+            'or do without: `--config.localize.splits="(\'val\',)"`'
+        )
     return message
 
 
 def _drawn(files: list[Path], split: str) -> list[Path]:
-    val = files[_VAL_EVERY - 1 :: _VAL_EVERY] or files[1:][-1:]
-    return val if split == 'val' else sorted(set(files) - set(val))
+    held_out = drawn_for_val(len(files))
+    return [file for file, val in zip(files, held_out, strict=True) if val == (split == 'val')]

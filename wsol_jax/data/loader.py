@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import grain
 import numpy as np
@@ -19,6 +19,7 @@ from wsol_jax.data.records import BadImage, DataError, Pixels, Source, decode_im
 
 THREADS = 8
 _AUGMENT = AugmentConfig()
+_Key = TypeVar('_Key')
 _ADVICE = "'python -m wsol_jax.data check DIR' lists all that is wrong with a data set"
 
 
@@ -80,40 +81,78 @@ def training_batches(
     size: int,
     batch_size: int,
     seed: int,
-    epoch: int,
+    steps: range,
     workers: int = 0,
     setting: AugmentConfig = _AUGMENT,
-    start: int = 0,
 ) -> Iterator[Batch]:
-    """One shuffled, augmented epoch: every image once, in ceil(images / batch_size) batches.
+    """The shuffled, augmented batches of some steps of a training, over all its epochs.
 
+    Step k belongs to epoch k // m with m = ceil(images / batch_size): every image once in m steps.
     The order depends on (seed, epoch); the augmentation of an image on (seed, epoch, index) only.
-    The last batch is filled up with the first images of the same order, their `valid` being False:
-    batch normalization sees real images, the loss leaves them out.
+    The last batch of an epoch is filled up with the first images of the same order, their `valid`
+    being False: batch normalization sees real images, the loss leaves them out.
 
     Args:
         source: the data set.
         size: side of the images in pixels.
         batch_size: images in a batch.
         seed: of the experiment.
-        epoch: which pass over the data.
-        workers: as in `evaluation_batches`.
+        steps: of the training, from 0; each gives the same batch whatever the others are.
+        workers: as in `evaluation_batches`; they start once, and read ahead over epochs.
         setting: the augmentation.
-        start: batches to leave out; the others are those of the whole epoch.
 
     Raises:
         DataError: an image does not decode, or has no label.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(source))
-    filled = np.resize(order, math.ceil(len(order) / batch_size) * batch_size)
-    rest = filled[start * batch_size :].tolist()
-    transform = partial(_augment, size, setting, seed, epoch)
-    items = _read_ahead(rest, partial(_load, source, transform), batch_size, workers)
+    order = TrainingOrder(len(source), batch_size, seed, steps)
+    load = partial(_load_augmented, source, size, setting, seed)
+    items = _read_ahead(order, load, batch_size, workers)
     with closing(items):
-        for first in range(start * batch_size, len(filled), batch_size):
+        for step in steps:
             batch = _collate(list(islice(items, batch_size)), size, batch_size)
             _check_usable(source, batch)
-            yield replace(batch, valid=first + np.arange(batch_size) < len(order))
+            yield replace(batch, valid=order.valid(step))
+
+
+class TrainingOrder:
+    """Which image stands where in the batches of a training: a sequence of (epoch, index).
+
+    Small and picklable however many steps there are; keeps the order of the two newest epochs.
+
+    Args:
+        count: images in the source.
+        batch_size: images in a batch.
+        seed: of the experiment.
+        steps: as in `training_batches`.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, steps: range) -> None:
+        self._arguments = (count, batch_size, seed, steps)
+        self._count, self._batch_size, self._steps = count, batch_size, steps
+        self._epoch_steps = math.ceil(count / batch_size)
+        self._shuffled = lru_cache(maxsize=2)(partial(_shuffled, count, seed))
+
+    def __reduce__(self) -> tuple[type['TrainingOrder'], tuple[int, int, int, range]]:
+        # A cache cannot be pickled: a worker process makes its own.
+        return TrainingOrder, self._arguments
+
+    def __len__(self) -> int:
+        return len(self._steps) * self._batch_size
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        batch, row = divmod(position, self._batch_size)
+        epoch, step = divmod(self._steps[batch], self._epoch_steps)
+        place = (step * self._batch_size + row) % self._count
+        return epoch, int(self._shuffled(epoch)[place])
+
+    def valid(self, step: int) -> NDArray[np.bool_]:
+        """Which rows [batch_size] of a step come first in their epoch, and so count."""
+        first = step % self._epoch_steps * self._batch_size
+        return first + np.arange(self._batch_size) < self._count
+
+
+def _shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def _check_usable(source: Source, batch: Batch) -> None:
@@ -126,7 +165,10 @@ def _check_usable(source: Source, batch: Batch) -> None:
 
 
 def _read_ahead(
-    order: Sequence[int], load: Callable[[int], _Item], batch_size: int, workers: int
+    order: grain.sources.RandomAccessDataSource[_Key],
+    load: Callable[[_Key], _Item],
+    batch_size: int,
+    workers: int,
 ) -> Generator[_Item]:
     ahead = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=THREADS + 2 * batch_size)
     dataset = grain.MapDataset.source(order).map(load).to_iter_dataset(ahead)
@@ -150,6 +192,13 @@ def _load(source: Source, transform: Callable[[Pixels, int], Pixels], index: int
 
 def _squash(size: int, image: Pixels, index: int) -> Pixels:
     return resize_image(image, (size, size))
+
+
+def _load_augmented(
+    source: Source, size: int, setting: AugmentConfig, seed: int, key: tuple[int, int]
+) -> _Item:
+    epoch, index = key
+    return _load(source, partial(_augment, size, setting, seed, epoch), index)
 
 
 def _augment(

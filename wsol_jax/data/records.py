@@ -16,6 +16,7 @@ Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 Encoded = Path | bytes
 IGNORE = 255
+VAL_EVERY = 10
 
 
 class DataError(ValueError):
@@ -64,6 +65,15 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+
+def drawn_for_val(count: int) -> NDArray[np.bool_]:
+    """Which of `count` images [count] make val where a data set has none: the others stay in train.
+
+    Every tenth; at least one of two, and never the only one.
+    """
+    period = max(2, min(VAL_EVERY, count))
+    return np.arange(count) % period == period - 1
 
 
 def decode_image(record: Record) -> Pixels:

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.core.features.bounding_boxes_utils import BBoxFormat
 
-from wsol_jax.data.records import BadImage, Box, DataError, Record, stored_size
+from wsol_jax.data.records import BadImage, Box, DataError, Record, drawn_for_val, stored_size
 from wsol_jax.data.tfds_builders import BUILDERS, open_folders, record_of, wsol_features
 from wsol_jax.names import unknown_name
 
 _FORMAT = 'array_record'
-_VAL_EVERY = 10
 _ALIASES = {'val': 'validation'}
 _IDS = ('image/filename', 'file_name', 'filename')
 _Features = dict[str, tfds.features.FeatureConnector]
@@ -57,9 +56,8 @@ class TfdsSource:
         self._examples = builder.as_data_source(self._split, decoders=encoded, file_format=_FORMAT)
         _check_files(builder.info.splits[self._split].filepaths)
         every = np.arange(len(self._examples))
-        period = min(_VAL_EVERY, len(every))
-        held_out = every % period == period - 1
-        self._positions = every[held_out == (split == 'val')] if drawn else every
+        chosen = drawn_for_val(len(every)) == (split == 'val')
+        self._positions = every[chosen] if drawn else every
 
     def __reduce__(self) -> tuple[type['TfdsSource'], tuple[str, str, str]]:
         # A worker process opens the files again.

@@ -1,6 +1,7 @@
 """The stage `localize`: raw maps of whole splits into the workdir."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +11,16 @@ from tqdm import tqdm
 
 from wsol_jax.config import Config, ConfigError, LocalizeConfig
 from wsol_jax.data import Batch, Record, Source, evaluation_batches
-from wsol_jax.localization.localize import MapPlan, check_gradients, compute_maps, make_plan
+from wsol_jax.localization.localize import (
+    MapPlan,
+    Predicted,
+    check_gradients,
+    compute_maps,
+    make_plan,
+)
 from wsol_jax.localization.store import DONE, SKIPPED, TOP, Key, MapStore
 from wsol_jax.models import Network
-from wsol_jax.parallel import local_devices, one_ahead
+from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.workdir import ProgressLog
 
 _PREDICTED = ('top1', 'top5')
@@ -78,12 +85,7 @@ def localize_split(
     pending = store.pending()
     state = devices.replicate(network.state)
     predicted = setting.classes if setting.classes in _PREDICTED else None
-
-    @devices.compile
-    def program(state, images, classes):
-        arguments = (network.apply, network.preprocessing, plan, state, images, predicted, classes)
-        return _Outputs(*compute_maps(*arguments))
-
+    program = _compile(devices, network.apply, network.preprocessing, plan, predicted)
     reader = evaluation_batches(source, size, batch_size, pending.tolist(), config.data.workers)
     progress = tqdm(total=len(pending), desc=f'localize {split}', unit='image', disable=None)
     log = ProgressLog(workdir)
@@ -102,6 +104,17 @@ def localize_split(
             log.row('localize', split, step, done)
             progress.update(done)
     return store
+
+
+@lru_cache(maxsize=4)
+def _compile(devices: Devices, apply, preprocessing, plan: MapPlan, predicted: Predicted | None):
+    """(state, images, classes) -> outputs; the same program for every split."""
+
+    def program(state, images, classes):
+        maps = compute_maps(apply, preprocessing, plan, state, images, predicted, classes)
+        return _Outputs(*maps)
+
+    return devices.compile(program)
 
 
 def _open_store(target, network, plan: MapPlan, source, size, batch_size, folder) -> MapStore:

@@ -109,7 +109,8 @@ def convolve(
     """`jax.lax.conv_general_dilated` with a weight gradient that is fast on a CPU.
 
     There XLA computes the gradient of the kernel as a convolution with a window as large as the
-    image, four times slower than one matrix product for each position of the kernel.
+    image, four times slower than one matrix product for each position of the kernel. The price is
+    memory: what each position of the kernel sees of x is copied.
 
     Args:
         x: [B,H,W,K].

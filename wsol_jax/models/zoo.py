@@ -165,21 +165,26 @@ def load_module(
 
 
 def fill_module(
-    name: str, module: nnx.Module, values: Mapping[str, np.ndarray], path: str | Path
+    name: str,
+    module: nnx.Module,
+    values: Mapping[str, np.ndarray],
+    path: str | Path,
+    strict: bool = True,
 ) -> None:
     """Fills a module of `build`, in place, with values under its own dotted names.
 
     Args:
         name: one of NETWORKS.
         module: the network.
-        values: weights and batch statistics; what does not fit the head keeps its initial value
-            and is logged.
+        values: weights and batch statistics.
         path: where they come from, for messages.
+        strict: everything must fit; else what does not fit the head keeps its initial value and is
+            logged.
 
     Raises:
-        WeightsError: they do not fit beyond the head.
+        WeightsError: they do not fit.
     """
-    assign_named(module, values, path, _recipe(name).head, strict=False)
+    assign_named(module, values, path, _recipe(name).head, strict)
 
 
 def as_network(name: str, module: nnx.Module) -> Network:

@@ -56,13 +56,19 @@ class Checkpoints:
 
     Each is written whole or not at all, the last one in the background; leaving the context waits
     for it. Any number of devices can read what any other number wrote.
+
+    Args:
+        workdir: of the training.
+        read_only: write nothing there, not even folders.
     """
 
-    def __init__(self, workdir: Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=1)
-        folder = (workdir / 'checkpoints').absolute()
+    def __init__(self, workdir: Path, read_only: bool = False):
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, read_only=read_only)
+        folders = [(workdir / 'checkpoints' / kind).absolute() for kind in ('last', 'best')]
         self._managers = {
-            kind: ocp.CheckpointManager(folder / kind, options=options) for kind in ('last', 'best')
+            folder.name: ocp.CheckpointManager(folder, options=options)
+            for folder in folders
+            if folder.is_dir() or not read_only
         }
 
     def __enter__(self) -> 'Checkpoints':
@@ -80,7 +86,7 @@ class Checkpoints:
 
     def step(self, kind: str = 'last') -> int:
         """The step of a checkpoint; 0 if there is none."""
-        return self._managers[kind].latest_step() or 0
+        return (kind in self._managers and self._managers[kind].latest_step()) or 0
 
     def best_accuracy(self) -> float:
         """Accuracy on val of the best checkpoint; -1 if there is none."""

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from tqdm import tqdm
 
@@ -45,9 +46,21 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
         module = _initial_module(config, train_source, again=checkpoints.step() > 0)
         network = as_network(config.network.name, module)
         devices = local_devices(config.parallel)
+        _check_shares(config.train, module, devices.size)
         program = make_program(config.train, module, network, devices, total, epoch_steps)
         run = _Run(config, devices, program, checkpoints, workdir, epoch_steps)
         run.to_the_end(train_source, val_source, config.network.input_size or network.input_size)
+
+
+def _check_shares(setting: TrainConfig, module: nnx.Module, devices: int) -> None:
+    """Batch normalisation would see the images that fill up what does not divide."""
+    parts = devices * setting.accumulate
+    norms = any(isinstance(part, nnx.BatchNorm) for _, part in nnx.iter_modules(module))
+    if norms and setting.batch_size % parts:
+        raise ConfigError(
+            f'config.train.batch_size={setting.batch_size} must be a multiple of {parts}, devices '
+            'x train.accumulate, because the network has batch normalisation'
+        )
 
 
 def steps_per_epoch(setting: TrainConfig, source: Source) -> int:
@@ -73,6 +86,7 @@ class _Run:
         self._checkpoints = checkpoints
         self._epoch_steps = epoch_steps
         self._step = checkpoints.step()
+        self._sums: list[Sums] = []  # of the steps that no row of progress.csv tells yet
         start = program.initial
         self._state = devices.replicate(checkpoints.restore(start) if self._step else start)
         self._log = ProgressLog(workdir)
@@ -85,51 +99,41 @@ class _Run:
         bar = {'total': total * batch_size, 'initial': self._step * batch_size, 'unit': 'image'}
         try:
             with tqdm(**bar, desc='train', disable=None) as progress:
-                while self._step < total:
-                    self._epoch(train_source, size, progress)
-                    self._end_epoch(val_source, size)
+                for shard in self._shards(train_source, size, range(self._step, total)):
+                    with uninterrupted():
+                        self._one_step(shard, progress)
+                    if self._step % self._epoch_steps == 0:
+                        self._end_epoch(val_source, size)
         except KeyboardInterrupt:
             # Not where an epoch ends: going on from there would leave its evaluation out.
             if self._step % self._epoch_steps:
                 self._save()
             raise
 
-    def _epoch(self, source: Source, size: int, progress: tqdm) -> None:
-        """The steps that are left of the epoch."""
+    def _shards(self, source: Source, size: int, steps: range) -> Iterator[Shard]:
+        """The batches of these steps, each on the devices before the one before it is done."""
         config, setting = self._config, self._config.train
-        epoch, done = divmod(self._step, self._epoch_steps)
+        workers, augment = config.data.workers, config.augment
         batches = training_batches(
-            source,
-            size,
-            setting.batch_size,
-            config.seed,
-            epoch,
-            config.data.workers,
-            config.augment,
-            done,
+            source, size, setting.batch_size, config.seed, steps, workers, augment
         )
         multiple = self._devices.size * setting.accumulate
-        shards = map(partial(_shard, self._devices, multiple), batches)
-        sums: list[Sums] = []
-        for shard in one_ahead(shards):
-            with uninterrupted():
-                self._one_step(shard, sums, progress)
+        return one_ahead(map(partial(_shard, self._devices, multiple), batches))
 
-    def _one_step(self, shard: Shard, sums: list[Sums], progress: tqdm) -> None:
-        """Adds to `sums`, and empties it where a row is written."""
+    def _one_step(self, shard: Shard, progress: tqdm) -> None:
         setting = self._config.train
-        self._state, more = self._program.step(self._state, shard)
+        self._state, sums = self._program.step(self._state, shard)
         self._step += 1
-        sums.append(more)
+        self._sums.append(sums)
         progress.update(setting.batch_size)
         ends = self._step % self._epoch_steps == 0
         if ends or self._step % setting.log_every == 0:
-            self._report(sums, progress)
-            sums.clear()
+            self._report(progress)
         if self._step % setting.checkpoint_every == 0 and not ends:
             self._save()
 
     def _end_epoch(self, source: Source, size: int) -> None:
+        self._check_finite()
         accuracy = _accuracy(self._program, self._devices, self._state, source, size, self._config)
         self._log.row('train', 'val', self._step, len(source), accuracy=accuracy)
         if accuracy >= self._checkpoints.best_accuracy():
@@ -138,16 +142,19 @@ class _Run:
 
     def _save(self) -> None:
         """Writes the last checkpoint, unless a weight is not finite."""
-        state = self._devices.one(self._state)
-        if not all(jax.tree.leaves(_finite(state.params))):
+        self._check_finite()
+        self._checkpoints.save(self._devices.one(self._state))
+
+    def _check_finite(self) -> None:
+        if not all(jax.tree.leaves(_finite(self._devices.one(self._state).params))):
             raise FloatingPointError(
                 f'the weights are not finite after step {self._step}; {_LOWER_RATE}'
             )
-        self._checkpoints.save(state)
 
-    def _report(self, sums: list[Sums], progress: tqdm) -> None:
+    def _report(self, progress: tqdm) -> None:
         """A row of progress.csv on the steps since the last one."""
-        values = jax.device_get([self._devices.one(s) for s in sums])
+        values = jax.device_get([self._devices.one(s) for s in self._sums])
+        self._sums.clear()
         losses = np.array([s.loss for s in values])
         if len(wrong := np.flatnonzero(~np.isfinite(losses))):
             first = self._step - len(losses) + 1 + wrong[0]
@@ -184,11 +191,13 @@ def _accuracy(
     def launch(batch: Batch) -> tuple[Batch, jax.Array]:
         return batch, program.predict(state, devices.shard(batch.images))
 
-    batches = evaluation_batches(source, size, batch_size, workers=config.data.workers)
+    batches = evaluation_batches(source, size, batch_size)
     results: Iterator[tuple[Batch, jax.Array]] = one_ahead(map(launch, batches))
     for batch, predicted in results:
         right += int(np.sum((devices.gather(predicted) == batch.labels) & batch.valid))
         total += int(batch.valid.sum())
+        for reason in batch.errors.values():
+            logging.warning('val, not counted: %s', reason)
     return 100.0 * right / max(total, 1)
 
 
@@ -208,19 +217,21 @@ def _initial_module(config: Config, source: Source, again: bool = False) -> nnx.
     options = {'seed': config.seed, **net.options}
     module = load_module(net.name, weights, source.num_classes, **options)
     if another_run and not again:
-        _fill(net.name, module, Path(start), ('best', 'last'))
+        _fill(net.name, module, Path(start), ('best', 'last'), strict=False)
     return module
 
 
-def _fill(name: str, module: nnx.Module, workdir: Path, kinds: tuple[str, ...]) -> None:
-    """Fills a module from a run's first checkpoint of these kinds."""
+def _fill(
+    name: str, module: nnx.Module, workdir: Path, kinds: tuple[str, ...], strict: bool
+) -> None:
+    """Fills a module from a run's first checkpoint of these kinds; see `fill_module`."""
     if not (workdir / 'checkpoints').is_dir():
         raise ConfigError(f'{workdir}: holds no checkpoints; give the workdir of a training')
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         kind = next((kind for kind in kinds if checkpoints.step(kind)), None)
         if kind is None:
             raise ConfigError(f'{workdir / "checkpoints"}: holds no finished checkpoint')
-        fill_module(name, module, checkpoints.weights(kind), workdir)
+        fill_module(name, module, checkpoints.weights(kind), workdir, strict)
 
 
 def trained_network(
@@ -238,7 +249,7 @@ def trained_network(
     """
     if not (workdir / 'checkpoints').exists():
         return None
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         done = checkpoints.step()
     if not done:
         return None
@@ -251,5 +262,5 @@ def trained_network(
         )
     net = config.network
     module = build(net.name, source.num_classes, nnx.Rngs(config.seed), **net.options)
-    _fill(net.name, module, workdir, (config.train.keep,))
+    _fill(net.name, module, workdir, (config.train.keep,), strict=True)
     return as_network(net.name, module)
