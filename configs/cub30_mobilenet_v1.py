@@ -3,6 +3,11 @@ r"""MobileNetV1 fine-tuned whole on 30 classes of CUB-200-2011: what a CPU can t
     WSOL_DATA=DATA python -m wsol_jax.main --config configs/cub30_mobilenet_v1.py --workdir DIR
 
 DATA holds `cub30/` in the layout of wsolevaluation and `weights/mobilenet_v1.safetensors`.
+
+Published: nothing on these 30 classes.
+Measured on 801 test images (layer and threshold chosen on val; mean ± sample standard deviation of
+the seeds 0 and 1), GT-known Loc in %: DGL 82.2 ± 2.9 and LayerCAM 83.4 ± 1.1, both at pw_10,
+Grad-CAM 46.1 ± 1.6, CAM 35.3 ± 2.4; MaxBoxAccV2 75.1, 79.3, 48.3, 42.3; top-1 69.4 ± 0.8.
 """
 
 import os

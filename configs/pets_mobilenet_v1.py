@@ -7,7 +7,9 @@ masks/, ignore/ (the border of the trimaps), class_names.txt and metadata/ with 
 no masks), val (45) and test (298), the latter two with a localization.txt that names the PNGs.
 
 Published: nothing on these 3 breeds.
-Not measured here: the whole training.
+Measured on 298 test images (seed 0; layer chosen on val by PxAP, threshold by mIoU), PxAP / mIoU in
+%: DGL 91.2 / 71.9 at pw_8, LayerCAM 92.4 / 74.3 at pw_11, Grad-CAM 81.9 / 58.4, CAM 68.6 / 50.2;
+top-1 96.3.
 """
 
 import os
