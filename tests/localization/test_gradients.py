@@ -235,15 +235,15 @@ from jax.sharding import PartitionSpec
 from wsol_jax.localization.localize import compute_maps, make_plan
 from wsol_jax.localization.methods import METHODS
 from wsol_jax.models import load_network
-from wsol_jax.parallel import data_mesh, replicate, round_up, shard_batch
+from wsol_jax.parallel import local_devices
 
 network = load_network('resnet10', num_classes=7, seed=3, width=8, output_stride=8)
 plan = make_plan(network, list(METHODS), ['stage2', 'stage4'])
 images = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), np.uint8)
 classes = (np.arange(11) % 7)[:, None]
-mesh = data_mesh()
-size = round_up(11, mesh)
-assert size == 16 and mesh.size == 8
+devices = local_devices()
+size = devices.round_up(11)
+assert size == 16 and devices.size == 8
 padding = [(0, size - 11)]
 padded = np.pad(images, padding + 3 * [(0, 0)]), np.pad(classes, padding + [(0, 0)])
 
@@ -252,7 +252,7 @@ def run(state, images, classes):
     return compute_maps(*program)
 
 whole = run(network.state, images, classes)
-split = run(replicate(network.state, mesh), *shard_batch(padded, mesh))
+split = run(devices.replicate(network.state), *devices.shard(padded))
 for key, maps in split[2].items():
     assert len(maps.sharding.device_set) == 8 and maps.sharding.spec[0] == 'data', maps.sharding
     expected = np.asarray(whole[2][key])
