@@ -63,7 +63,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, read_only: bool = False):
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, read_only=read_only)
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=not read_only)
         folders = [(workdir / 'checkpoints' / kind).absolute() for kind in ('last', 'best')]
         self._managers = {
             folder.name: ocp.CheckpointManager(folder, options=options)
