@@ -321,7 +321,10 @@ NETWORKS = 'inception_v3, resnet10, resnet18, resnet34, resnet50, resnet101'
         ),
         (['train.multipliers=(("(",2.0),)'], "config.train.multipliers: '(' is no regex: missing"),
         (['train.freeze=("",)'], 'config.train.freeze leaves no parameter to train'),
-        (['train.init_from=nowhere.safetensors'], 'nowhere.safetensors: no such weights file'),
+        (
+            ['train.init_from=nowhere.safetensors'],
+            'config.train.init_from: nowhere.safetensors: no such weights file or workdir',
+        ),
         (['train.init_from=D'], 'D: holds no checkpoints; give the workdir of a training'),
         (['stages=evaluate'], 'no maps in W/maps/val; run the stage localize first'),
         (['stages=report'], 'W/metrics.json is missing; run the stage evaluate before report'),

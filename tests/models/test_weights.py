@@ -182,12 +182,12 @@ def test_values_of_another_head_or_network():
     kernel = np.array(module.fc.kernel[...])
     values = own_values() | {'conv9.kernel': np.zeros(3)}
     with pytest.raises(WeightsError, match=r'^W does not fit the network: 1 left over \(conv9\.'):
-        fill_module('resnet10', module, values, 'W')
+        fill_module('resnet10', module, values, 'W', strict=False)
     del values['conv9.kernel']
     with pytest.raises(WeightsError, match=r'2 of another shape \(fc\.'):
         assign_named(module, values, 'W', resnet.HEAD)
     assert not module.conv1.bn.mean[...].any()
-    fill_module('resnet10', module, values, 'W')
+    fill_module('resnet10', module, values, 'W', strict=False)
     np.testing.assert_array_equal(module.fc.kernel[...], kernel)
     np.testing.assert_array_equal(module.conv1.bn.mean[...], values['conv1.bn.mean'])
 

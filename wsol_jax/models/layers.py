@@ -161,7 +161,9 @@ class Dropout(nnx.Module):
         if self.deterministic:
             return x
         keys = self.key[...]
-        keys = keys if keys.ndim else jax.random.split(keys, len(x))
+        if not keys.ndim:  # called outside the training stage: every call draws anew
+            self.key[...], *keys = jax.random.split(keys, 1 + len(x))
+            keys = jnp.stack(keys)
         kept = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, x.shape[1:]))(keys)
         return jnp.where(kept, x / (1 - self.rate), 0)
 
