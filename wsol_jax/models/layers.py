@@ -162,8 +162,8 @@ class Dropout(nnx.Module):
             return x
         keys = self.key[...]
         if not keys.ndim:  # called outside the training stage: every call draws anew
-            self.key[...], *keys = jax.random.split(keys, 1 + len(x))
-            keys = jnp.stack(keys)
+            drawn = jax.random.split(keys, 1 + len(x))
+            self.key[...], keys = drawn[0], drawn[1:]
         kept = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, x.shape[1:]))(keys)
         return jnp.where(kept, x / (1 - self.rate), 0)
 
