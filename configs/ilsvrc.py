@@ -14,7 +14,8 @@ DATA/weights/{inception_v3,resnet50,vgg16}.safetensors is yours to supply: Image
 torchvision's names; of InceptionV3 only the trunk to Mixed_6e is read.
 
 The recipe: 240,000 steps of 32 images = 6 epochs, the rate divided by 10 at 1/3 and 2/3, new layers
-10 times as fast, biases twice (new ones 20 times); images warped to 256 x 256, cropped at random.
+10 times as fast (ResNet50 has none), biases twice (new ones 20 times); images warped to 256 x 256,
+cropped at random.
 The InceptionV3 of the release differs: its weight decay is declared but not in its loss, its batch
 norm has no scale and takes its statistics over 16 images, and images have ImageNet's mean and std
 taken off, where ours are scaled to [-1, 1]. It validates on centre crops, we on whole images.

@@ -26,16 +26,14 @@ import wsol_jax
 from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, read_config
 from wsol_jax.data import Record, Source, decode_mask, evaluation_batches, stored_size
-from wsol_jax.evaluation.box_metrics import BoxCounts
 from wsol_jax.evaluation.boxes import rescale_boxes, threshold_boxes
-from wsol_jax.evaluation.pixel_metrics import PixelCounts
 from wsol_jax.evaluation.stage import Counts, choose, scores_at
 from wsol_jax.localization.cam import hires_cam
 from wsol_jax.localization.dgl import dgl
 from wsol_jax.localization.maps import fuse, score_map
-from wsol_jax.main import load_classifier, open_split
+from wsol_jax.main import Splits, load_classifier, open_splits
 from wsol_jax.models import Network
-from wsol_jax.report.table import columns, heading
+from wsol_jax.report.table import columns, heading, markdown
 from wsol_jax.workdir import write_text
 
 _LAYER = flags.DEFINE_string('layer', '', "Endpoint, or 'a+b'; by default the best one on val.")
@@ -124,8 +122,7 @@ def count(
         maps_of: (images, labels) -> maps.
         wanted: which maps to score, with which closing.
     """
-    thresholds = np.arange(0, 1, config.evaluate.threshold_step)
-    counts = {w: Counts(BoxCounts.zero(thresholds), PixelCounts.zero(thresholds)) for w in wanted}
+    counts = {w: Counts.zero(config.evaluate) for w in wanted}
     canvas = (config.evaluate.size,) * 2
     size = config.network.input_size or network.input_size
     for record, maps in _read(config, size, source, maps_of):
@@ -135,7 +132,7 @@ def count(
         for (name, kernel), so_far in counts.items():
             scores = score_map(maps[name], canvas, closing=kernel)
             if len(truth):
-                so_far.boxes.add(threshold_boxes(scores, thresholds), truth)
+                so_far.boxes.add(threshold_boxes(scores, so_far.boxes.thresholds), truth)
             if mask is not None:
                 so_far.pixels.add(scores, mask)
     return counts
@@ -159,22 +156,25 @@ def best(counts: Mapping[Scored, Counts]) -> Scored:
     return max(counts, key=lambda scored: counts[scored].score or 0.0)
 
 
-def best_layer(config: Config, network: Network) -> str:
+def best_layer(config: Config, network: Network, val: Source) -> str:
     """The layer, among the configured ones, that DGL is best at on val."""
     layers = config.localize.layers or network.layers()
     maps_of, wanted = partial(layer_maps, network, layers), [(layer, 0) for layer in layers]
-    return best(count(config, network, open_split(config, 'val'), maps_of, wanted))[0]
+    return best(count(config, network, val, maps_of, wanted))[0]
 
 
-def ablate(config: Config, network: Network, layer: str) -> tuple[dict[Row, dict], int]:
+def ablate(
+    config: Config, network: Network, layer: str, splits: Splits
+) -> tuple[dict[Row, dict], int]:
     """The scores of test at val's threshold for every row, and how many images test has.
 
     Args:
         config: the experiment.
         network: the classifier.
         layer: where maps are taken.
+        splits: opens val and test.
     """
-    val, test = (open_split(config, split) for split in ('val', 'test'))
+    val, test = splits('val'), splits('test')
     rows = table_rows(branches_of(network))
     maps_of = partial(ablation_maps, network, layer)
     on_val = count(config, network, val, maps_of, dict.fromkeys(rows.values()))
@@ -197,16 +197,14 @@ def shown(scores: Mapping[Row, dict]) -> list[str]:
     return list(pair)
 
 
-def markdown(title: str, scores: Mapping[Row, dict]) -> str:
-    """The table."""
+def table(title: str, scores: Mapping[Row, dict]) -> str:
+    """The table, in Markdown."""
     names = shown(scores)
-    head = ['ablation', 'value', 'threshold', *map(heading, names)]
-    lines = [head, ['---'] * len(head)]
+    lines = [['ablation', 'value', 'threshold', *map(heading, names)]]
     for row, values in scores.items():
         lines.append([*row, f'{values["threshold"]:.2f}', *(f'{values[n]:.1f}' for n in names)])
-    text = '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
     chosen = 'Thresholds and the kernel of the closing chosen on val.'
-    return f'{title}\n\n{text}\n\n{_axis(names)}. {chosen}'
+    return '\n\n'.join([title, markdown(lines), f'{_axis(names)}. {chosen}'])
 
 
 def _axis(names: Sequence[str]) -> str:
@@ -246,11 +244,12 @@ def main(_: Sequence[str]) -> None:
     """Runs the ablations, prints the table, writes it and the figure."""
     logging.set_verbosity(logging.WARNING)
     config, folder = read_config(CONFIG.value), Path(WORKDIR.value)
-    network = load_classifier(config, folder)
-    layer = _LAYER.value or best_layer(config, network)
-    scores, images = ablate(config, network, layer)
+    splits = open_splits(config)
+    network = load_classifier(config, folder, splits)
+    layer = _LAYER.value or best_layer(config, network, splits('val'))
+    scores, images = ablate(config, network, layer, splits)
     title = _title(network, layer, scores, images)
-    text = markdown(title, scores)
+    text = table(title, scores)
     write_text(folder / 'dgl_ablation.md', text + '\n')
     plot(title, scores, folder / 'dgl_ablation.png')
     print(text)

@@ -9,7 +9,7 @@ val, anew for each seed. The seed also draws the generated images of the source 
 
 import dataclasses
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from absl import flags, logging
 from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, ConfigError, read_config
 from wsol_jax.main import run
-from wsol_jax.report.table import columns, heading
+from wsol_jax.report.table import columns, heading, markdown
 from wsol_jax.workdir import open_workdir, read_json, write_text
 
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds: 0, 1, ...', lower_bound=1)
@@ -52,7 +52,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         layers = ', '.join(seed[method]['layer'] for seed in rows)
         numbers = [spread([seed[method][s] for seed in rows]) for s in scores]
         lines.append([method, layers, *numbers])
-    return '\n'.join([_title(runs), '', *_markdown(lines), '', _NOTE])
+    return '\n\n'.join([_title(runs), markdown(lines), _NOTE])
 
 
 _NOTE = (
@@ -71,12 +71,6 @@ def spread(values: Sequence[float]) -> str:
     """'mean ± sample standard deviation', the mean alone of a single value."""
     mean = f'{statistics.mean(values):.1f}'
     return f'{mean} ± {statistics.stdev(values):.1f}' if len(values) > 1 else mean
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> Iterator[str]:
-    head, *rest = lines
-    for cells in [head, ['---'] * len(head), *rest]:
-        yield f'| {" | ".join(cells)} |'
 
 
 def main(_: Sequence[str]) -> None:

@@ -25,11 +25,11 @@ from absl import flags, logging
 
 from wsol_jax.command_line import CONFIG, run_command
 from wsol_jax.config import Config, read_config
-from wsol_jax.data import Source, training_batches
+from wsol_jax.data import Source, steps_per_epoch, training_batches
 from wsol_jax.main import open_split
 from wsol_jax.models import as_network, load_module
 from wsol_jax.parallel import local_devices
-from wsol_jax.training.loop import steps_per_epoch, train
+from wsol_jax.training.loop import train
 from wsol_jax.training.step import Shard, make_program
 from wsol_jax.workdir import read_csv
 
@@ -46,7 +46,7 @@ def step_on_one_batch(config: Config, source: Source) -> Callable[[], float]:
     module = load_module(net.name, net.weights or None, source.num_classes, **options)
     network = as_network(net.name, module)
     devices = local_devices(config.parallel)
-    epoch_steps = steps_per_epoch(setting, source)
+    epoch_steps = steps_per_epoch(len(source), setting.batch_size)
     total = setting.epochs * epoch_steps
     program = make_program(setting, module, network, devices, total, epoch_steps)
     size = net.input_size or network.input_size
@@ -76,7 +76,8 @@ def loop_speed(config: Config, train_source: Source, val_source: Source) -> tupl
         with _memory_of_epochs(workdir / 'progress.csv') as memory:
             train(config, train_source, val_source, workdir)
         rows = [r for r in read_csv(workdir / 'progress.csv') if r['split'] == 'train']
-    epoch_steps, images = steps_per_epoch(config.train, train_source), len(train_source)
+    images = len(train_source)
+    epoch_steps = steps_per_epoch(images, config.train.batch_size)
 
     def seen(step: int) -> int:
         return step // epoch_steps * images + step % epoch_steps * config.train.batch_size

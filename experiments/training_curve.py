@@ -22,8 +22,8 @@ from absl import flags, logging
 
 from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, read_config
+from wsol_jax.data import steps_per_epoch
 from wsol_jax.main import open_split, run
-from wsol_jax.training.loop import steps_per_epoch
 from wsol_jax.workdir import read_json, write_csv
 
 EVERY = flags.DEFINE_integer('every', 1, 'Epochs between two points of the curve.', 1)
@@ -94,7 +94,8 @@ def _main(arguments: Sequence[str]) -> None:
     # Of its own: copying must not wait for a step.
     process = get_context('spawn').Process(target=run, args=(training, folder / 'run'))
     process.start()
-    keep_epochs(process, folder, steps_per_epoch(config.train, open_split(config, 'train')))
+    images = len(open_split(config, 'train'))
+    keep_epochs(process, folder, steps_per_epoch(images, config.train.batch_size))
     if process.exitcode:
         sys.exit(process.exitcode)
     every = range(EVERY.value, config.train.epochs + 1, EVERY.value)

@@ -17,6 +17,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+import wsol_jax.main
+from wsol_jax.config import Config
 from wsol_jax.data import Shapes
 from wsol_jax.models import build
 
@@ -59,8 +61,6 @@ def run_main(arguments, folder, cache, failure):
     sys.stdout, sys.stderr = (open(number, 'w', closefd=False) for number in (1, 2))  # noqa: SIM115
     os.chdir(folder)
     sys.argv = ['wsol', *arguments]
-    import wsol_jax.main
-
     jax.config.update('jax_compilation_cache_dir', cache)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     if failure:
@@ -490,6 +490,25 @@ def test_corrupted_files_are_named(copy):
     assert code == 2 and err.startswith('error: W/config.json is not valid JSON')
     assert err.endswith('; delete it and run again\n') and err.count('\n') == 1
     assert files(copy / 'W/maps') == before
+
+
+def test_every_split_is_opened_once(tmp_path, monkeypatch):
+    opened = []
+
+    def open_split(config, split):
+        opened.append(split)
+        return Shapes(split, 1, size=32)
+
+    def evaluate(config, sources, workdir):
+        (workdir / 'metrics.json').write_text('{}')
+
+    stages = {'open_split': open_split, 'evaluate': evaluate}
+    stages['trained_network'] = lambda config, open_train, workdir: open_train()
+    unused = ('train', 'plan_of', 'localize_split', 'report')
+    for name, stage in (stages | dict.fromkeys(unused, lambda *_: None)).items():
+        monkeypatch.setattr(wsol_jax.main, name, stage)
+    wsol_jax.main.run(Config(), tmp_path)
+    assert sorted(opened) == ['test', 'train', 'val']
 
 
 def test_stages_one_by_one_give_the_same(finished, tmp_path):

@@ -1,5 +1,6 @@
 """Sharing of batches, here and on eight devices forced from one CPU, through the real stages."""
 
+import math
 import os
 import subprocess
 import sys
@@ -106,6 +107,7 @@ def check_devices(kind):
     for n in range(1, 3 * count):
         up = devices.round_up(n)
         assert up >= n and up % count == 0 and up - n < count
+        assert devices.round_up(n, 3) == 3 * count * math.ceil(n / (3 * count))
     rows = np.arange(6.0 * count).reshape(2 * count, 3)
     shards = devices.shard((rows, rows[:, 0]))
     for array, whole in zip(shards, (rows, rows[:, 0]), strict=True):
@@ -216,7 +218,7 @@ def test_one_device_goes_on_from_what_any_number_left(runs, run):
 @pytest.mark.parametrize('kind', KINDS)
 def test_on_the_devices_there_are(kind):
     check_devices(kind)
-    assert local_devices()._mesh.axis_types == (AxisType.Auto,)
+    assert local_devices(kind)._mesh.axis_types == (AxisType.Auto,)
     assert (local_devices(kind).axis is None) == (kind == 'jit')
 
 

@@ -190,8 +190,9 @@ class Writer:
 
     calls: ClassVar[list] = []
 
-    def __init__(self, folder):
+    def __init__(self, folder, purge_step=None):
         self.folder = folder
+        self.calls.append((folder, purge_step))
 
     def add_scalar(self, name, value, step):
         self.calls.append((self.folder, name, value, step))
@@ -200,13 +201,18 @@ class Writer:
         self.calls.append('flush')
 
 
-def test_tensorboard_gets_every_scalar(tmp_path, monkeypatch):
+@pytest.fixture
+def tensorboard(monkeypatch):
     monkeypatch.setitem(sys.modules, 'tensorboardX', SimpleNamespace(SummaryWriter=Writer))
     monkeypatch.setattr(Writer, 'calls', [])
+
+
+def test_tensorboard_gets_every_scalar(tmp_path, tensorboard):
     ProgressLog(tmp_path).row('train', 'val', 7, 5, loss=0.5, accuracy=40.0)
     folder = str(tmp_path / 'tensorboard')
-    speed = Writer.calls[2][2]
+    speed = Writer.calls[3][2]
     assert Writer.calls == [
+        (folder, None),
         (folder, 'train/val/loss', 0.5, 7),
         (folder, 'train/val/accuracy', 40.0, 7),
         (folder, 'train/val/images_per_second', speed, 7),
@@ -214,6 +220,17 @@ def test_tensorboard_gets_every_scalar(tmp_path, monkeypatch):
     ]
     logged = read_csv(tmp_path / 'progress.csv')[0]
     assert speed == pytest.approx(float(logged['images_per_second']), rel=1e-4) and speed > 0
+
+
+def test_tensorboard_is_opened_by_the_first_row_and_hides_what_is_forgotten(tmp_path, tensorboard):
+    log = ProgressLog(tmp_path)
+    log.forget('train', after=6)
+    assert Writer.calls == []
+    for step in (7, 8):
+        log.row('train', 'train', step, 1)
+    opened = [call for call in Writer.calls if call != 'flush' and len(call) == 2]
+    assert opened == [(str(tmp_path / 'tensorboard'), 7)]
+    assert [call[-1] for call in Writer.calls if call != 'flush'] == [7, 7, 8]
 
 
 def test_without_tensorboard_nothing_happens(tmp_path, monkeypatch):

@@ -5,8 +5,9 @@ values (`--config.train.epochs=3`). Behind `read_config` nothing sees a ConfigDi
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, get_args, get_origin
 
 import ml_collections
@@ -92,7 +93,7 @@ class TrainConfig:
         learning_rate: the peak of the schedule.
         schedule: after a linear warm-up 'cosine' to 0, 'poly' to 0, 'step' or 'constant'.
         warmup: fraction of the steps spent warming up.
-        step_epochs: when 'step' multiplies the rate by step_factor.
+        step_epochs: when 'step' multiplies the rate by step_factor; in increasing order.
         step_factor: see step_epochs.
         power: of 'poly', rate = peak * (1 - progress)^power.
         multipliers: (regex, factor) pairs on the rate; a parameter takes every factor whose regex
@@ -217,6 +218,49 @@ class ConfigError(ValueError):
     """A setting that is misspelt, of the wrong type, or out of range."""
 
 
+_Range = tuple[Callable[[float], bool], str]
+_POSITIVE: _Range = (lambda value: value > 0, 'be above 0')
+_BELOW_ONE: _Range = (lambda value: 0 <= value < 1, 'be at least 0 and below 1')
+_BETWEEN: _Range = (lambda value: 0 < value < 1, 'lie between 0 and 1')
+_CHOICES = {
+    'parallel': ('jit', 'pmap'),
+    'augment.crop': ('warp', 'short_side', 'resized'),
+    'train.optimizer': ('sgd', 'adamw'),
+    'train.schedule': ('cosine', 'poly', 'step', 'constant'),
+    'train.dtype': ('float32', 'bfloat16'),
+    'train.keep': ('best', 'last'),
+}
+_LEAST = {
+    'seed': 0,
+    'data.workers': 0,
+    'augment.margin': 0,
+    'network.input_size': 0,
+    'train.batch_size': 1,
+    'train.epochs': 1,
+    'train.log_every': 1,
+    'train.checkpoint_every': 1,
+    'train.accumulate': 1,
+    'train.clip': 0,
+    'train.learning_rate': 0,
+    'train.weight_decay': 0,
+    'localize.batch_size': 1,
+    'evaluate.size': 2,
+    'evaluate.closing': 0,
+    'report.images': 0,
+}
+_RANGES = {
+    'augment.jitter': _BELOW_ONE,
+    'train.step_factor': _POSITIVE,
+    'train.power': _POSITIVE,
+    'train.label_smoothing': _BELOW_ONE,
+    'train.ema': _BELOW_ONE,
+    'train.warmup': _BELOW_ONE,
+    'train.momentum': _BELOW_ONE,
+    'evaluate.threshold_step': _BETWEEN,
+    'evaluate.threshold': _BETWEEN,
+}
+
+
 def default_config() -> ml_collections.ConfigDict:
     """Every setting at its default, for config files to change."""
     return ml_collections.ConfigDict(dataclasses.asdict(Config()))
@@ -319,69 +363,36 @@ def _scalar(kind: type, value: Any, path: str) -> Any:
 
 
 def _check(config: Config) -> None:
-    for stage in config.stages:
-        if stage not in STAGES:
-            raise ConfigError(unknown_name('stage in config.stages', stage, STAGES))
-    for key, names in {
-        'config.stages': config.stages,
-        'config.localize.splits': config.localize.splits,
-    }.items():
-        if not names or len(set(names)) < len(names):
-            raise ConfigError(f'{key} must name at least one, and none twice, got {names}')
-    choices = {
-        'config.parallel': (config.parallel, ('jit', 'pmap')),
-        'config.augment.crop': (config.augment.crop, ('warp', 'short_side', 'resized')),
-        'config.train.optimizer': (config.train.optimizer, ('sgd', 'adamw')),
-        'config.train.schedule': (config.train.schedule, ('cosine', 'poly', 'step', 'constant')),
-        'config.train.dtype': (config.train.dtype, ('float32', 'bfloat16')),
-        'config.train.keep': (config.train.keep, ('best', 'last')),
-    }
-    for key, (name, known) in choices.items():
-        if name not in known:
-            raise ConfigError(unknown_name(f'value of {key}', name, known))
-    train = config.train
-    if train.schedule == 'step' and not train.step_epochs:
-        raise ConfigError("config.train.schedule='step' needs step_epochs, where the rate drops")
-    for key, value in {
-        'config.train.step_factor': train.step_factor,
-        'config.train.power': train.power,
-    }.items():
-        if value <= 0:
-            raise ConfigError(f'{key} must be above 0, got {value}')
-    for key, value in {
-        'config.augment.jitter': config.augment.jitter,
-        'config.train.label_smoothing': config.train.label_smoothing,
-        'config.train.ema': config.train.ema,
-        'config.train.warmup': config.train.warmup,
-        'config.train.momentum': config.train.momentum,
-    }.items():
-        if not 0 <= value < 1:
-            raise ConfigError(f'{key} must be at least 0 and below 1, got {value}')
-    limits = {
-        'config.seed': (config.seed, 0),
-        'config.network.input_size': (config.network.input_size, 0),
-        'config.train.batch_size': (config.train.batch_size, 1),
-        'config.train.epochs': (config.train.epochs, 1),
-        'config.train.log_every': (config.train.log_every, 1),
-        'config.train.checkpoint_every': (config.train.checkpoint_every, 1),
-        'config.train.accumulate': (config.train.accumulate, 1),
-        'config.train.clip': (config.train.clip, 0),
-        'config.train.learning_rate': (config.train.learning_rate, 0),
-        'config.train.weight_decay': (config.train.weight_decay, 0),
-        'config.augment.margin': (config.augment.margin, 0),
-        'config.localize.batch_size': (config.localize.batch_size, 1),
-        'config.evaluate.size': (config.evaluate.size, 2),
-        'config.evaluate.closing': (config.evaluate.closing, 0),
-        'config.data.workers': (config.data.workers, 0),
-        'config.report.images': (config.report.images, 0),
-    }
-    for key, (value, least) in limits.items():
-        if value < least:
-            raise ConfigError(f'{key} must be at least {least}, got {value}')
+    _check_names(config)
+    values = flatten(config)
+    for key, known in _CHOICES.items():
+        if values[key] not in known:
+            raise ConfigError(unknown_name(f'value of config.{key}', values[key], known))
+    for key, least in _LEAST.items():
+        if values[key] < least:
+            raise ConfigError(f'config.{key} must be at least {least}, got {values[key]}')
+    for key, (holds, rule) in _RANGES.items():
+        if not holds(values[key]):
+            raise ConfigError(f'config.{key} must {rule}, got {values[key]}')
+    _check_drops(config.train)
     closing = config.evaluate.closing
     if closing and closing % 2 == 0:
         raise ConfigError(f'config.evaluate.closing must be odd (or 0), got {closing}')
-    for name in ('threshold_step', 'threshold'):
-        value = getattr(config.evaluate, name)
-        if not 0 < value < 1:
-            raise ConfigError(f'config.evaluate.{name} must lie between 0 and 1, got {value}')
+
+
+def _check_names(config: Config) -> None:
+    for stage in config.stages:
+        if stage not in STAGES:
+            raise ConfigError(unknown_name('stage in config.stages', stage, STAGES))
+    for key, names in (('stages', config.stages), ('localize.splits', config.localize.splits)):
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f'config.{key} must name at least one, and none twice, got {names}')
+
+
+def _check_drops(train: TrainConfig) -> None:
+    if train.schedule == 'step' and not train.step_epochs:
+        raise ConfigError("config.train.schedule='step' needs step_epochs, where the rate drops")
+    if any(later <= epoch for epoch, later in pairwise((0.0, *train.step_epochs))):
+        raise ConfigError(
+            f'config.train.step_epochs must increase from above 0, got {train.step_epochs}'
+        )

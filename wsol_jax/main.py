@@ -3,7 +3,8 @@
 Runs the stages of the config in order; what the workdir holds already is not done again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from wsol_jax.report.stage import report
 from wsol_jax.training.loop import train, trained_network
 from wsol_jax.workdir import open_workdir, read_json
 
+Splits = Callable[[str], Source]
+
 
 def run(config: Config, workdir: Path) -> None:
     """Runs the stages of an experiment.
@@ -29,33 +32,39 @@ def run(config: Config, workdir: Path) -> None:
         workdir: where its results go, and where they are taken up again.
     """
     open_workdir(workdir, config)
+    splits = open_splits(config)
     if 'train' in config.stages:
         if 'localize' in config.stages:
-            _check_names(config)
-        train_source, val_source = open_split(config, 'train'), open_split(config, 'val')
+            _check_names(config, splits)
+        train_source, val_source = splits('train'), splits('val')
         check_training(train_source, val_source)
         train(config, train_source, val_source, workdir)
     if 'localize' in config.stages:
-        network = load_classifier(config, workdir)
+        network = load_classifier(config, workdir, splits)
         for split in config.localize.splits:
-            localize_split(config, network, open_split(config, split), split, workdir)
+            localize_split(config, network, splits(split), split, workdir)
     if 'evaluate' in config.stages and not (workdir / 'metrics.json').exists():
-        evaluate(config, {s: open_split(config, s) for s in config.localize.splits}, workdir)
+        evaluate(config, {s: splits(s) for s in config.localize.splits}, workdir)
     if 'report' in config.stages:
         metrics = workdir / 'metrics.json'
         if not metrics.exists():
             raise ConfigError(f'{metrics} is missing; run the stage evaluate before report')
-        split = config.localize.splits[-1]
-        print(report(config, read_json(metrics), open_split(config, split), workdir))
+        source = splits(config.localize.splits[-1])
+        print(report(config, read_json(metrics), source, workdir))
 
 
-def _check_names(config: Config) -> None:
+def _check_names(config: Config, splits: Splits) -> None:
     """Finds a misspelt method, layer or split before the training, not after it."""
     net = config.network
     module = nnx.eval_shape(lambda: build(net.name, 2, nnx.Rngs(0), **net.options))
     plan_of(config.localize, as_network(net.name, module))
     for split in config.localize.splits:
-        open_split(config, split)
+        splits(split)
+
+
+def open_splits(config: Config) -> Splits:
+    """`open_split` by name alone, which opens each split once."""
+    return cache(partial(open_split, config))
 
 
 def open_split(config: Config, split: str) -> Source:
@@ -77,14 +86,19 @@ def open_split(config: Config, split: str) -> Source:
     return open_source(data.source, data.root, split, **options_of.get(data.source, {}))
 
 
-def load_classifier(config: Config, workdir: Path) -> Network:
+def load_classifier(config: Config, workdir: Path, splits: Splits) -> Network:
     """The network trained in the workdir, or the one of `network.weights`.
+
+    Args:
+        config: the experiment.
+        workdir: of the training.
+        splits: opens what it was trained on, where it was.
 
     Raises:
         ConfigError: there is neither.
     """
     net = config.network
-    if network := trained_network(config, lambda: open_split(config, 'train'), workdir):
+    if network := trained_network(config, partial(splits, 'train'), workdir):
         return network
     if not net.weights:
         raise ConfigError(

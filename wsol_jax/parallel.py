@@ -36,9 +36,15 @@ class Devices(ABC):
         """How many devices there are."""
         return self._mesh.size
 
-    def round_up(self, batch_size: int) -> int:
-        """The smallest batch size not below this one that the devices can share evenly."""
-        return -(-batch_size // self.size) * self.size
+    def round_up(self, batch_size: int, parts: int = 1) -> int:
+        """The smallest batch size not below this one that the devices can share evenly.
+
+        Args:
+            batch_size: images of a batch.
+            parts: in how many equal parts each device computes its share.
+        """
+        multiple = self.size * parts
+        return -(-batch_size // multiple) * multiple
 
     @abstractmethod
     def compile(self, step: Callable) -> Callable:
@@ -113,7 +119,7 @@ class _Pmap(Devices):
 
 
 @cache
-def local_devices(parallel: str = 'jit') -> Devices:
+def local_devices(parallel: str) -> Devices:
     """All local devices.
 
     Args:

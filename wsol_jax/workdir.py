@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -170,10 +171,18 @@ class ProgressLog:
     def __init__(self, workdir: Path):
         self._path = workdir / 'progress.csv'
         self._clock = time.perf_counter()
-        self._board = _tensorboard(workdir / 'tensorboard')
+        self._purge_step: int | None = None
+
+    @cached_property
+    def _board(self) -> Any:
+        return _tensorboard(self._path.with_name('tensorboard'), self._purge_step)
 
     def forget(self, stage: str, after: int) -> None:
-        """Drops rows of a stage beyond a step: a run that goes on from there writes them again."""
+        """Drops rows of a stage beyond a step: a run that goes on from there writes them again.
+
+        Before the first row of this log it makes TensorBoard hide its points beyond that step, too.
+        """
+        self._purge_step = after + 1
         rows = read_csv(self._path)
         kept = [r for r in rows if r['stage'] != stage or int(r['step']) <= after]
         if len(kept) < len(rows):
@@ -197,9 +206,9 @@ class ProgressLog:
             self._board.flush()
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, purge_step: int | None) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=purge_step)

@@ -40,7 +40,7 @@ def test_a_folder_for_each_split(tmp_path):
         'train/bee/b/2.PNG',
     ]
     assert (source.class_names, source.num_classes) == (('ant', 'bee'), 2)
-    assert source.class_name(1) == 'bee'
+    assert [source.class_name(k) for k in (1, 9, -1)] == ['bee', '9', '-1']
     assert ids(tmp_path, 'val') == [('val/bee/9.jpg', (1,))]
     assert ids(tmp_path, 'test') == [('test/ant/0.jpg', (0,))]
     assert ClassFolder(tmp_path, 'val').class_names == ('ant', 'bee')

@@ -14,12 +14,16 @@ from wsol_jax.data import (
     ImageFolder,
     Record,
     WsolFolder,
+    check_folder,
     decode_image,
     decode_mask,
     open_source,
     resize_image,
     stored_size,
 )
+from wsol_jax.data.check import MISSING
+from wsol_jax.data.folders import split_names
+from wsol_jax.data.tfds_builders import open_folders
 
 
 def real(name):
@@ -204,6 +208,15 @@ def test_missing_folders_are_named(tmp_path):
     (tmp_path / 'metadata' / 'train').mkdir()
     with pytest.raises(DataError, match=r"no split 'tset'; available: train, val"):
         WsolFolder(tmp_path, 'tset')
+
+
+def test_hidden_folders_are_no_splits(tmp_path):
+    (tiny(tmp_path) / 'metadata/.ipynb_checkpoints').mkdir()
+    assert split_names(tmp_path) == ['test'] == list(open_folders(tmp_path))
+    with pytest.raises(DataError, match=r"no split 'val'; available: test$"):
+        WsolFolder(tmp_path, 'val')
+    report = check_folder(tmp_path)
+    assert list(report.problems) == [MISSING] and len(report.summary) == 1
 
 
 def test_image_folder(tmp_path):

@@ -40,11 +40,13 @@ def test_labels_are_balanced_and_named(train):
     assert counts.tolist() == [COUNT // len(PARTS)] * len(PARTS)
     assert [train.class_name(k) for k in range(6)] == list(train.class_names)
     assert train.num_classes == 6 and len(set(train.class_names)) == 6
+    assert [train.class_name(k) for k in (6, -1)] == ['6', '-1']
 
 
 def test_fewer_classes():
     source = Shapes('val', 9, num_classes=3)
     assert [record.labels[0] for record in source] == [0, 1, 2] * 3
+    assert source.num_classes == 3
 
 
 @pytest.mark.parametrize('size', [32, 64, 96, 131])

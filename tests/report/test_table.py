@@ -1,4 +1,4 @@
-from wsol_jax.report.table import columns, heading, summary
+from wsol_jax.report.table import columns, heading, markdown, summary
 
 BOXES = {
     'split': 'test',
@@ -79,6 +79,11 @@ def test_nothing_to_score():
         'cam     a           0.20',
         'cam     b           0.20',
     ]
+
+
+def test_markdown():
+    lines = [['method', 'score'], ['dgl', '1.0'], ['cam', '']]
+    assert markdown(lines) == '| method | score |\n| --- | --- |\n| dgl | 1.0 |\n| cam |  |'
 
 
 def test_columns_are_those_that_some_row_has():

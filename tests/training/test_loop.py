@@ -16,9 +16,10 @@ from safetensors.numpy import save_file
 from test_parallel import RECIPE, SIDE, Tiny, saved
 
 from wsol_jax.config import Config, ConfigError, DataConfig, NetworkConfig, TrainConfig
-from wsol_jax.data import DataError, ImageFolder, Shapes, decode_image
+from wsol_jax.data import DataError, ImageFolder, Shapes, decode_image, training_batches
 from wsol_jax.models import build, load_network, zoo
 from wsol_jax.models.weights import WeightsError
+from wsol_jax.parallel import Devices
 from wsol_jax.training import loop
 from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.loop import train, trained_network
@@ -306,6 +307,27 @@ def test_batches_that_batch_norm_would_see_filled_up_are_refused(sources, tmp_pa
         train(replace(CONFIG, train=setting), *sources, tmp_path)
 
 
+class Unmoved:
+    """Four devices that leave a batch where it is."""
+
+    size = 4
+    round_up = Devices.round_up
+    shard = staticmethod(lambda shard: shard)
+
+
+def test_a_batch_is_filled_up_only_where_it_does_not_divide(sources):
+    (batch,) = training_batches(sources[0], SIDE, 32, 0, range(1))
+    even = loop._shard(Unmoved(), 2, batch)
+    assert even.images is batch.images and even.valid is batch.valid
+    assert even.index.dtype == np.int32
+    odd, rows = loop._shard(Unmoved(), 3, batch), [*range(32), *range(4)]
+    for found, part in zip(odd, (batch.images, batch.labels, None, batch.index), strict=True):
+        if part is not None:
+            np.testing.assert_array_equal(found, part[rows])
+    # The 30 images, and neither the two that fill up the epoch nor the four of the devices.
+    assert odd.valid.tolist() == [True] * 30 + [False] * 6
+
+
 def test_a_network_of_other_classes_is_not_localized_with(undisturbed):
     """The head would be random."""
     grown = Shapes('train', 30, size=SIDE, num_classes=4)
@@ -474,7 +496,7 @@ def test_images_that_do_not_decode_are_named_and_do_not_count(caplog):
         return jax.numpy.full(len(images), 4)
 
     program = loop.Program(None, None, voting_for_four)
-    devices = loop.local_devices()
+    devices = loop.local_devices('jit')
     arguments = (program, devices, None, Broken('val', 14, size=SIDE), SIDE, CONFIG)
     # Labels 4, 5, 0, 1, 2, 3, 4, 5, 0, 1 are left.
     with caplog.at_level(logging.WARNING):

@@ -132,6 +132,11 @@ def test_drops_come_at_parts_of_epochs():
     np.testing.assert_allclose(found, [1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25])
 
 
+def test_drops_that_fall_on_one_step_multiply():
+    found = rates(4, schedule='step', step_epochs=(0.9, 1.4, 3.0), step_factor=0.5)
+    np.testing.assert_allclose(found, [1, 0.25, 0.25, 0.125])
+
+
 @pytest.mark.parametrize(
     ('warmup', 'steps', 'expected'),
     [

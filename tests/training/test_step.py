@@ -49,7 +49,7 @@ def tiny_program(setting=SETTING, norm=True, rate=0.5):
 def program_of(setting, module):
     facts = {'preprocessing': Preprocessing((128.0,) * 3, (64.0,) * 3), 'input_size': 4}
     network = Network.from_module(module, name='tiny', **facts)
-    return make_program(setting, module, network, local_devices(), 10, 5), network
+    return make_program(setting, module, network, local_devices('jit'), 10, 5), network
 
 
 def steps_of(program):
@@ -165,7 +165,7 @@ def test_the_others_train_as_if_nothing_were_frozen():
 def small_resnet(setting):
     module = build('resnet10', 3, nnx.Rngs(0), width=4)
     network = zoo.as_network('resnet10', module)
-    program = make_program(setting, module, network, local_devices(), 10, 5)
+    program = make_program(setting, module, network, local_devices('jit'), 10, 5)
     images = RNG.integers(0, 256, (4, 32, 32, 3), np.uint8)
     return program, Shard(images, np.arange(4) % 3, np.ones(4, bool), np.arange(4))
 

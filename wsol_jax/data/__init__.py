@@ -7,7 +7,7 @@ from typing import Any
 from wsol_jax.data.check import Report, check_folder, check_training
 from wsol_jax.data.class_folder import ClassFolder
 from wsol_jax.data.folders import ImageFolder, WsolFolder
-from wsol_jax.data.loader import Batch, evaluation_batches, training_batches
+from wsol_jax.data.loader import Batch, evaluation_batches, steps_per_epoch, training_batches
 from wsol_jax.data.records import (
     BadImage,
     DataError,
@@ -41,6 +41,7 @@ __all__ = [
     'evaluation_batches',
     'open_source',
     'resize_image',
+    'steps_per_epoch',
     'stored_size',
     'training_batches',
 ]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from wsol_jax.data.class_folder import ClassFolder, split_folders
-from wsol_jax.data.folders import WsolFolder, image_files
+from wsol_jax.data.folders import WsolFolder, image_files, split_names
 from wsol_jax.data.records import (
     BadImage,
     DataError,
@@ -129,7 +129,7 @@ def _open_splits(root: Path) -> tuple[dict[str, Source], list[str]]:
     metadata = root / 'metadata'
     kind: type[WsolFolder] | type[ClassFolder]
     if metadata.is_dir():
-        kind, names = WsolFolder, sorted(path.name for path in metadata.iterdir() if path.is_dir())
+        kind, names = WsolFolder, split_names(root)
     else:
         kind, names = ClassFolder, list(split_folders(root))
     splits: dict[str, Source] = {}

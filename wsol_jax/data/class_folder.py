@@ -1,9 +1,10 @@
 """Plain folders `class/image.jpg`, with or without a folder for each split above them."""
 
+from itertools import compress
 from pathlib import Path
 
 from wsol_jax.data.folders import IMAGE_EXTENSIONS, image_files
-from wsol_jax.data.records import DataError, Record, drawn_for_val
+from wsol_jax.data.records import DataError, ListedRecords, Record, drawn
 
 _SPLITS = {
     'train': ('train', 'training'),
@@ -12,7 +13,7 @@ _SPLITS = {
 }
 
 
-class ClassFolder:
+class ClassFolder(ListedRecords):
     """A split of a folder whose class folders hold the images, at any depth; hidden ones are none.
 
     With `root/<split>/<class>/...`, the classes are the folders of train (of the split itself where
@@ -36,7 +37,7 @@ class ClassFolder:
         if split not in folders:
             raise DataError(_no_split(root, split, folders))
         folder = folders[split]
-        drawn = list(folders.values()).count(folder) > 1
+        shared = list(folders.values()).count(folder) > 1
         self.class_names = tuple(_class_folders(folders.get('train', folder)))
         labels = {name: label for label, name in enumerate(self.class_names)}
         self._records = []
@@ -46,23 +47,8 @@ class ClassFolder:
             files = list(image_files(folder / name).values())
             self._records += [
                 Record(file.relative_to(root).as_posix(), file, (labels[name],), None)
-                for file in (_drawn(files, split) if drawn else files)
+                for file in (compress(files, drawn(len(files), split)) if shared else files)
             ]
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes the data set has."""
-        return len(self.class_names)
-
-    def class_name(self, label: int) -> str:
-        """Name of a label: that of its folder."""
-        return self.class_names[label]
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Record:
-        return self._records[index]
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -124,8 +110,3 @@ def _no_split(root: Path, split: str, folders: dict[str, Path]) -> str:
             'or do without: `--config.localize.splits="(\'val\',)"`'
         )
     return message
-
-
-def _drawn(files: list[Path], split: str) -> list[Path]:
-    held_out = drawn_for_val(len(files))
-    return [file for file, val in zip(files, held_out, strict=True) if val == (split == 'val')]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from wsol_jax.data.records import Box, DataError, Encoded, Record
+from wsol_jax.data.records import Box, DataError, Encoded, ListedRecords, Record
 
 IMAGE_EXTENSIONS = frozenset(['.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm'])
 
@@ -11,7 +11,7 @@ _Masks = tuple[Encoded, Encoded | None]
 _Sizes = dict[str, tuple[int, int]]
 
 
-class WsolFolder:
+class WsolFolder(ListedRecords):
     """A split of a folder in the layout of wsolevaluation.
 
     `images/` holds the images, `metadata/<split>/` the files image_ids.txt, class_labels.txt and,
@@ -49,45 +49,26 @@ class WsolFolder:
             for name, classes in labels.items()
         ]
 
-    @property
-    def num_classes(self) -> int:
-        """How many classes the data set has (lines of class_names.txt)."""
-        return len(self.class_names)
-
     def class_name(self, label: int) -> str:
         """Name of a label as it stands in the records; the number itself where it has no name."""
         return self._names.get(label, str(label))
 
-    def __len__(self) -> int:
-        return len(self._records)
 
-    def __getitem__(self, index: int) -> Record:
-        return self._records[index]
-
-
-class ImageFolder:
+class ImageFolder(ListedRecords):
     """Every image below a folder, sorted by path, without labels; ids are relative paths.
 
     Raises:
         DataError: the folder is missing or holds no image.
     """
 
-    class_names: tuple[str, ...] = ()
-    num_classes = 0
-
     def __init__(self, root: str | Path) -> None:
         files = image_files(Path(root))
         self._records = [Record(name, file, (), None) for name, file in files.items()]
 
-    def class_name(self, label: int) -> str:
-        """Return the number itself: a plain folder names no classes."""
-        return str(label)
 
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Record:
-        return self._records[index]
+def split_names(root: Path) -> list[str]:
+    """The splits of a folder in the layout of wsolevaluation, sorted; hidden folders are none."""
+    return sorted(path.name for path in (root / 'metadata').glob('[!.]*') if path.is_dir())
 
 
 def image_files(root: Path) -> dict[str, Path]:
@@ -112,7 +93,7 @@ def _split_folder(root: Path, split: str) -> Path:
             raise DataError(f'{folder}: no such folder (expected images/ and metadata/ in {root})')
     folder = root / 'metadata' / split
     if not split or not folder.is_dir():
-        found = ', '.join(sorted(p.name for p in folder.parent.iterdir() if p.is_dir())) or 'none'
+        found = ', '.join(split_names(root)) or 'none'
         raise DataError(f'{folder}: no split {split!r}; available: {found}')
     return folder
 

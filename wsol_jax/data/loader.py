@@ -70,7 +70,8 @@ def evaluation_batches(
             threads of this one.
     """
     order = range(len(source)) if indices is None else indices
-    items = _read_ahead(order, partial(_load, source, partial(_squash, size)), batch_size, workers)
+    squash = partial(resize_image, size=(size, size))
+    items = _read_ahead(order, partial(_load, source, squash), batch_size, workers)
     with closing(items):
         while chunk := list(islice(items, batch_size)):
             yield _collate(chunk, size, batch_size)
@@ -87,7 +88,7 @@ def training_batches(
 ) -> Iterator[Batch]:
     """The shuffled, augmented batches of some steps of a training, over all its epochs.
 
-    Step k belongs to epoch k // m with m = ceil(images / batch_size): every image once in m steps.
+    Step k belongs to epoch k // m with m = `steps_per_epoch`: every image once in m steps.
     The order depends on (seed, epoch); the augmentation of an image on (seed, epoch, index) only.
     The last batch of an epoch is filled up with the first images of the same order, their `valid`
     being False: batch normalization sees real images, the loss leaves them out.
@@ -114,6 +115,11 @@ def training_batches(
             yield replace(batch, valid=order.valid(step))
 
 
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """How many batches hold each of `count` images once; the last one is filled up."""
+    return math.ceil(count / batch_size)
+
+
 class TrainingOrder:
     """Which image stands where in the batches of a training: a sequence of (epoch, index).
 
@@ -129,7 +135,7 @@ class TrainingOrder:
     def __init__(self, count: int, batch_size: int, seed: int, steps: range) -> None:
         self._arguments = (count, batch_size, seed, steps)
         self._count, self._batch_size, self._steps = count, batch_size, steps
-        self._epoch_steps = math.ceil(count / batch_size)
+        self._epoch_steps = steps_per_epoch(count, batch_size)
         self._shuffled = lru_cache(maxsize=2)(partial(_shuffled, count, seed))
 
     def __reduce__(self) -> tuple[type['TrainingOrder'], tuple[int, int, int, range]]:
@@ -181,31 +187,22 @@ def _read_ahead(
         yield from items
 
 
-def _load(source: Source, transform: Callable[[Pixels, int], Pixels], index: int) -> _Item:
+def _load(source: Source, transform: Callable[[Pixels], Pixels], index: int) -> _Item:
     record = source[index]
     label = record.labels[0] if record.labels else -1
     try:
-        return _Item(transform(decode_image(record), index), label, index, '')
+        return _Item(transform(decode_image(record)), label, index, '')
     except BadImage as error:
         return _Item(None, label, index, str(error))
-
-
-def _squash(size: int, image: Pixels, index: int) -> Pixels:
-    return resize_image(image, (size, size))
 
 
 def _load_augmented(
     source: Source, size: int, setting: AugmentConfig, seed: int, key: tuple[int, int]
 ) -> _Item:
     epoch, index = key
-    return _load(source, partial(_augment, size, setting, seed, epoch), index)
-
-
-def _augment(
-    size: int, setting: AugmentConfig, seed: int, epoch: int, image: Pixels, index: int
-) -> Pixels:
     # The trailing 1 keeps this stream apart from the shuffle's: zeros at the end change nothing.
-    return augment(image, size, setting, np.random.default_rng([seed, epoch, index, 1]))
+    rng = np.random.default_rng([seed, epoch, index, 1])
+    return _load(source, partial(augment, size=size, setting=setting, rng=rng), index)
 
 
 def _collate(items: list[_Item], size: int, batch_size: int) -> Batch:

@@ -67,13 +67,40 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-def drawn_for_val(count: int) -> NDArray[np.bool_]:
-    """Which of `count` images [count] make val where a data set has none: the others stay in train.
+class NamedClasses:
+    """The part of a `Source` that names its classes: label k has the k-th name."""
 
-    Every tenth; at least one of two, and never the only one.
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the data set has."""
+        return len(self.class_names)
+
+    def class_name(self, label: int) -> str:
+        """Name of a label as it stands in the records; the number itself where it has no name."""
+        return self.class_names[label] if 0 <= label < self.num_classes else str(label)
+
+
+class ListedRecords(NamedClasses):
+    """A `Source` whose records are all there."""
+
+    _records: list[Record]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._records[index]
+
+
+def drawn(count: int, split: str) -> NDArray[np.bool_]:
+    """Which of `count` images [count] are those of train, or val, where a data set has no val.
+
+    Every tenth is drawn for val, at least one of two, and never the only one; train is the rest.
     """
     period = max(2, min(VAL_EVERY, count))
-    return np.arange(count) % period == period - 1
+    return (np.arange(count) % period == period - 1) == (split == 'val')
 
 
 def decode_image(record: Record) -> Pixels:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from wsol_jax.data.records import DataError, Pixels, Record
+from wsol_jax.data.records import DataError, NamedClasses, Pixels, Record
 
 Array = NDArray[np.float32]
 Colour = tuple[float, float, float]
@@ -67,7 +67,7 @@ PARTS = (
 )
 
 
-class Shapes:
+class Shapes(NamedClasses):
     """A split of the drawn data set; images and masks are PNG bytes, made when first asked for.
 
     Args:
@@ -92,13 +92,8 @@ class Shapes:
                 f'got count {count}, size {size}, num_classes {num_classes}'
             )
         self.class_names = tuple(part.name for part in PARTS[:num_classes])
-        self.num_classes = num_classes
         self._split, self._count, self._size, self._seed = split, count, size, seed
         self._drawn: dict[int, Record] = {}
-
-    def class_name(self, label: int) -> str:
-        """Name of a label."""
-        return self.class_names[label]
 
     def __len__(self) -> int:
         return self._count

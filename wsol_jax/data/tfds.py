@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.core.features.bounding_boxes_utils import BBoxFormat
 
-from wsol_jax.data.records import BadImage, Box, DataError, Record, drawn_for_val, stored_size
+from wsol_jax.data.records import BadImage, Box, DataError, NamedClasses, Record, drawn, stored_size
 from wsol_jax.data.tfds_builders import BUILDERS, open_folders, record_of, wsol_features
 from wsol_jax.names import unknown_name
 
@@ -24,7 +24,7 @@ _Features = dict[str, tfds.features.FeatureConnector]
 _NAME = re.compile(r'(\w+)(/[\w.-]+)?(:[\d.*]+)?')
 
 
-class TfdsSource:
+class TfdsSource(NamedClasses):
     """A split of a data set that TFDS has prepared in the file format array_record.
 
     Besides those of `prepare`, any data set serves that has the features `image` and `label` (or
@@ -52,25 +52,15 @@ class TfdsSource:
         self._label, self.class_names = _classes(name, features)
         _check_boxes(name, features)
         encoded = {key: tfds.decode.SkipDecoding() for key, f in features.items() if _is_image(f)}
-        self._split, drawn = _find_split(name, builder, split)
+        self._split, shared = _find_split(name, builder, split)
         self._examples = builder.as_data_source(self._split, decoders=encoded, file_format=_FORMAT)
         _check_files(builder.info.splits[self._split].filepaths)
         every = np.arange(len(self._examples))
-        chosen = drawn_for_val(len(every)) == (split == 'val')
-        self._positions = every[chosen] if drawn else every
+        self._positions = every[drawn(len(every), split)] if shared else every
 
     def __reduce__(self) -> tuple[type['TfdsSource'], tuple[str, str, str]]:
         # A worker process opens the files again.
         return TfdsSource, self._arguments
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes the data set has."""
-        return len(self.class_names)
-
-    def class_name(self, label: int) -> str:
-        """Name of a label as it stands in the records; the number itself where it has no name."""
-        return self.class_names[label] if 0 <= label < self.num_classes else str(label)
 
     def __len__(self) -> int:
         return len(self._positions)

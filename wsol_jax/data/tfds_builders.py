@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from wsol_jax.data.folders import WsolFolder
+from wsol_jax.data.folders import WsolFolder, split_names
 from wsol_jax.data.records import DataError, Encoded, Record
 
 # A shard is held in memory while it is written, and an open one holds a file descriptor: 2000
@@ -82,19 +82,21 @@ def open_folders(root: Path) -> dict[str, WsolFolder]:
     Raises:
         DataError: there is none, or its metadata are wrong.
     """
-    folders = (path for path in (root / 'metadata').glob('[!.]*') if path.is_dir())
-    splits = {path.name: WsolFolder(root, path.name) for path in sorted(folders)}
+    splits = {name: WsolFolder(root, name) for name in split_names(root)}
     if not splits:
         raise DataError(f'{root / "metadata"}: holds no split (a folder train, val or test)')
     return splits
 
 
-class WsolBuilder(tfds.core.ShardBasedBuilder):
+class WsolBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Stores every split below manual_dir, its images in the order of image_ids.txt.
 
     Shard by shard: the shuffling writer of GeneratorBasedBuilder needs TensorFlow beyond 1 GB.
     """
 
+    description: str
+    homepage: str
+    citation: str
     VERSION = tfds.core.Version('1.0.0')
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         'manual_dir: a folder in the layout of wsolevaluation, with images/, class_names.txt and '
@@ -103,9 +105,14 @@ class WsolBuilder(tfds.core.ShardBasedBuilder):
     # TFDS looks here for a file of checksums, with a package that it does not require.
     code_path = None
 
-    def _dataset_info(self, **texts: str) -> tfds.core.DatasetInfo:
+    def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
-            builder=self, features=wsol_features(), disable_shuffling=True, **texts
+            builder=self,
+            features=wsol_features(),
+            disable_shuffling=True,
+            description=self.description,
+            homepage=self.homepage,
+            citation=self.citation,
         )
 
     def _shard_iterators_per_split(
@@ -121,62 +128,50 @@ class Cub200Wsol(WsolBuilder):
     """CUB-200-2011 with the boxes and the splits of wsolevaluation."""
 
     name = 'cub200_wsol'
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self._dataset_info(
-            description=(
-                'CUB-200-2011 as split by wsolevaluation: train with image labels only, val the '
-                'additional images CUBV2 with boxes, test with boxes.'
-            ),
-            homepage='https://www.vision.caltech.edu/datasets/cub_200_2011/',
-            citation=(
-                '@techreport{wah2011cub, author={Wah, C. and Branson, S. and Welinder, P. and '
-                'Perona, P. and Belongie, S.}, title={The Caltech-UCSD Birds-200-2011 Dataset}, '
-                'institution={California Institute of Technology}, number={CNS-TR-2011-001}, '
-                'year={2011}}'
-            ),
-        )
+    description = (
+        'CUB-200-2011 as split by wsolevaluation: train with image labels only, val the '
+        'additional images CUBV2 with boxes, test with boxes.'
+    )
+    homepage = 'https://www.vision.caltech.edu/datasets/cub_200_2011/'
+    citation = (
+        '@techreport{wah2011cub, author={Wah, C. and Branson, S. and Welinder, P. and '
+        'Perona, P. and Belongie, S.}, title={The Caltech-UCSD Birds-200-2011 Dataset}, '
+        'institution={California Institute of Technology}, number={CNS-TR-2011-001}, '
+        'year={2011}}'
+    )
 
 
 class IlsvrcWsol(WsolBuilder):
     """ILSVRC 2012 with the boxes and the splits of wsolevaluation."""
 
     name = 'ilsvrc_wsol'
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self._dataset_info(
-            description=(
-                'ILSVRC 2012 as split by wsolevaluation: train with image labels only, val '
-                'ImageNetV2 with boxes, test the validation images of ILSVRC with boxes.'
-            ),
-            homepage='https://www.image-net.org/challenges/LSVRC/2012/',
-            citation=(
-                '@article{russakovsky2015imagenet, author={Russakovsky, Olga and others}, '
-                'title={ImageNet Large Scale Visual Recognition Challenge}, '
-                'journal={International Journal of Computer Vision}, volume={115}, year={2015}}'
-            ),
-        )
+    description = (
+        'ILSVRC 2012 as split by wsolevaluation: train with image labels only, val '
+        'ImageNetV2 with boxes, test the validation images of ILSVRC with boxes.'
+    )
+    homepage = 'https://www.image-net.org/challenges/LSVRC/2012/'
+    citation = (
+        '@article{russakovsky2015imagenet, author={Russakovsky, Olga and others}, '
+        'title={ImageNet Large Scale Visual Recognition Challenge}, '
+        'journal={International Journal of Computer Vision}, volume={115}, year={2015}}'
+    )
 
 
 class OpenimagesWsol(WsolBuilder):
     """OpenImages30k with the masks and the splits of wsolevaluation."""
 
     name = 'openimages_wsol'
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self._dataset_info(
-            description=(
-                'The 100 classes of OpenImages V5 chosen by wsolevaluation: train with image '
-                'labels only, val and test with instance masks and regions to ignore.'
-            ),
-            homepage='https://github.com/clovaai/wsolevaluation',
-            citation=(
-                '@inproceedings{choe2020evaluating, author={Choe, Junsuk and Oh, Seong Joon and '
-                'Lee, Seungho and Chun, Sanghyuk and Akata, Zeynep and Shim, Hyunjung}, '
-                'title={Evaluating Weakly Supervised Object Localization Methods Right}, '
-                'booktitle={CVPR}, year={2020}}'
-            ),
-        )
+    description = (
+        'The 100 classes of OpenImages V5 chosen by wsolevaluation: train with image '
+        'labels only, val and test with instance masks and regions to ignore.'
+    )
+    homepage = 'https://github.com/clovaai/wsolevaluation'
+    citation = (
+        '@inproceedings{choe2020evaluating, author={Choe, Junsuk and Oh, Seong Joon and '
+        'Lee, Seungho and Chun, Sanghyuk and Akata, Zeynep and Shim, Hyunjung}, '
+        'title={Evaluating Weakly Supervised Object Localization Methods Right}, '
+        'booktitle={CVPR}, year={2020}}'
+    )
 
 
 BUILDERS: dict[str, type[WsolBuilder]] = {

@@ -33,6 +33,12 @@ class Counts:
     boxes: BoxCounts
     pixels: PixelCounts
 
+    @classmethod
+    def zero(cls, setting: EvaluateConfig) -> 'Counts':
+        """Nothing counted yet, at the thresholds of the settings."""
+        thresholds = _thresholds(setting)
+        return cls(BoxCounts.zero(thresholds), PixelCounts.zero(thresholds))
+
     @property
     def curve(self) -> np.ndarray | None:
         """[T] the score that thresholds are chosen by: GT-known, else mIoU, else None."""
@@ -144,8 +150,7 @@ def _count_split(split: Split, setting: EvaluateConfig) -> dict[Key, Counts]:
 
 
 def _count(split: Split, key: Key, setting: EvaluateConfig) -> Counts:
-    thresholds = _thresholds(setting)
-    counts = Counts(BoxCounts.zero(thresholds), PixelCounts.zero(thresholds))
+    counts = Counts.zero(setting)
     canvas = (setting.size, setting.size)
     for i, record, maps in split.maps(key):
         scores = canvas_scores(split.store, key, maps[0], setting)

@@ -51,6 +51,12 @@ def columns(rows: Sequence[Row]) -> list[str]:
     return [name for name in _SCORES if any(name in row for row in rows)]
 
 
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table for Markdown; the first line is its head."""
+    head, *rest = lines
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in [head, ['---'] * len(head), *rest])
+
+
 def heading(column: str) -> str:
     """What a column of scores is called in print."""
     return _HEADINGS[column]

@@ -13,7 +13,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from wsol_jax.config import Config, ConfigError, TrainConfig
-from wsol_jax.data import Batch, Source, evaluation_batches, training_batches
+from wsol_jax.data import Batch, Source, evaluation_batches, steps_per_epoch, training_batches
 from wsol_jax.models import Network, as_network, build, fill_module, load_module
 from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.training.checkpoints import Checkpoints, uninterrupted
@@ -38,7 +38,7 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
         FloatingPointError: the loss or a weight is not finite; the last checkpoint stays.
         DataError: an image cannot be read.
     """
-    epoch_steps = steps_per_epoch(config.train, train_source)
+    epoch_steps = steps_per_epoch(len(train_source), config.train.batch_size)
     total = config.train.epochs * epoch_steps
     with Checkpoints(workdir) as checkpoints:
         if checkpoints.step() >= total:
@@ -61,11 +61,6 @@ def _check_shares(setting: TrainConfig, module: nnx.Module, devices: int) -> Non
             f'config.train.batch_size={setting.batch_size} must be a multiple of {parts}, devices '
             'x train.accumulate, because the network has batch normalisation'
         )
-
-
-def steps_per_epoch(setting: TrainConfig, source: Source) -> int:
-    """How many batches hold every image once; the last one is filled up."""
-    return -(-len(source) // setting.batch_size)
 
 
 class _Run:
@@ -117,8 +112,7 @@ class _Run:
         batches = training_batches(
             source, size, setting.batch_size, config.seed, steps, workers, augment
         )
-        multiple = self._devices.size * setting.accumulate
-        return one_ahead(map(partial(_shard, self._devices, multiple), batches))
+        return one_ahead(map(partial(_shard, self._devices, setting.accumulate), batches))
 
     def _one_step(self, shard: Shard, progress: tqdm) -> None:
         setting = self._config.train
@@ -172,13 +166,15 @@ _LOWER_RATE = 'lower config.train.learning_rate'
 _finite = jax.jit(partial(jax.tree.map, lambda x: jnp.all(jnp.isfinite(x))))
 
 
-def _shard(devices: Devices, multiple: int, batch: Batch) -> Shard:
+def _shard(devices: Devices, parts: int, batch: Batch) -> Shard:
     """A batch on the devices, filled up with images that do not count where it does not divide."""
-    rows = np.arange(-(-len(batch.labels) // multiple) * multiple)
-    valid = np.resize(batch.valid, len(rows)) & (rows < len(batch.valid))
-    rows = rows % len(batch.valid)
-    index = batch.index[rows].astype(np.int32)
-    return devices.shard(Shard(batch.images[rows], batch.labels[rows], valid, index))
+    shard = Shard(batch.images, batch.labels, batch.valid, batch.index.astype(np.int32))
+    count = len(batch.labels)
+    if (whole := devices.round_up(count, parts)) > count:
+        rows = np.arange(whole)
+        shard = Shard(*(part[rows % count] for part in shard))
+        shard = shard._replace(valid=shard.valid & (rows < count))
+    return devices.shard(shard)
 
 
 def _accuracy(
@@ -191,6 +187,7 @@ def _accuracy(
     def launch(batch: Batch) -> tuple[Batch, jax.Array]:
         return batch, program.predict(state, devices.shard(batch.images))
 
+    # In threads: worker processes would start anew after every epoch, beside those of the training.
     batches = evaluation_batches(source, size, batch_size)
     results: Iterator[tuple[Batch, jax.Array]] = one_ahead(map(launch, batches))
     for batch, predicted in results:
@@ -209,16 +206,23 @@ def _initial_module(config: Config, source: Source, again: bool = False) -> nnx.
         raise ConfigError(
             f'training needs labels of at least 2 classes, found {source.num_classes}'
         )
-    net, start = config.network, config.train.init_from or config.network.weights
-    another_run = bool(start) and Path(start).is_dir()
-    weights = None if again or another_run else start or None
-    if config.train.init_from and not (again or Path(start).exists()):
-        raise ConfigError(f'config.train.init_from: {start}: no such weights file or workdir')
+    net, start = config.network, None if again else _start(config)
+    other_run = start if start and start.is_dir() else None
+    weights = None if other_run else start
     options = {'seed': config.seed, **net.options}
     module = load_module(net.name, weights, source.num_classes, **options)
-    if another_run and not again:
-        _fill(net.name, module, Path(start), ('best', 'last'), strict=False)
+    if other_run:
+        _fill(net.name, module, other_run, ('best', 'last'), strict=False)
     return module
+
+
+def _start(config: Config) -> Path | None:
+    """The weights file, or the workdir of another run, to start from."""
+    start = config.train.init_from
+    if start and not Path(start).exists():
+        raise ConfigError(f'config.train.init_from: {start}: no such weights file or workdir')
+    start = start or config.network.weights
+    return Path(start) if start else None
 
 
 def _fill(
@@ -254,7 +258,7 @@ def trained_network(
     if not done:
         return None
     source = open_train()
-    total = config.train.epochs * steps_per_epoch(config.train, source)
+    total = config.train.epochs * steps_per_epoch(len(source), config.train.batch_size)
     if done < total:
         raise ConfigError(
             f'{workdir / "checkpoints"} holds step {done} of {total}; '

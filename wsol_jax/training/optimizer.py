@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -54,8 +55,9 @@ def make_schedule(setting: TrainConfig, steps: int, epoch_steps: int) -> optax.S
         main = optax.polynomial_schedule(peak, 0.0, setting.power, rest)
     else:
         epochs = setting.step_epochs if setting.schedule == 'step' else ()
-        drops = {round(epoch * epoch_steps) - warmup: setting.step_factor for epoch in epochs}
-        main = optax.piecewise_constant_schedule(peak, drops)
+        drops = Counter(round(epoch * epoch_steps) - warmup for epoch in epochs)
+        factors = {step: setting.step_factor**count for step, count in drops.items()}
+        main = optax.piecewise_constant_schedule(peak, factors)
     if not warmup:
         return main
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
