@@ -140,15 +140,21 @@ class LocalizeConfig:
     """Which maps to compute.
 
     Attributes:
-        methods: names of localization methods.
+        methods: names of localization methods; 'a+b' fuses two.
         layers: endpoints; 'a+b' fuses the maps at a and b; () for all main layers.
+        score: what is explained of a class: 'logit', 'softmax' or 'finer_cam'.
         classes: 'ground_truth', 'top1', 'top5', or a class index written as a string.
         splits: which splits of the data set.
         batch_size: images per step, over all devices; does not change the maps.
         alpha: class weight in DGL's loss gradient.
-        fusion: 'mean', 'max' or 'product' over layers.
+        fusion: 'mean', 'max', 'product' or 'layer_cam' over layers and methods.
         scales: factors on the input size, averaged.
         flip: average with the mirrored image.
+        aug_smooth: average over flips and inputs 10 % brighter and darker.
+        eigen_smooth: first principal component of a map's terms instead of their sum.
+        noise: average over this many noisy images, too.
+        sigma: of the noise, in standard deviations of each input.
+        chunk_size: copies of a batch that Score-CAM and its like run at once.
     """
 
     methods: tuple[str, ...] = ('dgl', 'cam')
@@ -156,10 +162,16 @@ class LocalizeConfig:
     classes: str = 'ground_truth'
     splits: tuple[str, ...] = ('val', 'test')
     batch_size: int = 32
+    score: str = 'logit'
     alpha: float = 10.0
     fusion: str = 'mean'
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    aug_smooth: bool = False
+    eigen_smooth: bool = False
+    noise: int = 0
+    sigma: float = 0.3
+    chunk_size: int = 16
 
 
 @dataclass(frozen=True)
@@ -172,6 +184,8 @@ class EvaluateConfig:
         threshold_step: spacing of the thresholds in [0, 1).
         threshold: used where nothing can be chosen: data without boxes.
         closing: diameter in canvas pixels of the grey-scale closing of score maps; 0 for none.
+        faithfulness: images of the last split on which average drop, insertion, deletion and ROAD
+          of each method's chosen layer are computed, at 57 forward passes a map; 0 for none.
     """
 
     choose_on: str = 'val'
@@ -179,6 +193,7 @@ class EvaluateConfig:
     threshold_step: float = 0.01
     threshold: float = 0.2
     closing: int = 0
+    faithfulness: int = 0
 
 
 @dataclass(frozen=True)
@@ -244,7 +259,10 @@ _LEAST = {
     'train.learning_rate': 0,
     'train.weight_decay': 0,
     'localize.batch_size': 1,
+    'localize.noise': 0,
+    'localize.chunk_size': 1,
     'evaluate.size': 2,
+    'evaluate.faithfulness': 0,
     'evaluate.closing': 0,
     'report.images': 0,
 }
@@ -256,6 +274,7 @@ _RANGES = {
     'train.ema': _BELOW_ONE,
     'train.warmup': _BELOW_ONE,
     'train.momentum': _BELOW_ONE,
+    'localize.sigma': _POSITIVE,
     'evaluate.threshold_step': _BETWEEN,
     'evaluate.threshold': _BETWEEN,
 }

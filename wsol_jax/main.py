@@ -33,6 +33,7 @@ def run(config: Config, workdir: Path) -> None:
     """
     open_workdir(workdir, config)
     splits = open_splits(config)
+    classifier = cache(partial(load_classifier, config, workdir, splits))
     if 'train' in config.stages:
         if 'localize' in config.stages:
             _check_names(config, splits)
@@ -40,11 +41,13 @@ def run(config: Config, workdir: Path) -> None:
         check_training(train_source, val_source)
         train(config, train_source, val_source, workdir)
     if 'localize' in config.stages:
-        network = load_classifier(config, workdir, splits)
+        network = classifier()
         for split in config.localize.splits:
             localize_split(config, network, splits(split), split, workdir)
     if 'evaluate' in config.stages and not (workdir / 'metrics.json').exists():
-        evaluate(config, {s: splits(s) for s in config.localize.splits}, workdir)
+        sources = {s: splits(s) for s in config.localize.splits}
+        scorer = classifier() if config.evaluate.faithfulness else None
+        evaluate(config, sources, workdir, scorer)
     if 'report' in config.stages:
         metrics = workdir / 'metrics.json'
         if not metrics.exists():

@@ -288,7 +288,7 @@ def test_vanishing_loss_gradient_is_finite_and_only_at_alpha_1(toy, toy_images):
 
     def maps(alpha):
         plan = make_plan(toy, ('dgl',), ('early',), alpha=alpha)
-        program = (toy.apply, toy.preprocessing, plan, sure, toy_images, 'top1', None)
+        program = (toy.apply, toy.preprocessing, plan, sure, toy_images, 1, None)
         return compute_maps(*program)
 
     _, classes, at_one, _ = maps(1.0)

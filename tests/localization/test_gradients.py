@@ -11,19 +11,29 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from wsol_jax.localization import cam
+from wsol_jax.localization.dgl import dgl
 from wsol_jax.localization.gradients import (
     activation_gradients,
+    channel_sum,
     class_score,
     raw_maps,
     softmax_probabilities,
 )
-from wsol_jax.localization.localize import compute_maps, localize, make_plan
+from wsol_jax.localization.localize import compute_maps, localize
 from wsol_jax.localization.methods import METHODS, resolve_methods
+from wsol_jax.localization.plan import make_plan
 from wsol_jax.models import build
 from wsol_jax.models.layers import global_average_pool
 
 STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
 BOTH = (class_score, softmax_probabilities)
+# Sums over channels of a product with gradients; test_methods.py has every method.
+SUMS = [n for n, m in METHODS.items() if m().cotangents and m().terms and m().reduce is channel_sum]
+
+
+def gradient_methods():
+    return [fused[0] for fused in resolve_methods(SUMS)]
 
 
 def close(actual, expected, tolerance=1e-6):
@@ -145,9 +155,8 @@ def test_classes_at_once_equal_a_loop(resnet, stages):
 
 
 def everything(network, plan_layers):
-    """A function of (state, inputs, classes) giving the maps of all methods."""
-    methods = resolve_methods(list(METHODS))
-    layers_of = {m: ('stage4',) if m.last_layer_only else plan_layers for m in methods}
+    """A function of (state, inputs, classes) giving the maps of all gradient methods."""
+    layers_of = {m: ('stage4',) if m.where == 'last' else plan_layers for m in gradient_methods()}
     return lambda s, x, c: raw_maps(network.apply, s, x, c, layers_of)[2]
 
 
@@ -161,7 +170,7 @@ def test_maps_of_a_batch_equal_those_of_its_images(resnet, stages, all_maps):
     inputs, classes, _ = stages
     one = jax.jit(everything(resnet, STAGES[1:]))
     singles = [one(resnet.state, inputs[i : i + 1], classes[i : i + 1]) for i in range(3)]
-    assert {m for m, _ in all_maps} == set(METHODS)
+    assert {m for m, _ in all_maps} == set(SUMS)
     for key, maps in all_maps.items():
         assert maps.shape[:2] == (3, 2)
         for i in range(3):
@@ -170,8 +179,7 @@ def test_maps_of_a_batch_equal_those_of_its_images(resnet, stages, all_maps):
 
 def test_jit_equals_no_jit(toy, toy_images):
     layers_of = {
-        m: ('late',) if m.last_layer_only else ('early', 'late')
-        for m in resolve_methods(list(METHODS))
+        m: ('late',) if m.where == 'last' else ('early', 'late') for m in gradient_methods()
     }
     x, classes = toy.preprocessing(toy_images), jnp.array([[1], [4], [0], [5]])
 
@@ -179,15 +187,15 @@ def test_jit_equals_no_jit(toy, toy_images):
         return raw_maps(toy.apply, state, x, classes, layers_of)[2]
 
     plain, compiled = run(toy.state), jax.jit(run)(toy.state)
-    assert plain.keys() == compiled.keys() and len(plain) == 13
+    assert plain.keys() == compiled.keys() and len(plain) == 19
     for key in plain:
         close(compiled[key], plain[key], 2e-6)
 
 
 def test_methods_sharing_a_pass_equal_each_alone(toy, toy_images):
     options = {'layers': ('early', 'late'), 'classes': np.array([[1, 2], [4, 0], [0, 5], [5, 3]])}
-    together = localize(toy, toy_images, list(METHODS), **options).maps
-    for name in METHODS:
+    together = localize(toy, toy_images, SUMS, **options).maps
+    for name in SUMS:
         alone = localize(toy, toy_images, [name], **options).maps
         assert set(alone) == {key for key in together if key[0] == name}
         for key in alone:
@@ -210,7 +218,7 @@ def test_a_shared_cotangent_is_pulled_back_once(toy, toy_images):
         logits, endpoints = toy.apply(state, inputs, perturb)
         return tail(logits), endpoints
 
-    layers_of = dict.fromkeys(resolve_methods(['dgl', 'cam', 'layer_cam']), ('late',))
+    layers_of = dict.fromkeys((dgl(), cam.cam(), cam.layer_cam()), ('late',))
     x = toy.preprocessing(toy_images)
     raw_maps(counting, toy.state, x, jnp.zeros((4, 1), int), layers_of)
     # One backward pass, traced once under vmap, whatever the number of methods and layers.
@@ -231,24 +239,24 @@ def test_maps_of_sharded_batches_equal_a_single_device(tmp_path):
 
 SHARDED = """
 import jax, numpy as np
-from jax.sharding import PartitionSpec
-from wsol_jax.localization.localize import compute_maps, make_plan
-from wsol_jax.localization.methods import METHODS
+from wsol_jax.localization.localize import compute_maps
+from wsol_jax.localization.plan import make_plan
 from wsol_jax.models import load_network
 from wsol_jax.parallel import local_devices
 
 network = load_network('resnet10', num_classes=7, seed=3, width=8, output_stride=8)
-plan = make_plan(network, list(METHODS), ['stage2', 'stage4'])
+names = ['dgl', 'cam', 'grad_cam', 'grad_cam_pp', 'hires_cam', 'xgrad_cam', 'layer_cam']
+plan = make_plan(network, names, ['stage2', 'stage4'])
 images = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), np.uint8)
 classes = (np.arange(11) % 7)[:, None]
-devices = local_devices()
+devices = local_devices('jit')
 size = devices.round_up(11)
 assert size == 16 and devices.size == 8
 padding = [(0, size - 11)]
 padded = np.pad(images, padding + 3 * [(0, 0)]), np.pad(classes, padding + [(0, 0)])
 
 def run(state, images, classes):
-    program = (network.apply, network.preprocessing, plan, state, images, None, classes)
+    program = (network.apply, network.preprocessing, plan, state, images, 0, classes)
     return compute_maps(*program)
 
 whole = run(network.state, images, classes)
@@ -314,6 +322,6 @@ def test_dead_is_told_image_by_image(toy, toy_images):
         return logits * (jnp.arange(len(inputs)) > 0)[:, None], endpoints
 
     plan = make_plan(toy, ('dgl',), ('early',))
-    program = (first_is_dead, toy.preprocessing, plan, toy.state, toy_images, 'top1', None)
+    program = (first_is_dead, toy.preprocessing, plan, toy.state, toy_images, 1, None)
     *_, dead = compute_maps(*program)
     assert dead['early'].tolist() == [True, False, False, False]

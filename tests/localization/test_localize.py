@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wsol_jax.localization.localize import check_gradients, localize, make_plan
+from wsol_jax.localization.localize import check_gradients, localize
+from wsol_jax.localization.plan import make_plan
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -210,6 +211,66 @@ def test_forms_of_classes(toy, toy_images):
     assert_close(run(jnp.asarray(ranked[:, 2]))[1], maps5[:, 2])
 
 
+def test_any_number_of_highest_logits(toy, toy_images):
+    five = localize(toy, toy_images, ('dgl',), ('late',), 'top5')
+    three = localize(toy, toy_images, ('dgl',), ('late',), 'top3')
+    np.testing.assert_array_equal(three.classes, five.classes[:, :3])
+    assert_close(three.maps['dgl', 'late'], five.maps['dgl', 'late'][:, :3])
+    # There are no more than six.
+    assert localize(toy, toy_images, ('dgl',), ('late',), 'top9').classes.shape == (4, 6)
+
+
+@pytest.fixture(scope='module')
+def of_all_classes(toy, toy_images):
+    """Maps [4,6,8,8] that are linear in the gradient of the score, of each of the classes."""
+    every = np.tile(np.arange(6), (4, 1))
+    return np.asarray(localize(toy, toy_images, ('hires_cam',), ('early',), every).maps[HIRES])
+
+
+HIRES = 'hires_cam', 'early'
+
+
+def test_several_classes_are_the_sum_of_their_scores(toy, toy_images, of_all_classes):
+    labels = np.array([[1, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0], [1] * 6, [0, 0, 1, 0, 1, 1]], bool)
+    for flip in (False, True):
+        result = localize(toy, toy_images, ('hires_cam',), ('early',), labels, flip=flip)
+        assert result.classes.tolist() == [-1] * 4
+        expected = np.einsum('bc,bchw->bhw', labels, of_all_classes)
+        assert_close(result.maps[HIRES], fuse([expected]) if flip else expected)
+    on_device = localize(toy, toy_images, ('hires_cam',), ('early',), jnp.asarray(labels))
+    assert_close(on_device.maps[HIRES], np.einsum('bc,bchw->bhw', labels, of_all_classes))
+
+
+def test_a_function_of_the_logits_as_score(toy, toy_images, of_all_classes):
+    result = localize(
+        toy, toy_images, ('hires_cam',), ('early',), lambda z: z[1] - 2 * z[4], scales=(1.0,)
+    )
+    assert result.classes.tolist() == [-1] * 4
+    assert_close(result.maps[HIRES], of_all_classes[:, 1] - 2 * of_all_classes[:, 4])
+
+
+def test_score_is_what_the_classes_are_explained_by(toy, toy_images, of_all_classes):
+    classes = np.array([[0, 3], [1, 1], [5, 2], [4, 0]])
+    result = localize(toy, toy_images, ('hires_cam',), ('early',), classes, score='softmax')
+    p = np.asarray(jax.nn.softmax(result.logits), np.float64)
+    # d p_c = p_c (d z_c - sum_j p_j d z_j)
+    expected = of_all_classes - np.einsum('bc,bchw->bhw', p, of_all_classes)[:, None]
+    expected = p[:, :, None, None] * expected
+    for i in range(4):
+        assert_close(result.maps[HIRES][i], expected[i, classes[i]], 1e-4)
+    np.testing.assert_array_equal(result.classes, classes)
+
+
+def test_wrong_sets_of_classes(toy, toy_images):
+    for shape in ((4,), (4, 5), (3, 6), (4, 6, 1)):
+        with pytest.raises(ValueError, match=r'bool classes must have shape \[4, 6\]'):
+            localize(toy, toy_images, classes=np.ones(shape, bool))
+    labels = np.ones((4, 6), bool)
+    labels[2] = False
+    with pytest.raises(ValueError, match='one class set for every image'):
+        localize(toy, toy_images, classes=labels)
+
+
 def test_uint8_equals_float(toy, toy_images):
     a = localize(toy, toy_images, layers=('early',))
     b = localize(toy, toy_images.astype(np.float32) / 255, layers=('early',))
@@ -229,7 +290,12 @@ def test_uint8_equals_float(toy, toy_images):
         ({'fusion': 'men'}, "unknown fusion 'men'; did you mean 'mean'"),
         ({'scales': ()}, 'scales must be positive'),
         ({'scales': (1.0, 0.0)}, 'scales must be positive'),
-        ({'classes': 'top2'}, "'top1', 'top5' or indices, got 'top2'"),
+        ({'classes': 'top'}, "'top1', 'top5' or indices, got 'top'"),
+        ({'classes': 'top0'}, "'top1', 'top5' or indices, got 'top0'"),
+        ({'classes': 'top-1'}, "got 'top-1'"),
+        ({'classes': 'best'}, "got 'best'"),
+        ({'methods': ('cam+dlg',)}, "'dlg'; did you mean 'dgl'"),
+        ({'score': 'logits'}, "unknown score 'logits'; did you mean 'logit'"),
         ({'classes': 6}, r'class 6 is outside 0\.\.5'),
         ({'classes': [0, 1, -1, 2]}, r'class -1 is outside 0\.\.5'),
         ({'classes': [0, 1, 2]}, r'shape \[4\] or \[4,K\], got int64 \[3\]'),

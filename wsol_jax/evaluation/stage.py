@@ -10,16 +10,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from wsol_jax.config import Config, EvaluateConfig
-from wsol_jax.data import DataError, Record, Source, decode_mask, stored_size
+from wsol_jax.data import (
+    DataError,
+    Record,
+    Source,
+    decode_mask,
+    evaluation_batches,
+    stored_size,
+)
 from wsol_jax.evaluation.box_metrics import BoxCounts
 from wsol_jax.evaluation.boxes import rescale_boxes, threshold_boxes
+from wsol_jax.evaluation.faithfulness import faithfulness, summarize
 from wsol_jax.evaluation.pixel_metrics import PixelCounts
 from wsol_jax.localization.maps import score_map
 from wsol_jax.localization.store import DONE, SKIPPED, Key, MapStore
+from wsol_jax.models import Network
 from wsol_jax.workdir import write_csv, write_text
 
 _READ = 64  # images whose maps are read at once
@@ -92,14 +102,25 @@ class Split:
                 if self.status[i] == DONE:
                     yield i, self.source[i], maps
 
+    def rectified(self, key: Key, index: np.ndarray) -> np.ndarray:
+        """Maps [n,h,w] of the first class of some images, after the ReLU of the method, if any."""
+        maps = self.store.arrays[key][index, 0].read().result()
+        return np.maximum(maps, 0) if self.store.relu[key] else maps
 
-def evaluate(config: Config, sources: Mapping[str, Source], workdir: Path) -> dict[str, Any]:
+
+def evaluate(
+    config: Config,
+    sources: Mapping[str, Source],
+    workdir: Path,
+    network: Network | None = None,
+) -> dict[str, Any]:
     """Scores the maps of every split; writes metrics.json and boxes/<split>.csv.
 
     Args:
         config: the experiment.
         sources: {split: source}; layers and thresholds are chosen on `evaluate.choose_on`.
         workdir: with the maps of these splits.
+        network: the classifier, for `evaluate.faithfulness`.
 
     Returns:
         What metrics.json holds.
@@ -119,6 +140,9 @@ def evaluate(config: Config, sources: Mapping[str, Source], workdir: Path) -> di
         for key in split.store.arrays
     ]
     _mark_layers(rows, counts.get(setting.choose_on, {}))
+    if setting.faithfulness:
+        assert network is not None, 'evaluate.faithfulness needs the classifier'
+        _add_faithfulness(rows, last, network, config)
     for split in splits:
         thresholds = {key: chosen.get(key, setting.threshold) for key in split.store.arrays}
         _write_boxes(split, thresholds, setting, workdir / 'boxes' / f'{split.name}.csv')
@@ -267,6 +291,32 @@ def _mark_layers(rows: list[dict[str, Any]], counts: Mapping[Key, Counts]) -> No
     for row in rows:
         if best:
             row['chosen'] = best[row['method']] == (row['method'], row['layer'])
+
+
+def _add_faithfulness(
+    rows: list[dict[str, Any]], split: Split, network: Network, config: Config
+) -> None:
+    """Scores the chosen layer of every method on evenly spaced images of a split."""
+    shown = [r for r in rows if r['split'] == split.name and r.get('chosen', True)]
+    keys = [(r['method'], r['layer']) for r in shown]
+    read = np.flatnonzero(split.status == DONE)
+    count = min(config.evaluate.faithfulness, len(read))
+    images = read[np.linspace(0, len(read) - 1, count).round().astype(int)]
+    values: dict[Key, list[dict[str, np.ndarray]]] = {key: [] for key in keys}
+    size = config.network.input_size or network.input_size
+    batch_size = min(config.localize.batch_size, count)
+    bar = tqdm(total=count, desc=f'faithfulness {split.name}', unit='image', disable=None)
+    with bar:
+        for batch in evaluation_batches(split.source, size, batch_size, images.tolist()):
+            index = np.maximum(batch.index, 0)  # padding is scored with the first image's maps
+            maps = {key: split.rectified(key, index) for key in keys}
+            scores = faithfulness(network, batch.images, maps, split.classes[index, 0])
+            for key, of_key in jax.device_get(scores).items():
+                values[key].append({name: v[batch.valid] for name, v in of_key.items()})
+            bar.update(int(batch.valid.sum()))
+    for row, key in zip(shown, keys, strict=True):
+        columns = {name: [v[name] for v in values[key]] for name in values[key][0]}
+        row |= summarize({name: np.concatenate(parts) for name, parts in columns.items()})
 
 
 def _classification(split: Split) -> dict[str, float]:

@@ -1,16 +1,23 @@
 """Class activation maps from the gradient of the class score.
 
-S [B,h,w,K] are the activations of a layer, g [B,h,w,K] the gradient of the class score (the
+S [B,h,w,K] are the activations of a layer, g [B,h,w,K] the gradient of the score (by default the
 logit) with respect to them. All maps are raw, before any normalization and resizing; where the
-paper's definition ends in a ReLU, the method says so and scoring applies it.
+definition ends in a ReLU, the method says so and scoring applies it.
 """
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 
-from wsol_jax.localization.gradients import Method, class_score
+from wsol_jax.localization.factors import first_component
+from wsol_jax.localization.gradients import ALL, Method, Run, class_score
+from wsol_jax.localization.maps import fuse
+from wsol_jax.localization.views import noisy
 
-_SPACE = (1, 2)
+_SPACE = (-3, -2)
 
 
 def cam() -> Method:
@@ -20,7 +27,7 @@ def cam() -> Method:
     global average pooling and a linear layer g_k = w_k^c / (hw) at every position, so the weights
     are read off the gradient; hence only on the last layer.
     """
-    return Method('cam', (class_score,), _cam, last_layer_only=True)
+    return Method('cam', (class_score,), _cam, where='last')
 
 
 def grad_cam() -> Method:
@@ -36,9 +43,18 @@ def grad_cam_pp() -> Method:
     return Method('grad_cam_pp', (class_score,), _grad_cam_pp, relu=True)
 
 
-def hires_cam() -> Method:
-    """HiResCAM: sum_k g_k S_k, no averaging of the gradient. Draelos & Carin, 2020."""
-    return Method('hires_cam', (class_score,), _hires_cam)
+def smooth_grad_cam_pp(samples: int = 4, sigma: float = 0.3) -> Method:
+    """Smooth Grad-CAM++: Grad-CAM++ with g, g^2 and g^3 averaged over noisy inputs.
+
+    Omeiza et al., "Smooth Grad-CAM++", 2019, eq. 10 to 12. The raw map is in units of its own: the
+    gradients are scaled by the largest one of each image.
+
+    Args:
+        samples: how many noisy inputs.
+        sigma: of the noise, see `noisy`.
+    """
+    passes = _Smooth(samples, sigma)
+    return Method('smooth_grad_cam_pp', passes=passes, relu=True)
 
 
 def xgrad_cam() -> Method:
@@ -47,16 +63,54 @@ def xgrad_cam() -> Method:
 
 
 def layer_cam() -> Method:
-    """LayerCAM: sum_k relu(g_k) S_k. Jiang et al., IEEE TIP 2021, eq. 6."""
+    """LayerCAM: sum_k relu(g_k) S_k. Jiang et al., IEEE TIP 2021, eq. 6.
+
+    Its fusion over layers (eq. 8 and 9) is `fusion='layer_cam'`.
+    """
     return Method('layer_cam', (class_score,), _layer_cam)
 
 
+def hires_cam() -> Method:
+    """HiResCAM: sum_k g_k S_k, no averaging of the gradient. Draelos & Carin, 2020."""
+    return Method('hires_cam', (class_score,), _hires_cam)
+
+
+def grad_cam_elementwise() -> Method:
+    """Element-wise Grad-CAM: sum_k relu(g_k S_k), as in the library pytorch-grad-cam."""
+    return Method('grad_cam_elementwise', (class_score,), _elementwise)
+
+
+@cache
+def eigen_grad_cam() -> Method:
+    """EigenGrad-CAM: first principal component of g S, centred; as in pytorch-grad-cam."""
+    reduce = partial(first_component, centred=True)
+    return Method('eigen_grad_cam', (class_score,), _hires_cam, reduce=reduce, relu=True)
+
+
+def shapley_cam() -> Method:
+    """Shapley-CAM: weights mean_xy(g - H S / 2), H the Hessian of the score with respect to S.
+
+    Cai, "CAMs as Shapley Value-based Explainers", 2025. H S is the derivative of the gradient in
+    the direction S. In a network that is linear by parts the Hessian of a logit is zero and the
+    map is Grad-CAM's; with `score='softmax'` it is not.
+    """
+    return Method('shapley_cam', passes=_shapley, relu=True)
+
+
+def refine_cam() -> Method:
+    """Refine-CAM: product of the [0, 1] maps of Grad-CAM++ over all main layers.
+
+    As in pytorch-grad-cam; one map from all layers.
+    """
+    return Method('refine_cam', passes=_refine, where='all')
+
+
 def _cam(s: jax.Array, g: jax.Array) -> jax.Array:
-    return _weighted(s, jnp.sum(g, axis=_SPACE))
+    return s * jnp.sum(g, axis=_SPACE, keepdims=True)
 
 
 def _grad_cam(s: jax.Array, g: jax.Array) -> jax.Array:
-    return _weighted(s, jnp.mean(g, axis=_SPACE))
+    return s * jnp.mean(g, axis=_SPACE, keepdims=True)
 
 
 def _grad_cam_pp(s: jax.Array, g: jax.Array) -> jax.Array:
@@ -64,22 +118,98 @@ def _grad_cam_pp(s: jax.Array, g: jax.Array) -> jax.Array:
     # by it where gradients are small.
     denominator = 2.0 + jnp.sum(s, axis=_SPACE, keepdims=True) * g
     a = jnp.where((g == 0) | (denominator == 0), 0.0, 1.0 / jnp.where(denominator, denominator, 1))
-    return _weighted(s, jnp.sum(a * jax.nn.relu(g), axis=_SPACE))
+    return s * jnp.sum(a * jax.nn.relu(g), axis=_SPACE, keepdims=True)
 
 
 def _hires_cam(s: jax.Array, g: jax.Array) -> jax.Array:
-    return jnp.sum(g * s, axis=-1)
+    return g * s
+
+
+def _elementwise(s: jax.Array, g: jax.Array) -> jax.Array:
+    return jax.nn.relu(g * s)
 
 
 def _xgrad_cam(s: jax.Array, g: jax.Array) -> jax.Array:
-    total = jnp.sum(s, axis=_SPACE)
-    weights = jnp.sum(g * s, axis=_SPACE) / jnp.where(total, total, 1)
-    return _weighted(s, weights)
+    total = jnp.sum(s, axis=_SPACE, keepdims=True)
+    return s * jnp.sum(g * s, axis=_SPACE, keepdims=True) / jnp.where(total, total, 1)
 
 
 def _layer_cam(s: jax.Array, g: jax.Array) -> jax.Array:
-    return jnp.sum(jax.nn.relu(g) * s, axis=-1)
+    return jax.nn.relu(g) * s
 
 
-def _weighted(s: jax.Array, weights: jax.Array) -> jax.Array:
-    return jnp.einsum('bhwk,bk->bhw', s, weights)
+@dataclass(frozen=True)
+class _Smooth:
+    samples: int
+    sigma: float
+
+    def __call__(self, run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
+        def moments(sample):
+            gradients = _score_gradients(run, layers, noisy(run.inputs, self.sigma, sample))
+            # In units of each image's largest gradient: cubes of small ones would be lost.
+            return {
+                n: tuple((g / _largest(run.gradients[n])) ** p for p in (1, 2, 3))
+                for n, g in gradients.items()
+            }
+
+        def add(total, sample):
+            return jax.tree.map(jnp.add, total, moments(sample)), None
+
+        first = moments(jnp.int32(0))
+        total, _ = jax.lax.scan(add, first, jnp.arange(1, self.samples))
+        means = jax.tree.map(lambda x: x / self.samples, total)
+        return {n: self._weighted(run, n, *means[n]) for n in layers}
+
+    def _weighted(self, run: Run, layer: str, first, second, third) -> jax.Array:
+        s = run.activations[layer]
+        unit = _largest(run.gradients[layer])
+        bottom = 2 * second + jnp.sum(s, axis=_SPACE, keepdims=True) * third * unit
+        a = jnp.where((second == 0) | (bottom == 0), 0, second / jnp.where(bottom, bottom, 1))
+        return s * jnp.sum(a * jax.nn.relu(first), axis=_SPACE, keepdims=True)
+
+
+def _largest(g: jax.Array) -> jax.Array:
+    top = jnp.max(jnp.abs(g), axis=(-3, -2, -1), keepdims=True)
+    return jnp.where(top, top, 1)
+
+
+def _score_gradients(run: Run, layers: Sequence[str], inputs: jax.Array) -> dict[str, jax.Array]:
+    """Gradients {layer: [K,B,h,w,K']} of the scores at other inputs."""
+    zeros = {n: jnp.zeros_like(run.activations[n]) for n in layers}
+    return _pulled(lambda perturb: run.scores(run.forward(inputs, perturb)[0]), zeros)
+
+
+def _pulled(scores_of: Callable, at: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Gradients [K,...] of scores [B,K], whose images do not mix."""
+    scores, pull_back = jax.vjp(scores_of, at)
+    one_each = jnp.eye(scores.shape[1], dtype=scores.dtype)
+    return jax.vmap(lambda e: pull_back(jnp.broadcast_to(e, scores.shape))[0])(one_each)
+
+
+def _shapley(run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
+    zeros = {n: jnp.zeros_like(run.activations[n]) for n in layers}
+
+    def gradients(perturb):
+        return _pulled(lambda p: run.scores(run.forward(run.inputs, p)[0]), perturb)
+
+    def curvature(number):
+        """H S of one layer; the other layers' entries are of no use."""
+        along = {n: run.activations[n] * (number == i) for i, n in enumerate(layers)}
+        return jax.jvp(gradients, (zeros,), (along,))[1]
+
+    # One program for all layers, run after one another: the derivative of all of them at once
+    # would mix the layers' directions.
+    curved = jax.lax.map(curvature, jnp.arange(len(layers)))
+    return {
+        n: _grad_cam(run.activations[n], run.gradients[n] - curved[n][i] / 2)
+        for i, n in enumerate(layers)
+    }
+
+
+def _refine(run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
+    del layers
+    maps = [
+        jax.nn.relu(jnp.sum(_grad_cam_pp(run.activations[n], run.gradients[n]), axis=-1))
+        for n in run.main_layers
+    ]
+    return {ALL: fuse(maps, 'product')[..., None]}

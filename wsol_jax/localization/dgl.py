@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from wsol_jax.localization.gradients import Method, class_score, softmax_probabilities
 
+_BOTH = (class_score, softmax_probabilities)
 _TINY = 1e-12  # guards the squared norms, as in the released code
 
 
@@ -26,9 +27,27 @@ def dgl(alpha: float = 10.0) -> Method:
         alpha: weight of the class in the loss gradient; the paper uses 10. As it grows the method
           tends to gradient x activation plus squared gradient.
     """
-    return Method(
-        'dgl', (class_score, softmax_probabilities), partial(dual_gradient_map, alpha=alpha)
-    )
+    return Method('dgl', _BOTH, partial(_dual_terms, alpha=alpha))
+
+
+def sgl_g1() -> Method:
+    """SGL-G1: sum_k (S/|S| + g/|g|) g/|g|, the limit of DGL for large alpha.
+
+    From G2M, the later code of DGL's first author.
+    """
+    return Method('sgl_g1', (class_score,), _sgl_g1)
+
+
+@cache
+def sgl_g2(alpha: float = 10.0) -> Method:
+    """SGL-G2: sum_k (-G/|G|) A with DGL's enhanced map A and loss gradient G.
+
+    From G2M, the later code of DGL's first author.
+
+    Args:
+        alpha: see `dgl`.
+    """
+    return Method('sgl_g2', _BOTH, partial(_sgl_g2, alpha=alpha))
 
 
 def dual_gradient_map(
@@ -47,9 +66,20 @@ def dual_gradient_map(
     Returns:
         Raw map [B,h,w].
     """
-    loss_gradient = softmax_gradient - alpha * score_gradient
-    enhanced = _unit(activations) - _unit(loss_gradient)
-    return jnp.sum(score_gradient * enhanced, axis=-1)
+    return jnp.sum(_dual_terms(activations, score_gradient, softmax_gradient, alpha=alpha), axis=-1)
+
+
+def _dual_terms(s, g, q, *, alpha: float) -> jax.Array:
+    return g * (_unit(s) - _unit(q - alpha * g))
+
+
+def _sgl_g1(s: jax.Array, g: jax.Array) -> jax.Array:
+    return (_unit(s) + _unit(g)) * _unit(g)
+
+
+def _sgl_g2(s: jax.Array, g: jax.Array, q: jax.Array, *, alpha: float) -> jax.Array:
+    direction = _unit(q - alpha * g)
+    return -direction * (_unit(s) - direction)
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -7,37 +7,85 @@ forward pass and every cotangent they have in common.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsol_jax.localization.targets import Score, logit, target_cotangents, target_scores
+
 # network.apply: (state, inputs [B,H,W,3], perturb) -> (logits [B,C], {endpoint: [B,h,w,K]})
 Apply = Callable[[Any, jax.Array, Mapping[str, jax.Array] | None], tuple[jax.Array, dict]]
 # (logits [B,C], classes [B,K]) -> cotangents on the logits [N,B,C], N = K or 1 (shared by classes)
 Cotangent = Callable[[jax.Array, jax.Array], jax.Array]
-# class indices [B,K], or logits [B,C] -> [B,K]
+# class indices [B,K] or bool [B,C] (see `target_scores`), or logits [B,C] -> [B,K]
 Classes = jax.Array | Callable[[jax.Array], jax.Array]
+Key = tuple[str, str]  # (method, layer)
+
+ALL = 'all'  # the layer in the key of a map that is made of all main layers
+
+
+def channel_sum(terms: jax.Array) -> jax.Array:
+    """[B,h,w,K] -> [B,h,w]."""
+    return jnp.sum(terms, axis=-1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a method that runs the network itself starts from, for a batch of B images.
+
+    Attributes:
+        forward: (inputs [B,H,W,3], perturb=None) -> (logits [B,C], endpoints).
+        inputs: [B,H,W,3], preprocessed.
+        scores: logits [B,C] -> the scores of the K targets of every image [B,K].
+        logits: [B,C].
+        activations: {layer: [B,h,w,K']}, at least at the method's layers.
+        gradients: {layer: [K,B,h,w,K']} of the scores, at the same layers.
+        main_layers: of the network, from input to output.
+        chunk_size: copies of the batch that may go through the network at once.
+    """
+
+    forward: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    inputs: jax.Array
+    scores: Callable[[jax.Array], jax.Array]
+    logits: jax.Array
+    activations: dict[str, jax.Array]
+    gradients: dict[str, jax.Array]
+    main_layers: tuple[str, ...]
+    chunk_size: int
 
 
 @dataclass(frozen=True)
 class Method:
-    """A localization method over activation gradients.
+    """A localization method: either `terms` over shared pull-backs, or `passes` of its own.
 
     Attributes:
         name: key of its maps in results, tables and files.
-        cotangents: what it pulls back from the logits, in the order `combine` takes the gradients.
-        combine: (activations [B,h,w,K], *gradients [B,h,w,K]) -> raw map [B,h,w].
-        last_layer_only: defined only on the endpoint before global average pooling.
+        cotangents: what it pulls back from the logits, in the order `terms` takes the gradients;
+            `class_score` stands for whatever score is explained.
+        terms: (activations [B,h,w,K], *gradients [B,h,w,K]) -> [B,h,w,K], which `reduce` makes
+            the map of.
+        passes: (run, layers) -> {layer: terms [K,B,h,w,K']} for the K targets, or [1,B,h,w,K'].
+        reduce: [B,h,w,K] -> raw map [B,h,w]; the sum over channels for nearly all.
+        where: 'any' layer; 'last', defined only on the endpoint before global average pooling; or
+            'all', one map from all main layers.
         relu: its definition ends in a ReLU. Raw maps come without; scoring applies it.
     """
 
     name: str
-    cotangents: tuple[Cotangent, ...]
-    combine: Callable[..., jax.Array]
-    last_layer_only: bool = False
+    cotangents: tuple[Cotangent, ...] = ()
+    terms: Callable[..., jax.Array] | None = None
+    passes: Callable[[Run, Sequence[str]], dict[str, jax.Array]] | None = None
+    reduce: Callable[[jax.Array], jax.Array] = channel_sum
+    where: Literal['any', 'last', 'all'] = 'any'
     relu: bool = False
+
+    def combine(self, activations: jax.Array, *gradients: jax.Array) -> jax.Array:
+        """(activations [B,h,w,K], *gradients [B,h,w,K]) -> raw map [B,h,w], of a `terms` method."""
+        assert self.terms is not None, f'{self.name} runs the network itself'
+        return self.reduce(self.terms(activations, *gradients))
 
 
 def class_score(logits: jax.Array, classes: jax.Array) -> jax.Array:
@@ -65,7 +113,7 @@ def activation_gradients(
         apply: the network as a pure function.
         state: its state; no gradient of it is taken.
         inputs: [B,H,W,3], preprocessed.
-        classes: [B,K] class indices, or a function logits [B,C] -> [B,K].
+        classes: see `Classes`.
         layers: endpoints to pull back to.
         cotangents: what to pull back; held constant, never differentiated.
 
@@ -82,7 +130,7 @@ def activation_gradients(
     logits, pull_back, activations = jax.vjp(forward, zeros, has_aux=True)
     chosen = classes(logits) if callable(classes) else classes
     groups = [c(logits, chosen) for c in cotangents]
-    ends = np.cumsum([len(g) for g in groups])[:-1]
+    ends = np.cumsum([g.shape[0] for g in groups])[:-1]
     (pulled,) = jax.vmap(pull_back)(jnp.concatenate(groups))
     gradients = {
         layer: dict(zip(cotangents, jnp.split(g, ends), strict=True)) for layer, g in pulled.items()
@@ -103,38 +151,97 @@ def raw_maps(
     inputs: jax.Array,
     classes: Classes,
     layers_of: Mapping[Method, Sequence[str]],
+    *,
+    score: Score = logit,
+    main_layers: tuple[str, ...] = (),
+    chunk_size: int = 16,
 ) -> tuple[jax.Array, jax.Array, dict[tuple[str, str], jax.Array], dict[str, jax.Array]]:
-    """Maps of several methods, each at several layers, from one forward pass.
+    """Maps of several methods, each at several layers; all `terms` methods from one forward pass.
 
     Args:
         apply: the network as a pure function.
         state: its state.
         inputs: [B,H,W,3], preprocessed.
-        classes: [B,K] class indices, or a function logits [B,C] -> [B,K].
-        layers_of: the methods to compute and the layers of each.
+        classes: see `Classes`.
+        layers_of: the methods to compute and the layers of each; (ALL,) for one that needs all.
+        score: what is explained of a class.
+        main_layers: of the network, for the methods that need them all.
+        chunk_size: see `Run`.
 
     Returns:
         logits [B,C]; classes [B,K]; raw maps {(method, layer): [B,K,h,w]} at feature resolution;
-        {layer: [B] bool}, whether no class score depends on that layer (gradient zero everywhere).
+        {layer: [B] bool}, whether no score depends on that layer (gradient zero everywhere).
     """
     cotangents = list(dict.fromkeys(c for m in layers_of for c in (class_score, *m.cotangents)))
-    layers = list(dict.fromkeys(layer for chosen in layers_of.values() for layer in chosen))
-    logits, chosen, activations, gradients = activation_gradients(
-        apply, state, inputs, classes, layers, cotangents
+    explained = partial(target_cotangents, score)
+    named = [layer for chosen in layers_of.values() for layer in chosen]
+    layers = list(dict.fromkeys(n for x in named for n in (main_layers if x == ALL else (x,))))
+    logits, chosen, activations, pulled = activation_gradients(
+        apply, state, inputs, classes, layers, [explained, *cotangents[1:]]
     )
+    gradients = {n: dict(zip(cotangents, g.values(), strict=True)) for n, g in pulled.items()}
+    run = Run(
+        partial(apply, state),
+        inputs,
+        lambda z: target_scores(score, z, chosen),
+        logits,
+        activations,
+        {n: g[class_score] for n, g in gradients.items()},
+        main_layers,
+        chunk_size,
+    )
+    terms: dict[tuple[Method, str], jax.Array] = {}
+    for method, at in layers_of.items():
+        if method.passes:
+            own = method.passes(run, at)
+        else:
+            own = {n: _terms(method, activations[n], gradients[n]) for n in at}
+        terms |= {(method, n): own[n] for n in at}
+    # Of `shape`, not `len`: exported programs leave batch size and number of targets open.
+    targets = next(iter(run.gradients.values())).shape[0]
     maps = {
-        (method.name, layer): _combine(method, activations[layer], gradients[layer])
-        for method, at in layers_of.items()
-        for layer in at
+        (method.name, n): jnp.broadcast_to(m, (m.shape[0], targets, *m.shape[2:]))
+        for (method, n), m in _reduced(terms).items()
     }
-    dead = {n: jnp.all(g[class_score] == 0, axis=(0, 2, 3, 4)) for n, g in gradients.items()}
+    dead = {n: jnp.all(g == 0, axis=(0, 2, 3, 4)) for n, g in run.gradients.items()}
     return logits, chosen, maps, dead
 
 
-def _combine(method: Method, activations, gradients) -> jax.Array:
-    """`combine` for each class: gradients [K or 1,B,h,w,K'] -> maps [B,K,h,w]."""
+def _reduced(terms: Mapping[tuple[Method, str], jax.Array]) -> dict[tuple[Method, str], jax.Array]:
+    """Terms [K or 1,B,h,w,K'] -> maps [B,K or 1,h,w]."""
+    groups: dict[Any, list[tuple[Method, str]]] = {}
+    for (method, layer), x in terms.items():
+        alone = (method, layer) if method.reduce is not channel_sum else None
+        groups.setdefault(alone or (layer, x.shape), []).append((method, layer))
+    maps: dict[tuple[Method, str], jax.Array] = {}
+    for pairs in groups.values():
+        together = [terms[pair] for pair in pairs]
+        reduce = pairs[0][0].reduce
+        sums = _channel_sums(together) if reduce is channel_sum else [jax.vmap(reduce)(*together)]
+        maps |= {p: jnp.moveaxis(m, 0, 1) for p, m in zip(pairs, sums, strict=True)}
+    return {pair: maps[pair] for pair in terms}
+
+
+def _channel_sums(terms: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    """Sums of several arrays of one shape over the last axis.
+
+    In one loop: they are made from the same activations and gradients, which are then read once,
+    and what XLA fuses into the loop is computed once.
+    """
+
+    def add(totals, values):
+        return tuple(a + b for a, b in zip(totals, values, strict=True))
+
+    zeros = tuple(jnp.zeros((), x.dtype) for x in terms)
+    return jax.lax.reduce(tuple(terms), zeros, add, (terms[0].ndim - 1,))
+
+
+def _terms(method: Method, activations, gradients) -> jax.Array:
+    """`terms` for each target: gradients [K or 1,B,h,w,K'] -> [K or 1,B,h,w,K']."""
+    assert method.terms is not None
     used = [gradients[c] for c in method.cotangents]
-    count = max(len(g) for g in used)
+    if not used:
+        return method.terms(activations)[None]
+    count = gradients[class_score].shape[0]
     used = [jnp.broadcast_to(g, (count, *g.shape[1:])) for g in used]
-    combine = jax.vmap(method.combine, in_axes=(None,) + (0,) * len(used), out_axes=1)
-    return combine(activations, *used)
+    return jax.vmap(method.terms, in_axes=(None,) + (0,) * len(used))(activations, *used)

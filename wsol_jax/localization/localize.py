@@ -1,66 +1,24 @@
 """Localization maps of any network: the compiled program, and the call for notebooks."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsol_jax.localization.gradients import Apply, Classes, Method, raw_maps
-from wsol_jax.localization.maps import FUSIONS, fuse
-from wsol_jax.localization.methods import resolve_methods
-from wsol_jax.models import Network, Preprocessing
-from wsol_jax.names import unknown_name
+from wsol_jax.localization.gradients import Apply, Classes, Key, Method, raw_maps
+from wsol_jax.localization.maps import fuse, min_max, resize
+from wsol_jax.localization.plan import MapPlan, make_plan
+from wsol_jax.localization.targets import FreeScore
+from wsol_jax.localization.views import AS_IT_IS, View, noisy, scaled
 
-Predicted = Literal['top1', 'top5']
+if TYPE_CHECKING:  # what is exported runs without the networks
+    from wsol_jax.models import Network, Preprocessing
 
-
-@dataclass(frozen=True)
-class MapPlan:
-    """What to compute, fixed at compile time.
-
-    Attributes:
-        methods: the localization methods.
-        layers: layer names; 'a+b' is the fusion of the maps at a and b.
-        last_layer: the endpoint before pooling, where the methods for that layer only apply.
-        fusion: how maps are fused over layers: 'mean', 'max' or 'product'.
-        scales: factors on the input size; logits and predicted classes are those of scale 1.
-          Maps of several scales are min-max scaled, resized to the largest and averaged.
-        flip: average with the map of the mirrored image in the same way.
-    """
-
-    methods: tuple[Method, ...]
-    layers: tuple[str, ...]
-    last_layer: str
-    fusion: str = 'mean'
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-
-    def layers_of(self, method: Method) -> tuple[str, ...]:
-        """The layers, fused ones included, that a method is computed at."""
-        return (self.last_layer,) if method.last_layer_only else self.layers
-
-    @property
-    def pairs(self) -> list[tuple[Method, str]]:
-        """(method, layer) of every map, in order."""
-        return [(m, layer) for m in self.methods for layer in self.layers_of(m)]
-
-    @property
-    def keys(self) -> list[tuple[str, str]]:
-        """`pairs` with the methods' names: the keys of the maps."""
-        return [(method.name, layer) for method, layer in self.pairs]
-
-    @property
-    def relu(self) -> dict[tuple[str, str], bool]:
-        """Whether scoring the map starts with a ReLU; fused maps are beyond it."""
-        return {(m.name, layer): m.relu and not self.fuses(layer) for m, layer in self.pairs}
-
-    def fuses(self, layer: str) -> bool:
-        """Whether the map at this layer is made of several min-max scaled ones."""
-        return '+' in layer or self.flip or len(self.scales) > 1
+NO_CLASS = -1  # in place of a class index where the target is no single class
 
 
 @dataclass(frozen=True)
@@ -69,10 +27,10 @@ class Localization:
 
     Attributes:
         maps: {(method, layer): [B,h,w]} raw maps at feature resolution ([B,K,h,w] if K classes
-          were asked for): no ReLU, no min-max, no resizing, unless fused over layers, scales or
-          flips, where the parts are min-max scaled first.
+          were asked for): no ReLU, no min-max, no resizing, unless asked for, or fused over layers,
+          methods or views, where the parts are rectified and min-max scaled first.
         logits: [B,C].
-        classes: [B] (or [B,K]) the class each map is for.
+        classes: [B] (or [B,K]) the class each map is for; -1 where it is for no single one.
     """
 
     maps: dict[tuple[str, str], jax.Array]
@@ -80,46 +38,16 @@ class Localization:
     classes: jax.Array
 
 
-def make_plan(
-    network: Network,
-    methods: Sequence[str | Method] = ('dgl',),
-    layers: Sequence[str] | None = None,
-    *,
-    alpha: float = 10.0,
-    fusion: str = 'mean',
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-) -> MapPlan:
-    """Checks names against the network and fixes what to compute; see `MapPlan`.
-
-    Raises:
-        ValueError: an unknown method, layer or fusion, or a scale that is not positive.
-    """
-    if isinstance(layers, str):
-        raise ValueError(f'layers must be a sequence such as ({layers!r},), got the string')
-    chosen = tuple(layers) if layers else network.layers()
-    known = list(network.endpoints())
-    for name in [part for layer in chosen for part in layer.split('+')]:
-        if name not in known:
-            raise ValueError(unknown_name(f'layer of {network.name}', name, known))
-    if fusion not in FUSIONS:
-        raise ValueError(unknown_name('fusion', fusion, FUSIONS))
-    if not scales or min(scales) <= 0:
-        raise ValueError(f'scales must be positive factors of the input size, got {scales}')
-    resolved = resolve_methods(methods, alpha)
-    return MapPlan(resolved, chosen, network.last_layer, fusion, tuple(scales), flip)
-
-
 @partial(jax.jit, static_argnums=(0, 1, 2, 5))
 def compute_maps(
     apply: Apply,
-    preprocessing: Preprocessing,
+    preprocessing: 'Preprocessing',
     plan: MapPlan,
     state: Any,
     images: jax.Array,
-    predicted: Predicted | None = None,
+    top: int = 0,
     classes: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, dict[tuple[str, str], jax.Array], dict[str, jax.Array]]:
+) -> tuple[jax.Array, jax.Array, dict[Key, jax.Array], dict[str, jax.Array]]:
     """The one compiled program from images to maps.
 
     Args:
@@ -128,86 +56,94 @@ def compute_maps(
         plan: what to compute.
         state: the network's state.
         images: [B,H,W,3] RGB, uint8 or float in [0, 1].
-        predicted: 'top1' or 'top5' to take the classes from the logits, or None.
-        classes: [B,K] where `predicted` is None.
+        top: explain this many classes, those with the highest logits; 0 for `classes`.
+        classes: [B,K], or bool [B,C] for the sum of several, where `top` is 0.
 
     Returns:
-        logits [B,C], classes [B,K], maps {(method, layer): [B,K,h,w]} and {layer: [B] bool},
-        whether the gradient is zero everywhere on that layer.
+        logits [B,C], classes [B,K] (NO_CLASS for bool ones), maps {(method, layer): [B,K,h,w]}
+        and {layer: [B] bool}, whether the gradient is zero everywhere on that layer.
     """
     inputs = preprocessing(images)
-    target: Classes = partial(_top_classes, how=predicted) if predicted else jnp.asarray(classes)
-    mirrors = (False, True) if plan.flip else (False,)
+    views = plan.views
     # Logits and predicted classes are those of the image as it is: that view comes first.
-    first, *others = sorted([(s, m) for s in plan.scales for m in mirrors], key=_differs)
-    as_is = apply(state, inputs, None)[0] if _differs(first) else None
+    as_is = None if views[0] == AS_IT_IS else apply(state, inputs, None)[0]
+    target: Classes = partial(_top_classes, count=top) if top else jnp.asarray(classes)
     if as_is is not None and callable(target):
         target = target(as_is)
-    logits, chosen, maps, dead = _view_maps(apply, plan, state, inputs, target, *first)
-    logits = logits if as_is is None else as_is
-    views = [maps, *(_view_maps(apply, plan, state, inputs, chosen, *v)[2] for v in others)]
-    maps = {
-        (m.name, layer): _fuse([view[m.name, layer] for view in views], m, 'mean')
-        for m, layer in plan.pairs
-    }
-    return logits, chosen, maps, dead
+    logits, chosen, first, dead = _view_maps(apply, plan, state, inputs, target, views[0])
+    others = [_view_maps(apply, plan, state, inputs, chosen, v)[2] for v in views[1:]]
+    maps = {key: _finish(plan, [m[key] for m in (first, *others)]) for key in plan.keys}
+    if chosen.dtype == bool:
+        chosen = jnp.full((chosen.shape[0], 1), NO_CLASS)
+    return logits if as_is is None else as_is, chosen, maps, dead
 
 
-def _differs(view: tuple[float, bool]) -> bool:
-    return view != (1.0, False)
+def _top_classes(logits: jax.Array, count: int) -> jax.Array:
+    return jax.lax.top_k(logits, count)[1]
 
 
-def _view_maps(apply, plan: MapPlan, state, inputs, classes, scale: float, mirror: bool):
-    """`raw_maps` of the images scaled and mirrored, mirrored back and fused over layers."""
-    height, width = (round(side * scale) for side in inputs.shape[1:3])
-    shape = (len(inputs), height, width, inputs.shape[3])
-    inputs = inputs if scale == 1 else jax.image.resize(inputs, shape, 'linear')
-    inputs = inputs[:, :, ::-1] if mirror else inputs
-    layers_of = {
-        m: tuple(dict.fromkeys(part for layer in plan.layers_of(m) for part in layer.split('+')))
-        for m in plan.methods
-    }
-    logits, chosen, maps, dead = raw_maps(apply, state, inputs, classes, layers_of)
-    maps = {key: m[..., ::-1] if mirror else m for key, m in maps.items()}
+def _view_maps(apply, plan: MapPlan, state, inputs, classes, view: View):
+    """Maps of one view, turned back and fused over layers and methods."""
+    inputs = scaled(inputs, view.scale)
+    inputs = inputs[:, :, ::-1] if view.mirror else inputs
+    inputs = noisy(inputs, plan.sigma, view.sample) if view.sample else inputs
+    logits, chosen, raw, dead = raw_maps(
+        apply,
+        state,
+        inputs * view.gain if view.gain != 1 else inputs,
+        classes,
+        plan.layers_of,
+        score=plan.score,
+        main_layers=plan.main_layers,
+        chunk_size=plan.chunk_size,
+    )
+    maps = {key: m[..., ::-1] if view.mirror else m for key, m in raw.items()}
+    alone = len(plan.views) == 1
     fused = {
-        (m.name, layer): _fuse([maps[m.name, part] for part in layer.split('+')], m, plan.fusion)
-        for m, layer in plan.pairs
+        key: _fuse([(maps[m.name, part], m) for m, part in parts], plan.fusion, alone)
+        for key, parts in plan.parts.items()
     }
     return logits, chosen, fused, dead
 
 
-def _fuse(maps: list[jax.Array], method: Method, how: str) -> jax.Array:
-    """One map stays raw; several are rectified where the method says so, then fused."""
-    if len(maps) == 1:
-        return maps[0]
-    return fuse([jax.nn.relu(m) if method.relu else m for m in maps], how)
+def _fuse(maps: Sequence[tuple[jax.Array, Method]], how: str, alone: bool) -> jax.Array:
+    """One map alone stays raw; others are rectified where their methods say so, then fused."""
+    if alone and len(maps) == 1:
+        return maps[0][0]
+    rectified = [jax.nn.relu(m) if method.relu else m for m, method in maps]
+    return fuse(rectified, how) if len(maps) > 1 else rectified[0]
 
 
-def _top_classes(logits: jax.Array, how: Predicted) -> jax.Array:
-    count = min({'top1': 1, 'top5': 5}[how], logits.shape[-1])
-    return jax.lax.top_k(logits, count)[1]
+def _finish(plan: MapPlan, views: list[jax.Array]) -> jax.Array:
+    maps = fuse(views, 'mean') if len(views) > 1 else views[0]
+    maps = jax.nn.relu(maps) if plan.rectify else maps
+    maps = resize(maps, plan.size) if plan.size else maps
+    return min_max(maps) if plan.normalize else maps
 
 
 def localize(
-    network: Network,
+    network: 'Network',
     images: np.ndarray | jax.Array,
     methods: Sequence[str | Method] = ('dgl',),
     layers: Sequence[str] | None = None,
-    classes: Predicted | int | Sequence[int] | np.ndarray | jax.Array | None = None,
+    classes: str | int | Sequence[int] | np.ndarray | jax.Array | Callable | None = None,
     **options: Any,
 ) -> Localization:
-    """Localization maps of a batch of images, every method and layer from one forward pass.
+    """Localization maps of a batch of images; gradient methods from one forward pass.
 
     Args:
-        network: from `load_network`.
+        network: from `load_network`, or a model of yours by `from_nnx` or `from_linen`.
         images: [B,H,W,3] RGB of any size the network takes; uint8, or float in [0, 1]. The
           network's own preprocessing is applied.
-        methods: names or `Method`s; the names are the keys of `METHODS`.
+        methods: names or `Method`s; the names are the keys of `METHODS`; 'a+b' fuses two methods.
         layers: endpoints of the network (`network.endpoints()`); 'a+b' fuses the maps at a and b.
-          None: all main layers. CAM is always at the last layer.
-        classes: what to localize: None or 'top1' for the predicted class, 'top5', one class index,
-          or indices [B] or [B,K].
-        **options: alpha, fusion, scales, flip, see `make_plan`.
+          None: all main layers. CAM is always at the last layer; the layer of a method that makes
+          one map of all main layers is called 'all'.
+        classes: what to localize: None or 'top1' for the predicted class, 'top5' or any other
+          number, one class index, indices [B] or [B,K], bool [B,C] for the sum of the scores of
+          several classes, or a function logits [C] -> score.
+        **options: score, alpha, fusion, scales, flip, aug_smooth, eigen_smooth, noise, sigma,
+          chunk_size, rectify, size, normalize: see `make_plan`.
 
     Returns:
         `Localization` with raw maps, logits and classes.
@@ -217,14 +153,25 @@ def localize(
     """
     _check_images(images)
     plan = make_plan(network, methods, layers, **options)
-    predicted, indices = _target(classes, len(images), network.num_classes)
+    if callable(classes):
+        plan = replace(plan, score=FreeScore(classes))
+    top, indices = _target(classes, len(images), network.num_classes)
     logits, chosen, maps, dead = compute_maps(
-        network.apply, network.preprocessing, plan, network.state, images, predicted, indices
+        network.apply, network.preprocessing, plan, network.state, images, top, indices
     )
     check_gradients(dead)
-    if predicted == 'top1' or (indices is not None and np.ndim(np.asarray(classes)) < 2):
+    if callable(classes):
+        chosen = jnp.full_like(chosen, NO_CLASS)
+    if is_single(classes):
         chosen, maps = chosen[:, 0], {k: m[:, 0] for k, m in maps.items()}
     return Localization({key: maps[key] for key in plan.keys}, logits, chosen)
+
+
+def is_single(classes: Any) -> bool:
+    """Whether one target an image was asked for, so that its axis is left out."""
+    if classes is None or isinstance(classes, str):
+        return classes in (None, 'top1')
+    return callable(classes) or np.ndim(classes) < 2 or np.asarray(classes).dtype == bool
 
 
 def _check_images(images) -> None:
@@ -241,12 +188,23 @@ def _check_images(images) -> None:
             )
 
 
-def _target(classes, batch: int, num_classes: int):
-    """(predicted, [B,K] indices): one of them None."""
+def _target(classes: Any, batch: int, num_classes: int) -> tuple[int, np.ndarray | None]:
+    """(how many of the highest logits, or 0; the classes for `compute_maps` where it is 0)."""
+    if callable(classes):
+        return 0, np.zeros((batch, 1), np.int32)
     if classes is None or isinstance(classes, str):
-        if classes not in (None, 'top1', 'top5'):
-            raise ValueError(f"classes must be 'top1', 'top5' or indices, got {classes!r}")
-        return classes or 'top1', None
+        return min(top_count(classes or 'top1'), num_classes), None
+    if np.asarray(classes).dtype == bool:
+        return 0, _several(np.asarray(classes), (batch, num_classes))
+    return 0, class_indices(classes, batch, num_classes)
+
+
+def class_indices(classes: Any, batch: int, num_classes: int) -> np.ndarray:
+    """Given classes, one for all images, [B] or [B,K], as int32 [B,K].
+
+    Raises:
+        ValueError: another shape or type, or a class that there is not.
+    """
     indices = np.asarray(classes)
     if indices.ndim == 0:
         indices = np.full(batch, indices)
@@ -258,7 +216,28 @@ def _target(classes, batch: int, num_classes: int):
     if indices.min() < 0 or indices.max() >= num_classes:
         wrong = indices[(indices < 0) | (indices >= num_classes)][0]
         raise ValueError(f'class {wrong} is outside 0..{num_classes - 1}')
-    return None, indices.reshape(batch, -1).astype(np.int32)
+    return indices.reshape(batch, -1).astype(np.int32)
+
+
+def _several(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    if labels.shape != shape or not labels.any(axis=1).all():
+        raise ValueError(
+            f'bool classes must have shape {list(shape)} and one class set for every image, '
+            f'got {list(labels.shape)}'
+        )
+    return labels
+
+
+def top_count(name: str) -> int:
+    """5 of 'top5'.
+
+    Raises:
+        ValueError: the name is of another form.
+    """
+    count = name.removeprefix('top')
+    if not (name.startswith('top') and count.isdecimal() and int(count)):
+        raise ValueError(f"classes must be 'top1', 'top5' or indices, got {name!r}")
+    return int(count)
 
 
 def check_gradients(dead: dict[str, jax.Array], valid: np.ndarray | None = None) -> None:

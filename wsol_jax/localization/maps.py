@@ -33,6 +33,8 @@ FUSIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'mean': lambda stack: jnp.mean(stack, axis=0),
     'max': lambda stack: jnp.max(stack, axis=0),
     'product': lambda stack: jnp.prod(stack, axis=0),
+    # LayerCAM (Jiang et al., IEEE TIP 2021, eq. 8 and 9)
+    'layer_cam': lambda stack: jnp.max(jnp.tanh(2 * stack), axis=0),
 }
 
 
@@ -41,7 +43,7 @@ def fuse(maps: Sequence[jax.Array], how: str = 'mean') -> jax.Array:
 
     Args:
         maps: the maps; their leading axes agree.
-        how: 'mean', 'max' or 'product'.
+        how: one of `FUSIONS`; 'layer_cam' is the largest tanh(2 map).
 
     Returns:
         [..., h, w] with (h, w) the largest resolution among the maps.

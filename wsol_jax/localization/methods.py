@@ -2,32 +2,55 @@
 
 from collections.abc import Callable, Sequence
 
-from wsol_jax.localization import cam
-from wsol_jax.localization.dgl import dgl
+from wsol_jax.localization import activation, cam, masking
+from wsol_jax.localization.dgl import dgl, sgl_g1, sgl_g2
+from wsol_jax.localization.full_grad import full_grad
 from wsol_jax.localization.gradients import Method
 from wsol_jax.names import unknown_name
 
 METHODS: dict[str, Callable[..., Method]] = {
     'dgl': dgl,
+    'sgl_g1': sgl_g1,
+    'sgl_g2': sgl_g2,
     'cam': cam.cam,
     'grad_cam': cam.grad_cam,
     'grad_cam_pp': cam.grad_cam_pp,
-    'hires_cam': cam.hires_cam,
+    'smooth_grad_cam_pp': cam.smooth_grad_cam_pp,
     'xgrad_cam': cam.xgrad_cam,
+    'hires_cam': cam.hires_cam,
+    'grad_cam_elementwise': cam.grad_cam_elementwise,
     'layer_cam': cam.layer_cam,
+    'shapley_cam': cam.shapley_cam,
+    'eigen_grad_cam': cam.eigen_grad_cam,
+    'refine_cam': cam.refine_cam,
+    'full_grad': full_grad,
+    'eigen_cam': activation.eigen_cam,
+    'kpca_cam': activation.kpca_cam,
+    'fem': activation.fem,
+    'dff': activation.dff,
+    'score_cam': masking.score_cam,
+    'ss_cam': masking.ss_cam,
+    'is_cam': masking.is_cam,
+    'ablation_cam': masking.ablation_cam,
+    'random_cam': activation.random_cam,
 }
 
 
-def resolve_methods(methods: Sequence[str | Method], alpha: float = 10.0) -> tuple[Method, ...]:
-    """Turns names into methods; `alpha` goes to DGL.
+def resolve_methods(
+    methods: Sequence[str | Method], alpha: float = 10.0
+) -> tuple[tuple[Method, ...], ...]:
+    """Turns names into methods, 'a+b' into both; `alpha` goes to DGL.
 
     Raises:
         ValueError: no method given, the same name twice, or an unknown name.
     """
     if isinstance(methods, str):
         raise ValueError(f'methods must be a sequence such as ({methods!r},), got the string')
-    resolved = tuple(m if isinstance(m, Method) else _by_name(m, alpha) for m in methods)
-    names = [m.name for m in resolved]
+    resolved = tuple(
+        (m,) if isinstance(m, Method) else tuple(_by_name(n, alpha) for n in m.split('+'))
+        for m in methods
+    )
+    names = ['+'.join(m.name for m in fused) for fused in resolved]
     if not names:
         raise ValueError(f'no localization method given; choose from {", ".join(METHODS)}')
     for name in names:
@@ -39,4 +62,4 @@ def resolve_methods(methods: Sequence[str | Method], alpha: float = 10.0) -> tup
 def _by_name(name: str, alpha: float) -> Method:
     if name not in METHODS:
         raise ValueError(unknown_name('localization method', name, METHODS))
-    return dgl(alpha) if name == 'dgl' else METHODS[name]()
+    return METHODS[name](alpha) if name in ('dgl', 'sgl_g2') else METHODS[name]()

@@ -12,18 +12,21 @@ from tqdm import tqdm
 from wsol_jax.config import Config, ConfigError, LocalizeConfig
 from wsol_jax.data import Batch, Record, Source, evaluation_batches
 from wsol_jax.localization.localize import (
-    MapPlan,
-    Predicted,
     check_gradients,
     compute_maps,
-    make_plan,
+    top_count,
 )
+from wsol_jax.localization.plan import MapPlan, make_plan
 from wsol_jax.localization.store import DONE, SKIPPED, TOP, Key, MapStore
 from wsol_jax.models import Network
 from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.workdir import ProgressLog
 
 _PREDICTED = ('top1', 'top5')
+_PLANNED = (
+    *('score', 'alpha', 'fusion', 'scales', 'flip'),
+    *('aug_smooth', 'eigen_smooth', 'noise', 'sigma', 'chunk_size'),
+)
 
 
 class _Outputs(NamedTuple):
@@ -39,15 +42,8 @@ def plan_of(setting: LocalizeConfig, network: Network) -> MapPlan:
     Raises:
         ValueError: see `make_plan`.
     """
-    return make_plan(
-        network,
-        setting.methods,
-        setting.layers,
-        alpha=setting.alpha,
-        fusion=setting.fusion,
-        scales=setting.scales,
-        flip=setting.flip,
-    )
+    options = {name: getattr(setting, name) for name in _PLANNED}
+    return make_plan(network, setting.methods, setting.layers, **options)
 
 
 def localize_split(
@@ -84,8 +80,8 @@ def localize_split(
     )
     pending = store.pending()
     state = devices.replicate(network.state)
-    predicted = setting.classes if setting.classes in _PREDICTED else None
-    program = _compile(devices, network.apply, network.preprocessing, plan, predicted)
+    top = _top(setting.classes, network)
+    program = _compile(devices, network.apply, network.preprocessing, plan, top)
     reader = evaluation_batches(source, size, batch_size, pending.tolist(), config.data.workers)
     progress = tqdm(total=len(pending), desc=f'localize {split}', unit='image', disable=None)
     log = ProgressLog(workdir)
@@ -107,11 +103,11 @@ def localize_split(
 
 
 @lru_cache(maxsize=4)
-def _compile(devices: Devices, apply, preprocessing, plan: MapPlan, predicted: Predicted | None):
+def _compile(devices: Devices, apply, preprocessing, plan: MapPlan, top: int):
     """(state, images, classes) -> outputs; the same program for every split."""
 
     def program(state, images, classes):
-        maps = compute_maps(apply, preprocessing, plan, state, images, predicted, classes)
+        maps = compute_maps(apply, preprocessing, plan, state, images, top, classes)
         return _Outputs(*maps)
 
     return devices.compile(program)
@@ -119,9 +115,8 @@ def _compile(devices: Devices, apply, preprocessing, plan: MapPlan, predicted: P
 
 def _open_store(target, network, plan: MapPlan, source, size, batch_size, folder) -> MapStore:
     def shapes(images, classes):
-        predicted = target if target in _PREDICTED else None
         arguments = (network.apply, network.preprocessing, plan, network.state)
-        return compute_maps(*arguments, images, predicted, classes)
+        return compute_maps(*arguments, images, _top(target, network), classes)
 
     images = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
     _, _, maps, _ = jax.eval_shape(shapes, images, jax.ShapeDtypeStruct((1, 1), np.int32))
@@ -134,6 +129,10 @@ def _open_store(target, network, plan: MapPlan, source, size, batch_size, folder
         min(TOP, network.num_classes),
         batch_size,
     )
+
+
+def _top(target: str, network: Network) -> int:
+    return min(top_count(target), network.num_classes) if target in _PREDICTED else 0
 
 
 def _classes_of(target: str, batch: Batch):

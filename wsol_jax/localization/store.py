@@ -9,12 +9,11 @@ import numpy as np
 import tensorstore as ts
 
 from wsol_jax.data import DataError
+from wsol_jax.localization.gradients import Key
 from wsol_jax.workdir import read_csv, read_json, write_csv, write_text
 
 PENDING, DONE, SKIPPED = 0, 1, 2
 TOP = 5
-
-Key = tuple[str, str]  # (method, layer)
 
 
 class MapStore:

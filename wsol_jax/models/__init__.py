@@ -1,5 +1,6 @@
 """Networks that show their endpoints, and their weights."""
 
+from wsol_jax.models.adapters import from_function, from_linen, from_nnx
 from wsol_jax.models.network import Network, Preprocessing
 from wsol_jax.models.zoo import (
     NETWORKS,
@@ -17,6 +18,9 @@ __all__ = [
     'as_network',
     'build',
     'fill_module',
+    'from_function',
+    'from_linen',
+    'from_nnx',
     'load_module',
     'load_network',
 ]

@@ -1,6 +1,6 @@
 """A trained network as the rest of the library sees it: pure functions and names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wsol_jax.models.layers import Perturbations
+from wsol_jax.names import unknown_name
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Network:
         num_classes: the length of the logits.
         last_layer: the endpoint directly before global average pooling and classifier.
         shapes: (H,W,K) of every endpoint at `input_size`, from input to output.
+        main: the main endpoints, from input to output; None: those that are no part (branch,
+            block) of another, by their names: 'stage1/block1' is a part of 'stage1'.
     """
 
     name: str
@@ -71,6 +74,43 @@ class Network:
     num_classes: int
     last_layer: str
     shapes: dict[str, tuple[int, int, int]]
+    main: tuple[str, ...] | None = None
+
+    @classmethod
+    def from_apply(
+        cls,
+        apply: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
+        state: Any,
+        *,
+        name: str,
+        preprocessing: Preprocessing,
+        input_size: int,
+        main: tuple[str, ...] | None = None,
+        last_layer: str | None = None,
+    ) -> 'Network':
+        """A network of its pure function; the arguments are the attributes of the same name.
+
+        Number of classes and shapes come from an abstract run; `last_layer=None` is the last
+        main endpoint.
+
+        Raises:
+            ValueError: the logits are not [B,C], an endpoint is not [B,H,W,K], there is none, or
+                `last_layer` is none of them.
+        """
+        num_classes, shapes = _shapes(apply, state, input_size)
+        for endpoint, shape in shapes.items():
+            if len(shape) != 3:
+                raise ValueError(
+                    f'endpoint {endpoint!r} of {name} is {["B", *shape]}, not [B,H,W,K]'
+                )
+        if not shapes:
+            raise ValueError(f'{name} has no endpoints')
+        last_layer = last_layer or (main or _main_endpoints(shapes))[-1]
+        if last_layer not in shapes:
+            raise ValueError(unknown_name(f'layer of {name}', last_layer, shapes))
+        return cls(
+            name, apply, state, preprocessing, input_size, num_classes, last_layer, shapes, main
+        )
 
     @classmethod
     def from_module(
@@ -80,19 +120,14 @@ class Network:
 
         The module itself keeps its mode; the network holds its values of now.
         """
-        shared: tuple[Any, ...] = nnx.split(module)
-        # The copy has variables of its own: training the module must not reach it.
-        frozen = nnx.merge(*jax.tree.map(lambda leaf: leaf, shared))
-        frozen.eval()
-        graph, *parts = nnx.split(frozen, nnx.RngState, ...)
-        rng_state, state = parts  # Dropout's keys are dead in inference: no part of the state.
+        thaw, state = freeze(module)
 
         def apply(state: Any, inputs: jax.Array, perturb: Perturbations | None = None):
-            return nnx.merge(graph, rng_state, state)(inputs, perturb)
+            return thaw(state)(inputs, perturb)
 
-        num_classes, shapes = _shapes(apply, state, input_size)
-        last_layer = _main_endpoints(shapes)[-1]
-        return cls(name, apply, state, preprocessing, input_size, num_classes, last_layer, shapes)
+        return cls.from_apply(
+            apply, state, name=name, preprocessing=preprocessing, input_size=input_size
+        )
 
     def __call__(
         self, images: Any, perturb: Perturbations | None = None
@@ -111,12 +146,40 @@ class Network:
         return _shapes(self.apply, self.state, size)[1]
 
     def layers(self) -> tuple[str, ...]:
-        """The main endpoints: those that are no part (branch, block) of another."""
-        return _main_endpoints(self.shapes)
+        """The main endpoints, from input to output: all layers that are used by default."""
+        return self.main or _main_endpoints(self.shapes)
 
 
-def _main_endpoints(names: dict[str, tuple[int, int, int]]) -> tuple[str, ...]:
-    return tuple(name for name in names if '/' not in name)
+def freeze(module: nnx.Module) -> tuple[Callable[[Any], Any], Any]:
+    """A module in inference mode, as a function and the state it takes.
+
+    The module itself keeps its mode; the state holds its values of now.
+
+    Args:
+        module: any NNX module.
+
+    Returns:
+        `thaw(state) -> copy of the module`, and the state: every variable except the random
+        number generators, which are dead in inference.
+    """
+    shared: tuple[Any, ...] = nnx.split(module)
+    # The copy has variables of its own: training the module must not reach it.
+    frozen = nnx.merge(*jax.tree.map(lambda leaf: leaf, shared))
+    frozen.eval()
+    graph, *parts = nnx.split(frozen, nnx.RngState, ...)
+    rng_state, state = parts
+
+    def thaw(state: Any) -> Any:
+        # Variables of its own again: those of another trace could not be set.
+        return nnx.merge(graph, *jax.tree.map(lambda leaf: leaf, (rng_state, state)))
+
+    return thaw, state
+
+
+def _main_endpoints(names: Iterable[str]) -> tuple[str, ...]:
+    """Those whose name is no path below another one."""
+    known = tuple(names)
+    return tuple(n for n in known if not any(n.startswith(f'{other}/') for other in known))
 
 
 def _shapes(apply: Callable, state: Any, size: int) -> tuple[int, dict[str, tuple[int, int, int]]]:
@@ -131,4 +194,6 @@ def _shapes(apply: Callable, state: Any, size: int) -> tuple[int, dict[str, tupl
 
     inputs = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     logits, arrays = jax.eval_shape(ordered, state, inputs)
+    if logits.ndim != 2:
+        raise ValueError(f'the logits are {list(logits.shape)}, not [B,C]')
     return logits.shape[-1], {n: a.shape[1:] for n, a in zip(names, arrays, strict=True)}

@@ -14,6 +14,11 @@ _SCORES = (
     'PxAP',
     'mIoU',
     'PeakIoU',
+    'AverageDrop',
+    'Increase',
+    'Insertion',
+    'Deletion',
+    'ROAD',
 )
 _HEADINGS = {
     'GTKnownLoc': 'GT-known',
@@ -24,6 +29,11 @@ _HEADINGS = {
     'PxAP': 'PxAP',
     'mIoU': 'mIoU',
     'PeakIoU': 'PeakIoU*',
+    'AverageDrop': 'drop',
+    'Increase': 'increase',
+    'Insertion': 'insertion',
+    'Deletion': 'deletion',
+    'ROAD': 'ROAD',
 }
 _UNSCORED = '{split}: no image with boxes or masks to score'
 

@@ -1,0 +1,251 @@
+"""The maps of a network as one file that runs without its code, on CPU, GPU and TPU.
+
+The file is a zip archive without pickles:
+    export.json          what the programs take and give, see `Header`
+    predicted.jax        jax.export: (weights, images [B,H,W,3] uint8) -> results
+    given.jax            the same for given classes: (weights, images, classes [B,K] int32)
+    weights.safetensors  {name: array}
+with results = (logits [B,C], classes [B,K], maps, dead): the maps [B,K,h,w] are a list in the order
+of the header's keys, `dead` is {layer: [B] bool}, whether the gradient is zero everywhere there.
+B and K are free. JAX and safetensors suffice to run it, without wsol_jax.
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.export import deserialize, symbolic_shape
+from jax.export import export as export_program
+from safetensors.numpy import load, save
+
+from wsol_jax.localization.gradients import Key, Method
+from wsol_jax.localization.localize import (
+    Localization,
+    check_gradients,
+    class_indices,
+    compute_maps,
+    is_single,
+    top_count,
+)
+from wsol_jax.localization.plan import MapPlan, make_plan
+
+if TYPE_CHECKING:  # an exported file is loaded without the networks
+    from wsol_jax.models import Network
+
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+FORMAT = 1
+_JAX = '.'.join(map(str, jax.__version_info__))  # without a suffix such as dev
+_HEADER, _WEIGHTS = 'export.json', 'weights.safetensors'
+_PREDICTED, _GIVEN = 'predicted.jax', 'given.jax'
+
+
+class ExportError(ValueError):
+    """A file of exported maps that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of exported maps.
+
+    Attributes:
+        format: version of the file's layout.
+        jax: version of JAX that wrote it.
+        platforms: where it runs.
+        network: name of the network.
+        input_size: side of the images in pixels.
+        num_classes: length of the logits.
+        predicted: 'top1' or 'top5', the classes that are explained where none are given.
+        keys: (method, layer) of every map.
+    """
+
+    format: int
+    jax: str
+    platforms: tuple[str, ...]
+    network: str
+    input_size: int
+    num_classes: int
+    predicted: str
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ExportedMaps:
+    """Maps from a file of `export`.
+
+    Attributes:
+        path: the file.
+        header: what is known of it.
+    """
+
+    path: Path
+    header: Header
+    _weights: dict[str, jax.Array]
+    _predicted: Callable[..., tuple]
+    _given: Callable[..., tuple]
+
+    def __call__(
+        self,
+        images: np.ndarray | jax.Array,
+        classes: int | Sequence[int] | np.ndarray | jax.Array | None = None,
+    ) -> Localization:
+        """Does what `localize` does with the network, the methods and the options of the export.
+
+        Every new batch size (and number of classes) compiles once: pad the last batch.
+
+        Args:
+            images: uint8 RGB [B,S,S,3] of the size of the export, any B.
+            classes: to explain, one for all images, [B] or [B,K]; None: the predicted ones.
+
+        Raises:
+            ValueError: images or classes are of another kind, or no class score depends on a
+                layer.
+        """
+        self._check(images)
+        if classes is None:
+            result = self._predicted(self._weights, images)
+        else:
+            indices = class_indices(classes, len(images), self.header.num_classes)
+            result = self._given(self._weights, images, indices)
+        logits, chosen, maps, dead = result
+        check_gradients(dead)
+        if is_single(self.header.predicted if classes is None else classes):
+            chosen, maps = chosen[:, 0], [m[:, 0] for m in maps]
+        return Localization(dict(zip(self.header.keys, maps, strict=True)), logits, chosen)
+
+    def _check(self, images: np.ndarray | jax.Array) -> None:
+        size = self.header.input_size
+        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f'{self.path}: images must be uint8 [B,{size},{size},3] RGB, '
+                f'got {images.dtype} {list(images.shape)}'
+            )
+
+
+def export(
+    network: 'Network',
+    methods: Sequence[str | Method],
+    layers: Sequence[str] | None,
+    path: str | Path,
+    *,
+    classes: str = 'top1',
+    input_size: int | None = None,
+    **options: Any,
+) -> None:
+    """Writes maps of a network, weights included, as one file for `load_exported`.
+
+    Args:
+        network: the classifier; its code must read the batch size from `x.shape[0]`, for `len(x)`
+            fails where it is left open.
+        methods: see `make_plan`.
+        layers: see `make_plan`; None: all main layers.
+        path: the file to write, whole or not at all.
+        classes: 'top1' or 'top5', which predicted classes are explained. Given ones can be
+            explained from every file.
+        input_size: side of the images in pixels; None: the network's.
+        **options: score, alpha, fusion, scales, flip, ...: see `make_plan`.
+
+    Raises:
+        ValueError: as `make_plan`, or `classes` are others.
+    """
+    if not isinstance(classes, str):
+        raise ValueError(
+            f"classes must be 'top1' or 'top5', got {classes!r}; indices go to the exported maps"
+        )
+    top = min(top_count(classes), network.num_classes)
+    plan = make_plan(network, methods, layers, **options)
+    size = input_size or network.input_size
+    facts = (network.name, size, network.num_classes, classes, tuple(plan.keys))
+    header = Header(FORMAT, _JAX, PLATFORMS, *facts)
+    weights, results = _as_function(network, plan, top)
+    batch, count = symbolic_shape('b, k')
+    images = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
+    given = jax.ShapeDtypeStruct((batch, count), np.int32)
+    program = export_program(jax.jit(results), platforms=PLATFORMS)
+    parts: dict[str, bytes | bytearray] = {
+        _HEADER: json.dumps(asdict(header), indent=2).encode(),
+        _PREDICTED: program(weights, images).serialize(),
+        _GIVEN: program(weights, images, given).serialize(),
+        _WEIGHTS: save(weights),
+    }
+    _write(Path(path), parts)
+
+
+def _as_function(
+    network: 'Network', plan: MapPlan, top: int
+) -> tuple[dict[str, np.ndarray], Callable[..., tuple]]:
+    """The weights by name, and the function of them that is exported."""
+    named, tree = jax.tree.flatten_with_path(network.state)
+    leaves = {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in named}
+
+    def results(weights, images, given=None):
+        state = jax.tree.unflatten(tree, [weights[n].astype(x.dtype) for n, x in leaves.items()])
+        logits, chosen, maps, dead = compute_maps(
+            network.apply,
+            network.preprocessing,
+            plan,
+            state,
+            images,
+            top if given is None else 0,
+            given,
+        )
+        return logits, chosen, [maps[key] for key in plan.keys], dead
+
+    return {name: _storable(leaf) for name, leaf in leaves.items()}, results
+
+
+def _storable(leaf: jax.Array) -> np.ndarray:
+    """safetensors reads no bfloat16 into NumPy; float32 holds it, and the program casts back."""
+    array = np.asarray(leaf, order='C')
+    return array if array.dtype.kind in 'biuf' else array.astype(np.float32)
+
+
+def _write(path: Path, parts: dict[str, bytes | bytearray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    with zipfile.ZipFile(temporary, 'w') as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    temporary.replace(path)
+
+
+def load_exported(path: str | Path) -> ExportedMaps:
+    """Reads a file of `export`; the network's code is not needed.
+
+    Raises:
+        ExportError: the file is missing, none of `export`, damaged or too new.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ExportError(f'{path}: no such file; wsol_jax.export writes one')
+    try:
+        with zipfile.ZipFile(path) as archive:
+            header = _header(path, archive.read(_HEADER))
+            parts = {n: archive.read(n) for n in (_WEIGHTS, _PREDICTED, _GIVEN)}
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ExportError(f'{path}: not a whole file of wsol_jax.export ({error})') from None
+    programs = [jax.jit(deserialize(bytearray(parts[n])).call) for n in (_PREDICTED, _GIVEN)]
+    return ExportedMaps(path, header, jax.device_put(load(parts[_WEIGHTS])), *programs)
+
+
+def _header(path: Path, text: bytes) -> Header:
+    found = json.loads(text)
+    if found['format'] > FORMAT:
+        raise ExportError(
+            f'{path}: written in format {found["format"]}, this wsol_jax reads up to {FORMAT}; '
+            'update wsol_jax or export again'
+        )
+    # JAX reads its older programs, and takes newer ones for something else without an error.
+    if tuple(map(int, found['jax'].split('.'))) > jax.__version_info__:
+        raise ExportError(
+            f'{path}: exported by jax {found["jax"]}, this is jax {_JAX}; '
+            f'update jax or export again with {_JAX}'
+        )
+    keys = tuple((method, layer) for method, layer in found['keys'])
+    return Header(**found | {'platforms': tuple(found['platforms']), 'keys': keys})

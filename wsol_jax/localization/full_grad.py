@@ -1,0 +1,64 @@
+"""FullGrad: what the input and the biases contribute to a score.
+
+Srinivas and Fleuret, "Full-Gradient Representation for Neural Network Visualization", NeurIPS 2019.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from wsol_jax.localization.gradients import ALL, Method, Run
+from wsol_jax.localization.maps import min_max, resize
+
+
+def full_grad() -> Method:
+    """FullGrad: psi(|g_x x|) + sum_l sum_k psi(|g_l b_l|)_k at the resolution of the input, eq. 5.
+
+    The network is taken as the chain of its main layers: b_l = S_l - J_l S_(l-1) is what layer l
+    adds to the linear part of the step before it (the implicit bias of the paper, section 3), with
+    every bias, batch-norm shift and clipping in between. psi scales each channel to [0, 1] and
+    resizes it.
+    """
+    return Method('full_grad', passes=_full_grad, where='all')
+
+
+def _full_grad(run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
+    del layers
+    at_input, of_layers = contributions(run)
+    parts = [at_input, *of_layers.values()]
+    size = (run.inputs.shape[1], run.inputs.shape[2])
+    maps = jnp.stack([resize(_scaled_sum(p), size) for p in parts])
+    return {ALL: jnp.sum(maps, axis=0)[..., None]}
+
+
+def contributions(run: Run) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The full-gradient representation: g_x x [K,B,H,W,3] and g_l b_l {layer: [K,B,h,w,K']}.
+
+    Over a network that is linear by parts, everything sums to the score without the biases behind
+    the last main layer (eq. 3).
+    """
+    chain = run.main_layers
+    zeros = {n: jnp.zeros_like(run.activations[n]) for n in chain}
+
+    def endpoints(x, perturb):
+        _, seen = run.forward(x, perturb)
+        return {n: seen[n] for n in chain}
+
+    def linear(number):
+        """{layer: J S} with the input (number 0) or one layer as the only direction."""
+        along = {n: run.activations[n] * (number == i) for i, n in enumerate(chain, 1)}
+        tangents = (run.inputs * (number == 0), along)
+        return jax.jvp(endpoints, (run.inputs, zeros), tangents)[1]
+
+    moved = jax.lax.map(linear, jnp.arange(len(chain)))
+    biases = {n: run.activations[n] - moved[n][i] for i, n in enumerate(chain)}
+    scores, pull_back = jax.vjp(lambda x: run.scores(run.forward(x)[0]), run.inputs)
+    one_each = jnp.eye(scores.shape[1], dtype=scores.dtype)
+    g = jax.vmap(lambda e: pull_back(jnp.broadcast_to(e, scores.shape))[0])(one_each)
+    return g * run.inputs, {n: run.gradients[n] * biases[n] for n in chain}
+
+
+def _scaled_sum(part: jax.Array) -> jax.Array:
+    channels = jnp.moveaxis(jnp.abs(part), -1, 0)
+    return jnp.sum(min_max(channels), axis=0)

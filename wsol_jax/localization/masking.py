@@ -1,0 +1,146 @@
+"""Channel weights from masked and ablated forward passes: Score-, SS-, IS- and Ablation-CAM.
+
+S [B,h,w,K] are the activations of a layer; the map is sum_k w_k S_k. Each channel costs a forward
+pass; `chunk_size` copies of the batch go through the network at once, whatever K.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+
+from wsol_jax.localization.gradients import Method, Run
+from wsol_jax.localization.maps import min_max, resize
+from wsol_jax.localization.views import image_keys
+
+
+@cache
+def score_cam() -> Method:
+    """Score-CAM: w = softmax over channels of the scores of the image under each channel's mask.
+
+    Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
+    CVPR Workshops 2020, eq. 6 and 7. The mask is S_k resized to the input and scaled to [0, 1];
+    it multiplies the preprocessed input. The baseline score, equal for all k, cancels.
+    """
+    return Method('score_cam', passes=partial(_mask_terms, vary=_once), relu=True)
+
+
+@cache
+def ss_cam(samples: int = 35, sigma: float = 2.0) -> Method:
+    """SS-CAM: Score-CAM with scores averaged over Gaussian noise on the masks.
+
+    Wang et al., "SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization", 2020.
+
+    Args:
+        samples: how many noises.
+        sigma: their standard deviation; the masks are in [0, 1].
+    """
+    return Method('ss_cam', passes=partial(_mask_terms, vary=_Noises(samples, sigma)), relu=True)
+
+
+@cache
+def is_cam(samples: int = 10) -> Method:
+    """IS-CAM: Score-CAM with scores averaged over the masks times i/n, i = 1 ... n.
+
+    Naidu et al., "IS-CAM: Integrated Score-CAM for axiomatic-based explanations", 2020.
+
+    Args:
+        samples: n.
+    """
+    return Method('is_cam', passes=partial(_mask_terms, vary=_Fractions(samples)), relu=True)
+
+
+def ablation_cam() -> Method:
+    """Ablation-CAM: w_k = (y - y_k) / |y|, y_k the score with channel k set to zero.
+
+    Desai and Ramaswamy, "Ablation-CAM: Visual Explanations for Deep Convolutional Network via
+    Gradient-free Localization", WACV 2020, eq. 4. The paper divides by y, which would turn the map
+    upside down where the score is negative.
+    """
+    return Method('ablation_cam', passes=_ablation_terms, relu=True)
+
+
+# The scores [B,K] of one channel's mask [B,H,W], given the scores of any one mask.
+Vary = Callable[[Run, Callable[[jax.Array], jax.Array], jax.Array], jax.Array]
+
+
+def _once(run: Run, scores_of: Callable, mask: jax.Array) -> jax.Array:
+    del run
+    return scores_of(mask)
+
+
+@dataclass(frozen=True)
+class _Fractions:
+    samples: int
+
+    def __call__(self, run: Run, scores_of: Callable, mask: jax.Array) -> jax.Array:
+        del run
+        fractions = jnp.arange(1, self.samples + 1) / self.samples
+        return jnp.mean(jax.lax.map(lambda f: scores_of(f * mask), fractions), axis=0)
+
+
+@dataclass(frozen=True)
+class _Noises:
+    samples: int
+    sigma: float
+
+    def __call__(self, run: Run, scores_of: Callable, mask: jax.Array) -> jax.Array:
+        keys = image_keys(run.inputs, 0)
+
+        def one(sample):
+            draw = jax.vmap(
+                lambda k: jax.random.normal(jax.random.fold_in(k, sample), mask[0].shape)
+            )
+            return scores_of(mask + self.sigma * draw(keys))
+
+        return jnp.mean(jax.lax.map(one, jnp.arange(self.samples)), axis=0)
+
+
+def _mask_terms(run: Run, layers: Sequence[str], *, vary: Vary) -> dict[str, jax.Array]:
+    def scores_of(mask):
+        return run.scores(run.forward(run.inputs * mask[..., None])[0])
+
+    size = (run.inputs.shape[1], run.inputs.shape[2])
+
+    def of_channel(channel):  # [B,h,w]
+        return vary(run, scores_of, min_max(resize(channel, size)))
+
+    def weights(layer):
+        scores = _over_channels(of_channel, jnp.moveaxis(run.activations[layer], -1, 0), run)
+        return jax.nn.softmax(scores, axis=0)
+
+    return {n: _weighted(run.activations[n], weights(n)) for n in layers}
+
+
+def _ablation_terms(run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
+    whole = run.scores(run.logits)
+    size = jnp.abs(whole)
+
+    def weights(layer):
+        s = run.activations[layer]
+
+        def ablated(number):
+            one = jax.nn.one_hot(number, s.shape[-1], dtype=s.dtype)
+            return run.scores(run.forward(run.inputs, {layer: -s * one})[0])
+
+        scores = _over_channels(ablated, jnp.arange(s.shape[-1]), run)
+        return (whole - scores) / jnp.where(size, size, 1)
+
+    return {n: _weighted(run.activations[n], weights(n)) for n in layers}
+
+
+def _over_channels(function: Callable, channels: jax.Array, run: Run) -> jax.Array:
+    """`function` of every channel, so many at once that they are `chunk_size` copies of the batch.
+
+    Of the divisors of K, or a last part would be compiled once more.
+    """
+    count = len(channels)
+    step = max(n for n in range(1, min(run.chunk_size, count) + 1) if count % n == 0)
+    return jax.lax.map(function, channels, batch_size=step)
+
+
+def _weighted(s: jax.Array, weights: jax.Array) -> jax.Array:
+    """[B,h,w,K'], weights [K',B,K] -> terms [K,B,h,w,K']."""
+    return s * jnp.moveaxis(weights, (0, 2), (2, 0))[:, :, None, None]

@@ -1,0 +1,65 @@
+"""Views of a batch: scaled, mirrored, brighter, noisy. Maps are averaged over them."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+GAINS = (0.9, 1.0, 1.1)  # of `aug_smooth`, as in the library pytorch-grad-cam
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to look at an image.
+
+    Attributes:
+        scale: factor on its sides.
+        mirror: left and right changed over.
+        gain: factor on the preprocessed input.
+        sample: number of the noise added to it; 0 for none.
+    """
+
+    scale: float = 1.0
+    mirror: bool = False
+    gain: float = 1.0
+    sample: int = 0
+
+
+AS_IT_IS = View()
+
+
+def image_keys(inputs: jax.Array, seed: int) -> jax.Array:
+    """Random keys [B] that depend on each image alone, not on its place in the batch.
+
+    Args:
+        inputs: [B,H,W,3].
+        seed: another one gives other keys.
+    """
+    bits = jax.lax.bitcast_convert_type(inputs.astype(jnp.float32), jnp.uint32)
+    # Coarse values end in zero bits, which would leave few different sums.
+    bits = bits ^ (bits >> 16)
+    factors = jax.random.bits(jax.random.key(0), bits.shape[1:]) | 1  # odd, one for each pixel
+    hashes = jnp.sum(bits * factors, axis=(1, 2, 3), dtype=jnp.uint32)
+    return jax.vmap(lambda h: jax.random.fold_in(jax.random.key(seed), h))(hashes)
+
+
+def noisy(inputs: jax.Array, sigma: float, sample: jax.Array | int) -> jax.Array:
+    """Adds Gaussian noise.
+
+    Args:
+        inputs: [B,H,W,3], preprocessed.
+        sigma: its standard deviation, in units of that of each image: about 1 in inputs that are
+            normalized by mean and standard deviation.
+        sample: number of the noise; every image draws its own.
+    """
+    keys = jax.vmap(lambda k: jax.random.fold_in(k, sample))(image_keys(inputs, 0))
+    noise = jax.vmap(lambda k: jax.random.normal(k, inputs.shape[1:]))(keys)
+    return inputs + sigma * jnp.std(inputs, axis=(1, 2, 3), keepdims=True) * noise
+
+
+def scaled(inputs: jax.Array, scale: float) -> jax.Array:
+    """Inputs [B,H,W,3] resized by a factor, bilinearly."""
+    height, width = (round(side * scale) for side in inputs.shape[1:3])
+    if scale == 1:
+        return inputs
+    return jax.image.resize(inputs, (*inputs.shape[:1], height, width, inputs.shape[3]), 'linear')

@@ -1,0 +1,309 @@
+"""Other people's Flax classifiers, unchanged, as a `Network`."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from functools import cache, partial, wraps
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen, nnx
+from flax.errors import InvalidRngError, ModifyScopeVariableError
+
+from wsol_jax.models.layers import Perturbations
+from wsol_jax.models.network import Network, Preprocessing, freeze
+from wsol_jax.models.taps import Forward, Recorder, Tokens, add_taps
+from wsol_jax.names import unknown_name
+
+# What the flags by which models are told to run in inference mode must be.
+INFERENCE = {
+    'train': False,
+    'training': False,
+    'is_training': False,
+    'deterministic': True,
+    'use_running_average': True,
+}
+
+
+def from_linen(
+    module: linen.Module,
+    variables: Mapping[str, Any],
+    layers: Sequence[str] | None = None,
+    *,
+    input_size: int,
+    preprocessing: Preprocessing,
+    name: str | None = None,
+    tokens: Tokens | None = None,
+    call_options: Mapping[str, Any] | None = None,
+    output: Callable[[Any], jax.Array] | None = None,
+    last_layer: str | None = None,
+) -> Network:
+    """A Flax Linen classifier as a `Network`.
+
+    An endpoint is what a submodule returns ([B,H,W,K], tokens [B,N,K] of patches, or a tuple that
+    starts with one), under the submodule's path: 'encoder/block_2'. Submodules inside a
+    transformation of the model's own (scan, remat, jit, vmap) have none. The model is called as
+    `module.apply(variables, inputs, ...)` in inference mode: flags of its `__call__` named
+    train, training, is_training, deterministic or use_running_average are set accordingly.
+
+    Args:
+        module: the model; it eats [B,H,W,3].
+        variables: all of its collections, e.g. {'params': ..., 'batch_stats': ...}.
+        layers: the paths to show; all are main endpoints. None: every submodule that is called
+            once and returns a map; the main endpoints are those that are no part of another.
+        input_size: side in pixels of the images the model was made for.
+        preprocessing: what the model was trained with. `Preprocessing((0,) * 3, (255,) * 3)`
+            hands on RGB in [0, 1].
+        name: for messages; None: the class of the model.
+        tokens: ((H, W), number of class and register tokens in front) of a transformer; None
+            takes N or N - 1 tokens as a square. Maps and gradients are those of the patches.
+        call_options: more keywords for the call, or other values for the flags.
+        output: takes the logits [B,C] from what the model returns; None: it returns them, or
+            an object with `.logits`.
+        last_layer: the endpoint directly before global average pooling, where CAM is defined;
+            None: the last main endpoint.
+
+    Raises:
+        ValueError: an unknown layer, one that gives no map, no logits, an unknown keyword,
+            missing collections, or a model that still runs in training mode.
+    """
+    if 'params' not in variables:
+        raise ValueError(
+            "variables must be the collections, {'params': ..., 'batch_stats': ...}, got "
+            f'{list(variables)}'
+        )
+    options = _call_options(module, call_options)
+
+    def forward(state: Any, inputs: jax.Array, recorder: Recorder) -> jax.Array:
+        def intercept(function, args, kwargs, context):
+            if context.method_name != '__call__':
+                return function(*args, **kwargs)
+            return recorder.call('/'.join(context.module.path), function, args, kwargs)
+
+        try:
+            with linen.intercept_methods(intercept):
+                result = module.apply(state, inputs, **options)
+        except (InvalidRngError, ModifyScopeVariableError) as error:
+            raise _training(str(error).split(' (http')[0], options) from error
+        return _logits(result, output, len(inputs))
+
+    return _network(
+        forward,
+        variables,
+        layers,
+        tokens,
+        name=name or type(module).__name__,
+        input_size=input_size,
+        preprocessing=preprocessing,
+        last_layer=last_layer,
+    )
+
+
+def from_nnx(
+    module: nnx.Module,
+    layers: Sequence[str] | None = None,
+    *,
+    input_size: int,
+    preprocessing: Preprocessing,
+    name: str | None = None,
+    tokens: Tokens | None = None,
+    call_options: Mapping[str, Any] | None = None,
+    output: Callable[[Any], jax.Array] | None = None,
+    last_layer: str | None = None,
+) -> Network:
+    """A Flax NNX classifier as a `Network`.
+
+    The module itself is left as it is: the network holds a copy of its values of now, in
+    inference mode (`eval()`). Endpoints and arguments are those of `from_linen`, a submodule's
+    path is that of its attributes: 'layers/3/conv'.
+
+    Args:
+        module: the model; it eats [B,H,W,3].
+        layers: see `from_linen`.
+        input_size: see `from_linen`.
+        preprocessing: see `from_linen`.
+        name: see `from_linen`.
+        tokens: see `from_linen`.
+        call_options: see `from_linen`.
+        output: see `from_linen`.
+        last_layer: see `from_linen`.
+
+    Raises:
+        ValueError: as `from_linen`.
+    """
+    thaw, state = freeze(module)
+    options = _call_options(module, call_options)
+
+    def forward(state: Any, inputs: jax.Array, recorder: Recorder) -> jax.Array:
+        copy = thaw(state)
+        for path, part in list(nnx.iter_modules(copy)):
+            if callable(part):
+                _show(part, '/'.join(map(str, path)))
+        previous = _recorder.set(recorder)
+        try:
+            result = copy(inputs, **options)
+        except _TrainingError as error:
+            raise _training(str(error), options) from error
+        finally:
+            _recorder.reset(previous)
+        return _logits(result, output, len(inputs))
+
+    return _network(
+        forward,
+        state,
+        layers,
+        tokens,
+        name=name or type(module).__name__,
+        input_size=input_size,
+        preprocessing=preprocessing,
+        last_layer=last_layer,
+    )
+
+
+def from_function(
+    apply: Callable[[jax.Array, Perturbations | None], tuple[jax.Array, dict[str, jax.Array]]],
+    *,
+    input_size: int,
+    preprocessing: Preprocessing,
+    name: str = 'function',
+    last_layer: str | None = None,
+) -> Network:
+    """A function that shows its endpoints itself, as a `Network`.
+
+    Its weights are constants of every compiled program; `Network.from_apply` takes them as an
+    argument, which is better for large ones.
+
+    Args:
+        apply: pure `(inputs [B,H,W,3], perturb) -> (logits [B,C], endpoints {name: [B,H,W,K]})`,
+            endpoints from input to output; `perturb`, a mapping or None, holds what is to be
+            added at endpoints. `wsol_jax.models.layers.Endpoints` does both.
+        input_size: side in pixels of the images it was made for.
+        preprocessing: what makes its inputs from images.
+        name: for messages.
+        last_layer: the endpoint directly before global average pooling; None: the last main one.
+
+    Raises:
+        ValueError: logits or an endpoint of another shape, no endpoint, or an unknown
+            `last_layer`.
+    """
+
+    def with_state(state: Any, inputs: jax.Array, perturb: Perturbations | None = None):
+        return apply(inputs, perturb)
+
+    return Network.from_apply(
+        with_state,
+        {},
+        name=name,
+        preprocessing=preprocessing,
+        input_size=input_size,
+        last_layer=last_layer,
+    )
+
+
+def _network(
+    forward: Forward,
+    state: Any,
+    layers: Sequence[str] | None,
+    tokens: Tokens | None,
+    *,
+    name: str,
+    input_size: int,
+    **facts: Any,
+) -> Network:
+    try:
+        apply, chosen = add_taps(forward, state, layers, input_size, tokens)
+    except ValueError as error:
+        raise ValueError(f'{name}: {error}') from error
+    main = chosen if layers else None
+    return Network.from_apply(apply, state, name=name, input_size=input_size, main=main, **facts)
+
+
+def _call_options(module: Any, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The inference flags that the module's call takes, and what the user gives."""
+    parameters = inspect.signature(module.__call__).parameters
+    kinds = {p.kind for p in parameters.values()}
+    for name in given or {}:
+        if name not in parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
+            raise ValueError(unknown_name('call option', name, list(parameters)[1:]))
+    flags = {name: value for name, value in INFERENCE.items() if name in parameters}
+    return flags | dict(given or {})
+
+
+def _logits(result: Any, output: Callable | None, batch: int) -> jax.Array:
+    logits = output(result) if output else getattr(result, 'logits', result)
+    if not isinstance(logits, jax.Array) or logits.ndim != 2 or len(logits) != batch:
+        shapes = [list(jnp.shape(x)) for x in jax.tree.leaves(logits) if hasattr(x, 'shape')]
+        raise ValueError(
+            f'the output is {type(logits).__name__} with arrays {shapes}, not logits [{batch},C]; '
+            'pass output=..., a function from what the model returns to its logits'
+        )
+    return logits.astype(jnp.float32)
+
+
+def _training(what: str, options: Mapping[str, Any]) -> ValueError:
+    return ValueError(
+        f'the model runs dropout or batch normalization in training mode: {what} Its call got '
+        f'{dict(options)}; pass what turns training off, e.g. call_options={{"train": False}}'
+    )
+
+
+# NNX has no interceptor of calls. The submodules of a private copy become instances of a subclass
+# whose call goes through the recorder of the running forward pass; the instance holds no more than
+# its path, so whatever JAX caches of it keeps no value of that pass alive.
+_recorder: ContextVar[Recorder | None] = ContextVar('recorder', default=None)
+
+
+class _TrainingError(Exception):
+    """A submodule changed what only training changes."""
+
+
+class _Registered:
+    """In front of the user's classes: no `__init_subclass__` of theirs hears of the subclass."""
+
+    # Else an instance could not become one of the subclass.
+    __slots__ = ()
+
+    def __init_subclass__(cls: Any):
+        super(nnx.Module, cls).__init_subclass__(pytree=cls._pytree__is_pytree)  # type: ignore[misc]
+
+
+def _show(part: nnx.Module, path: str) -> None:
+    object.__setattr__(part, '_shown_path', path)
+    object.__setattr__(part, '__class__', _shown_class(type(part)))
+
+
+# Once for each class, because Flax and JAX never forget a class they have registered.
+@cache
+def _shown_class(cls: type[nnx.Module]) -> type[nnx.Module]:
+    @wraps(cls.__call__)
+    def __call__(self, *args, **kwargs):
+        recorder = _recorder.get()
+        if recorder is None:  # a backward rule of the model's own, behind the forward pass
+            return cls.__call__(self, *args, **kwargs)
+        before = _training_state(self)
+        function = partial(cls.__call__, self)
+        output = recorder.call(self._shown_path, function, args, kwargs)
+        for what, value in _training_state(self).items():
+            if value is not before.get(what):
+                raise _TrainingError(f'{self._shown_path} changes its {what}.')
+        return output
+
+    class Shown(type(cls)):  # type: ignore[misc]
+        # A second base would change the layout of the instances.
+        def mro(self):
+            first, *others = super().mro()
+            return [first, _Registered, *others]
+
+    names = {k: getattr(cls, k) for k in ('__module__', '__qualname__', '__doc__')}
+    return Shown(cls.__name__, (cls,), names | {'__call__': __call__})
+
+
+def _training_state(part: nnx.Module) -> dict[str, Any]:
+    """The module's own batch statistics and random number generators."""
+    own = {k: v for k, v in vars(part).items() if isinstance(v, nnx.BatchStat)}
+    for key, value in vars(part).items():
+        if isinstance(value, nnx.Rngs | nnx.RngStream):
+            inside = nnx.iter_graph(value)
+            own |= {f'{key}/{"/".join(map(str, path))}': v for path, v in inside}
+    return {k: v.get_raw_value() for k, v in own.items() if isinstance(v, nnx.Variable)}
