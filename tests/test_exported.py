@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 from safetensors.numpy import load
 
 import wsol_jax.exported as exporting
 from wsol_jax.exported import ExportError, export, load_exported
 from wsol_jax.localization.localize import Localization, localize
 from wsol_jax.localization.methods import METHODS
+from wsol_jax.models import Preprocessing, from_linen
 
 ASKED = {'methods': ('dgl+grad_cam', 'cam'), 'layers': ('stage4', 'stage3+stage4')}
 CLASSES = [3, 0, 5, 1]
@@ -299,3 +301,31 @@ def test_a_newer_jax(toy_file, tmp_path):
     # Of its own and older versions it says nothing.
     rewritten(toy_file, tmp_path / 'old', jax='0.9.12')
     assert load_exported(tmp_path / 'old').header.jax == '0.9.12'
+
+
+class Tokens(linen.Module):
+    """Patches as tokens with one in front, as in a vision transformer."""
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.relu(linen.Conv(6, (4, 4), (4, 4), name='patches')(x))
+        x = x.reshape(x.shape[0], -1, 6)
+        x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
+        x = linen.relu(linen.Dense(5, name='block')(x))
+        return linen.Dense(4, name='head')(x.mean(1))
+
+
+def test_a_wrapped_model(tmp_path):
+    module = Tokens()
+    images = np.random.default_rng(3).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    scale = Preprocessing((128.0,) * 3, (64.0,) * 3)
+    names = ('patches', 'block')
+    network = from_linen(module, variables, names, input_size=16, preprocessing=scale)
+    export(network, ('dgl', 'grad_cam'), names, tmp_path / 'file')
+    found = load_exported(tmp_path / 'file')(images)
+    expected = localize(network, images, ('dgl', 'grad_cam'), names)
+    assert set(found.maps) == set(expected.maps) and len(found.maps) == 4
+    for key, m in expected.maps.items():
+        assert m.shape == (3, 4, 4) and float(np.ptp(m)) > 0
+        np.testing.assert_allclose(found.maps[key], m, atol=1e-6 * np.abs(m).max())

@@ -21,6 +21,15 @@ SIZE = 32
 HOW = {'input_size': SIZE, 'preprocessing': UNIT}
 
 
+@pytest.fixture(autouse=True, scope='module')
+def quick_compilation():
+    """Many small programs that each run once: half of the time is XLA optimizing them."""
+    before = jax.config.read('jax_disable_most_optimizations')
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', before)
+
+
 class LinenBlock(linen.Module):
     features: int
 
@@ -445,7 +454,7 @@ def test_perturbation_of_another_batch_is_refused(split, inputs):
 
 def test_nothing_traced_stays_behind(split, inputs):
     with jax.checking_leaks():
-        jax.jit(split.network.apply)(split.network.state, inputs, None)
+        jax.eval_shape(split.network.apply, split.network.state, inputs)
 
 
 def test_patches_behind_the_last_read_of_a_class_token_have_no_gradient(pictures):

@@ -306,8 +306,8 @@ def impute(image: jax.Array, known: jax.Array, iterations: int = 50) -> jax.Arra
     Rong et al., ICML 2022: with N the 8 neighbours inside the image, weights 1/6 beside
     and 1/12 diagonally, x_i sum_N w_ij = sum_N w_ij x_j for every unknown pixel i. The system is
     symmetric and positive definite; conjugate gradients with a multilevel preconditioner
-    (Bramble, Pasciak and Xu, 1990) take about 15 iterations at any image size, where plain
-    ones take as many as the image is wide.
+    (Bramble, Pasciak and Xu, 1990) take 10 to 20 iterations at any image size, where plain ones
+    take as many as the image is wide.
 
     Args:
         image: [H,W,C]; its unknown pixels are not read.

@@ -189,7 +189,7 @@ def make_plan(
         sigma,
         chunk_size,
         rectify,
-        tuple(size) if size else None,
+        (int(size[0]), int(size[1])) if size else None,
         normalize,
     )
 

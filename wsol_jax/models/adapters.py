@@ -86,7 +86,7 @@ def from_linen(
                 result = module.apply(state, inputs, **options)
         except (InvalidRngError, ModifyScopeVariableError) as error:
             raise _training(str(error).split(' (http')[0], options) from error
-        return _logits(result, output, len(inputs))
+        return _logits(result, output, inputs.shape[0])
 
     return _network(
         forward,
@@ -147,7 +147,7 @@ def from_nnx(
             raise _training(str(error), options) from error
         finally:
             _recorder.reset(previous)
-        return _logits(result, output, len(inputs))
+        return _logits(result, output, inputs.shape[0])
 
     return _network(
         forward,
@@ -232,7 +232,7 @@ def _call_options(module: Any, given: Mapping[str, Any] | None) -> dict[str, Any
 
 def _logits(result: Any, output: Callable | None, batch: int) -> jax.Array:
     logits = output(result) if output else getattr(result, 'logits', result)
-    if not isinstance(logits, jax.Array) or logits.ndim != 2 or len(logits) != batch:
+    if not isinstance(logits, jax.Array) or logits.ndim != 2 or logits.shape[0] != batch:
         shapes = [list(jnp.shape(x)) for x in jax.tree.leaves(logits) if hasattr(x, 'shape')]
         raise ValueError(
             f'the output is {type(logits).__name__} with arrays {shapes}, not logits [{batch},C]; '

@@ -184,11 +184,12 @@ def _tap(endpoints: Endpoints, name: str, output: Any, inputs: tuple[int, ...], 
     x = _first_array(output)
     (grid, prefix) = _require_layout(name, () if x is None else x.shape, inputs, tokens)
     assert x is not None
-    patches = x if x.ndim == 4 else x[:, prefix:].reshape(len(x), *grid, x.shape[-1])
+    patches = x if x.ndim == 4 else x[:, prefix:].reshape(x.shape[0], *grid, x.shape[-1])
     # float32 for maps, also of a model that computes in bfloat16.
     tapped = endpoints.tap(name, patches.astype(jnp.float32)).astype(x.dtype)
     if x.ndim == 3:
-        tapped = jnp.concatenate([x[:, :prefix], tapped.reshape(len(x), -1, x.shape[-1])], axis=1)
+        tokens_of = tapped.reshape(x.shape[0], -1, x.shape[-1])
+        tapped = jnp.concatenate([x[:, :prefix], tokens_of], axis=1)
     return (tapped, *output[1:]) if type(output) is tuple else tapped
 
 
