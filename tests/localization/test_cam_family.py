@@ -149,6 +149,7 @@ def test_smooth_grad_cam_pp(toy, toy_images, inputs, size):
     method = smooth_grad_cam_pp(samples=3, sigma=0.5)
     maps = localize(network, toy_images, (method, 'grad_cam_pp'), ('early',), CLASSES).maps
     views = jax.jit(jax.vmap(noisy, (None, None, 0)))(inputs, 0.5, jnp.arange(3))
+    changes = []
     for k in range(2):
         s, _ = gradient_at(network, inputs, 'early', k)
         drawn = [gradient_at(network, view, 'early', k)[1] for view in views]
@@ -158,7 +159,8 @@ def test_smooth_grad_cam_pp(toy, toy_images, inputs, size):
             actual = np.asarray(maps['smooth_grad_cam_pp', 'early'][i, k])
             close(actual / actual.max(), expected / expected.max())
             sharp = np.asarray(maps['grad_cam_pp', 'early'][i, k])
-            assert np.abs(sharp / sharp.max() - expected / expected.max()).max() > 1e-3
+            changes.append(np.abs(sharp / sharp.max() - expected / expected.max()).max())
+    assert max(changes) > 1e-3  # the noise matters
 
 
 def test_refine_cam_is_the_product_over_all_layers(toy, toy_images, inputs):

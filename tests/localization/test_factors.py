@@ -167,13 +167,18 @@ def test_kernel_component(shape, amplitude):
         close(actual[i], kernel_by_eigh(x[i])[0], 5e-5)
 
 
-def test_kernel_component_is_the_largest_eigenvalue_not_the_largest_magnitude():
-    # Two directions of one sign each: tanh saturates on positive and not on negative products.
-    rng = np.random.default_rng(0)
-    x = np.float32(6 * rng.standard_cauchy(size=(1, 8, 8, 4)).clip(-4, 4))
-    expected, values = kernel_by_eigh(x[0])
-    assert values[0] < -0.3 * values[-1]
-    close(kernel_component(x)[0], expected, 1e-4)
+def test_kernel_component_behind_many_larger_negative_eigenvalues():
+    # Positions on circles in planes of their own, all others zero: the mean of a circle's kernel
+    # is negative (tanh saturates at -1 - tanh 1 and 1 - tanh 1) and outdoes its two waves.
+    x = np.zeros((16, 32, 24), np.float32)
+    for i in range(12):
+        angles = np.linspace(0, 2 * np.pi, 15 if i == 0 else 14, endpoint=False)
+        x[i, : len(angles), 2 * i] = 20 * np.cos(angles)
+        x[i, : len(angles), 2 * i + 1] = (18 if i == 0 else 20) * np.sin(angles)
+    expected, values = kernel_by_eigh(x)
+    assert values[-2] < 0.99 * values[-1]
+    assert (values < -values[-1]).sum() > 8
+    close(kernel_component(x[None])[0], expected, 1e-4)
 
 
 def test_kernel_component_of_many_positions_one_image_at_a_time():
@@ -234,10 +239,12 @@ def test_nmf_keeps_the_units_and_ignores_negative_values():
 
 def test_nmf_of_less_rank_than_components():
     rng = np.random.default_rng(1)
-    x = np.einsum('hw,k->hwk', rng.uniform(size=(5, 4)), rng.uniform(size=6)).astype(np.float32)
+    x = (rng.uniform(size=(5, 4, 2)) @ rng.uniform(size=(2, 6))).astype(np.float32)
     maps, rows = nmf(x[None], 4)
-    assert np.isfinite(maps).all()
-    close(np.einsum('bhwr,brk->bhwk', maps, rows)[0], x, 1e-3)
+    close(np.einsum('bhwr,brk->bhwk', maps, rows)[0], x, 1e-2)
+    # Rounding, which may differ between batch sizes, has no say in the two to spare.
+    close(rows[0, 2], np.asarray(rows[0, 3]), 1e-5)
+    close(maps[0, ..., 2], np.asarray(maps[0, ..., 3]), 1e-5)
 
 
 def test_nmf_wants_a_component():

@@ -312,6 +312,11 @@ def test_eigen_smooth_replaces_only_the_sum_over_channels(lopsided, inputs, raw)
     assert_close(smooth['refine_cam', 'all'], raw['refine_cam', 'all'])
 
 
+def test_eigen_smooth_leaves_other_reductions_alone(toy):
+    names = 'eigen_cam', 'kpca_cam', 'eigen_grad_cam'
+    assert make_plan(toy, names, eigen_smooth=True) == make_plan(toy, names)
+
+
 def test_eigen_smooth_leaves_a_single_channel_as_it_is(toy, toy_images):
     # Centring would shift it, and turn it upside down where low values are the rarer.
     whole = Method('whole', (), lambda s: jnp.max(s, axis=-1, keepdims=True))

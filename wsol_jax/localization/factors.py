@@ -101,7 +101,7 @@ def exceedance_weights(x: jax.Array) -> jax.Array:
         [B,K] in [0, 1/5) (Cantelli's inequality); zero for constant channels.
     """
     matrices = _positions(x)
-    above = matrices - jnp.mean(matrices, axis=1, keepdims=True)
+    above = _centred(matrices)
     deviation = jnp.sqrt(jnp.mean(above**2, axis=1, keepdims=True))
     return jnp.mean(above > 2 * deviation, axis=1, dtype=matrices.dtype)
 
@@ -113,9 +113,14 @@ def _positions(x: jax.Array) -> jax.Array:
     return x.reshape(batch, height * width, channels).astype(dtype)
 
 
+def _centred(matrix: jax.Array) -> jax.Array:
+    """[...,hw,K] minus the means of the channels; exact zeros where a channel is constant."""
+    shifted = matrix - matrix[..., :1, :]
+    return shifted - jnp.mean(shifted, axis=-2, keepdims=True)
+
+
 def _first_component(matrix: jax.Array, centred: bool) -> jax.Array:
-    if centred:
-        matrix = matrix - jnp.mean(matrix, axis=0)
+    matrix = _centred(matrix) if centred else matrix
     # Gradients may be so small that their squares underflow.
     matrix, scale = _scaled(matrix)
     if matrix.shape[0] < matrix.shape[1]:
@@ -129,7 +134,7 @@ def _first_component(matrix: jax.Array, centred: bool) -> jax.Array:
 
 
 def _kernel_component(matrix: jax.Array) -> jax.Array:
-    matrix = matrix - jnp.mean(matrix, axis=0)
+    matrix = _centred(matrix)
     tanh = jnp.tanh(_matmul(matrix, matrix.T) / matrix.shape[1])
     # tanh(z + 1) - tanh(1), without the cancellation; centring removes the constant anyway.
     kernel = tanh * (1 - _TANH_1**2) / (1 + _TANH_1 * tanh)

@@ -50,6 +50,10 @@ def resolve_methods(
         (m,) if isinstance(m, Method) else tuple(_by_name(n, alpha) for n in m.split('+'))
         for m in methods
     )
+    for fused in resolved:
+        parts = [m.name for m in fused]
+        if len(set(parts)) < len(parts):
+            raise ValueError(f'{"+".join(parts)!r} fuses a method with itself')
     names = ['+'.join(m.name for m in fused) for fused in resolved]
     if not names:
         raise ValueError(f'no localization method given; choose from {", ".join(METHODS)}')
