@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from conftest import Listed
 
-from wsol_jax.config import Config, EvaluateConfig, LocalizeConfig
-from wsol_jax.data import DataError, Record, WsolFolder
+from wsol_jax.config import Config, EvaluateConfig, LocalizeConfig, NetworkConfig
+from wsol_jax.data import DataError, Record, Shapes, WsolFolder, decode_image, resize_image
 from wsol_jax.evaluation.box_metrics import BoxCounts
 from wsol_jax.evaluation.boxes import boxes_from_map, rescale_boxes
+from wsol_jax.evaluation.faithfulness import faithfulness, summarize
 from wsol_jax.evaluation.pixel_metrics import PixelCounts
 from wsol_jax.evaluation.stage import Counts, evaluate, scores_at
+from wsol_jax.localization.localize import localize
 from wsol_jax.localization.stage import localize_split
 from wsol_jax.localization.store import DONE, PENDING, SKIPPED, MapStore
 from wsol_jax.models import load_network
@@ -426,3 +428,33 @@ def test_mobilenet_on_real_images(tmp_path):
     assert {row['images'] for row in rows.values()} == {300}
     for key, expected in measured.items():
         assert rows[key]['MaxBoxAcc'] == pytest.approx(expected, abs=1), key
+
+
+def test_faithfulness_of_the_chosen_layers(resnet, tmp_path):
+    shapes = Shapes('val', 9, size=40)
+    records = [shapes[i] for i in range(9)]
+    records[0] = replace(records[0], image=b'not an image')
+    source = Listed(records)
+    config = Config(
+        network=NetworkConfig(name='resnet10', input_size=32),
+        localize=LocalizeConfig(
+            methods=('dgl', 'grad_cam'), layers=('stage2', 'stage3'), batch_size=3
+        ),
+        evaluate=EvaluateConfig(size=32, threshold_step=0.1, faithfulness=4),
+    )
+    localize_split(config, resnet, source, 'val', tmp_path)
+    rows = evaluate(config, {'val': source}, tmp_path, resnet)['localization']
+    names = {'AverageDrop', 'Increase', 'Insertion', 'Deletion', 'ROAD'}
+    assert [names <= set(row) for row in rows] == [row['chosen'] for row in rows]
+    # Evenly spaced among the eight that could be read.
+    seen = [records[i] for i in (1, 3, 6, 8)]
+    pictures = np.stack([resize_image(decode_image(r), (32, 32)) for r in seen])
+    labels = [r.labels[0] for r in seen]
+    for row in rows:
+        if row['chosen']:
+            maps = localize(resnet, pictures, (row['method'],), (row['layer'],), labels).maps
+            ((key, m),) = maps.items()
+            m = np.maximum(m, 0) if row['method'] == 'grad_cam' else m
+            expected = summarize(faithfulness(resnet, pictures, {key: m}, labels)[key])
+            for name, value in expected.items():
+                assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
