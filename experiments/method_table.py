@@ -1,12 +1,13 @@
 """Every method that needs no training, at every endpoint of one classifier.
 
     WSOL_DATA=DATA python -m experiments.method_table --workdir DIR \
-        --config configs/imagenette_mobilenet_v1.py [--heavy 20] [--faithful 50]
+        --config configs/imagenette_mobilenet_v1.py [--heavy 12 --heavy_layers pw_11]
 
 Layer and threshold are chosen on val and applied to test, for each method. All methods but those
-that pay a forward pass for every channel come from one pass over the images; Score-, SS-, IS- and
-Ablation-CAM are computed on a few images and the last layers only. Prints the table and writes
-DIR/method_table.md and .png; a second run goes on where the first one stopped.
+that pay a forward pass for every channel come from one pass over the images; Score- and
+Ablation-CAM are computed on a few images and layers only, SS- and IS-CAM, 35 and 10 times as slow,
+on even fewer (`--slowest`). Prints the table and writes DIR/method_table.md and .png; a second run
+goes on where the first one stopped.
 """
 
 import math
@@ -35,12 +36,13 @@ from wsol_jax.models import Network
 from wsol_jax.report.table import heading, markdown
 from wsol_jax.workdir import open_workdir, read_json, write_text
 
-_HEAVY = flags.DEFINE_integer('heavy', 20, 'Images of each split for the heavy methods; 0: none.')
-_HEAVY_LAYERS = flags.DEFINE_integer('heavy_layers', 3, 'Layers for them, counted from the last.')
+_HEAVY = flags.DEFINE_integer('heavy', 12, 'Images of each split for Score- and Ablation-CAM.')
+_SLOWEST = flags.DEFINE_integer('slowest', 0, 'Images of each split for SS- and IS-CAM.')
+_HEAVY_LAYERS = flags.DEFINE_list('heavy_layers', [], 'Layers for all four; the last by default.')
 _FAITHFUL = flags.DEFINE_integer('faithful', 50, 'Test images for the scores of faithfulness.')
 _BATCH = 8  # of the timings
 
-HEAVY = ('score_cam', 'ss_cam', 'is_cam', 'ablation_cam')
+HEAVY, SLOWEST = ('score_cam', 'ablation_cam'), ('ss_cam', 'is_cam')
 _SCORES = ('GTKnownLoc', 'MaxBoxAccV2', 'AverageDrop', 'Increase', 'Insertion', 'Deletion', 'ROAD')
 _COLOURS = ('#0072B2', '#999999')
 
@@ -157,13 +159,13 @@ def main(_: Sequence[str]) -> None:
         return rows_of(here, network, sources, folder / name)
 
     whole = {split: splits(split) for split in ('val', 'test')}
-    light = tuple(name for name in METHODS if name not in HEAVY)
+    light = tuple(name for name in METHODS if name not in HEAVY + SLOWEST)
     found = rows('light', whole, methods=light, layers=layers)
-    if _HEAVY.value:
-        few: dict[str, Source] = {n: Every(s, _HEAVY.value) for n, s in whole.items()}
-        last = layers[-_HEAVY_LAYERS.value :]
-        for name in HEAVY:
-            found += rows(f'heavy_{name}', few, methods=(name,), layers=last)
+    last = tuple(_HEAVY_LAYERS.value) or layers[-1:]
+    for names, images in ((HEAVY, _HEAVY.value), (SLOWEST, _SLOWEST.value)):
+        few: dict[str, Source] = {n: Every(s, images) for n, s in whole.items()}
+        for name in names if images else ():
+            found += rows(name, few, methods=(name,), layers=last)
     timed = partial(milliseconds, config, network, whole['test'])
     found = [row | {'ms': timed(row)} for row in found]
     title = f'{network.name}, {len(whole["test"])} test images, no training'
