@@ -154,7 +154,8 @@ class LocalizeConfig:
         eigen_smooth: first principal component of a map's terms instead of their sum.
         noise: average over this many noisy images, too.
         sigma: of the noise, in standard deviations of each input.
-        chunk_size: copies of a batch that Score-CAM and its like run at once.
+        chunk_size: copies of a batch that Score-CAM and its like run at once: batch_size times as
+          many images.
     """
 
     methods: tuple[str, ...] = ('dgl', 'cam')

@@ -31,6 +31,7 @@ _FREE = (
     'parallel',
     'data.workers',
     'localize.batch_size',
+    'localize.chunk_size',
     'train.log_every',
     'train.checkpoint_every',
     'report.images',

@@ -308,6 +308,29 @@ def test_wrong_arguments(toy, toy_images, options, message):
         localize(toy, toy_images, **options)
 
 
+def test_a_score_is_one_number(toy, toy_images):
+    with pytest.raises(ValueError, match=r'scalar of the logits \[C\] of one image, got shape \[6\]'):
+        localize(toy, toy_images, classes=lambda z: z)
+
+
+def test_cam_away_from_the_pooling_is_an_error(toy, toy_images):
+    early = replace(toy, last_layer='early')
+    with pytest.raises(ValueError, match="'early' is not: name another last_layer"):
+        localize(early, toy_images, ('cam',))
+    localize(early, toy_images, ('grad_cam',))
+
+
+@pytest.mark.parametrize('options', [{'layers': ('early+late',)}, {'flip': True}])
+def test_rectified_before_anything_is_fused(toy, toy_images, options):
+    options = {'layers': ('early',), 'classes': 2} | options
+    parts = localize(toy, toy_images, ('hires_cam',), ('early', 'late'), 2).maps
+    assert all(np.asarray(m).min() < 0 for m in parts.values())
+    rectified = [np.maximum(parts['hires_cam', n], 0) for n in options['layers'][0].split('+')]
+    result = localize(toy, toy_images, ('hires_cam',), rectify=True, **options)
+    ((_, m),) = result.maps.items()
+    assert_close(m, fuse(rectified))  # the toy network is mirror symmetric
+
+
 def test_wrong_images(toy, toy_images):
     with pytest.raises(ValueError, match=r'\[8, 8, 3\]; for one image pass image\[None\]'):
         localize(toy, toy_images[0])

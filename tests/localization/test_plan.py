@@ -144,6 +144,10 @@ def test_views(toy):
         ({'chunk_size': 0}, 'chunk_size at least 1, got 0, 0.3 and 0'),
         ({'size': (0, 4)}, r'size must be \(height, width\) in pixels, got \(0, 4\)'),
         ({'size': (4, 4, 4)}, r'size must be \(height, width\) in pixels, got \(4, 4, 4\)'),
+        ({'methods': (dgl,)}, r'is no method; METHODS holds functions'),
+        ({'methods': ('dgl+dgl',)}, 'fuses a method with itself'),
+        ({'layers': ('late+late',)}, 'fuses a layer with itself'),
+        ({'scales': 1.5}, r'scales must be a sequence such as \(1.5,\), got the number'),
         ({'size': 4}, r'size must be \(height, width\) in pixels, got 4'),
     ],
 )

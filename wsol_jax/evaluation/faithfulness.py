@@ -133,6 +133,8 @@ def _checked_classes(classes: Any, batch: int, num_classes: int) -> np.ndarray:
             f'got {indices.dtype} {list(indices.shape)}'
         )
     wrong = indices[(indices < 0) | (indices >= num_classes)]
+    if (wrong == -1).any():
+        raise ValueError('class -1: maps of no single class have no probability to score')
     if wrong.size:
         raise ValueError(f'class {wrong[0]} is outside 0..{num_classes - 1}')
     return indices.astype(np.int32)

@@ -141,7 +141,8 @@ def evaluate(
     ]
     _mark_layers(rows, counts.get(setting.choose_on, {}))
     if setting.faithfulness:
-        assert network is not None, 'evaluate.faithfulness needs the classifier'
+        if network is None:
+            raise ValueError('evaluate.faithfulness needs the network')
         _add_faithfulness(rows, last, network, config)
     for split in splits:
         thresholds = {key: chosen.get(key, setting.threshold) for key in split.store.arrays}
@@ -301,6 +302,8 @@ def _add_faithfulness(
     keys = [(r['method'], r['layer']) for r in shown]
     read = np.flatnonzero(split.status == DONE)
     count = min(config.evaluate.faithfulness, len(read))
+    if not count:
+        return
     images = read[np.linspace(0, len(read) - 1, count).round().astype(int)]
     values: dict[Key, list[dict[str, np.ndarray]]] = {key: [] for key in keys}
     size = config.network.input_size or network.input_size
@@ -317,6 +320,7 @@ def _add_faithfulness(
     for row, key in zip(shown, keys, strict=True):
         columns = {name: [v[name] for v in values[key]] for name in values[key][0]}
         row |= summarize({name: np.concatenate(parts) for name, parts in columns.items()})
+        row['faithfulness_images'] = count
 
 
 def _classification(split: Split) -> dict[str, float]:

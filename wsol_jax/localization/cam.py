@@ -5,7 +5,7 @@ logit) with respect to them. All maps are raw, before any normalization and resi
 definition ends in a ReLU, the method says so and scoring applies it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from wsol_jax.localization.factors import first_component
 from wsol_jax.localization.gradients import ALL, Method, Run, class_score
 from wsol_jax.localization.maps import fuse
+from wsol_jax.localization.targets import score_gradients
 from wsol_jax.localization.views import noisy
 
 _SPACE = (-3, -2)
@@ -176,34 +177,26 @@ def _largest(g: jax.Array) -> jax.Array:
 def _score_gradients(run: Run, layers: Sequence[str], inputs: jax.Array) -> dict[str, jax.Array]:
     """Gradients {layer: [K,B,h,w,K']} of the scores at other inputs."""
     zeros = {n: jnp.zeros_like(run.activations[n]) for n in layers}
-    return _pulled(lambda perturb: run.scores(run.forward(inputs, perturb)[0]), zeros)
-
-
-def _pulled(scores_of: Callable, at: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Gradients [K,...] of scores [B,K], whose images do not mix."""
-    scores, pull_back = jax.vjp(scores_of, at)
-    one_each = jnp.eye(scores.shape[1], dtype=scores.dtype)
-    return jax.vmap(lambda e: pull_back(jnp.broadcast_to(e, scores.shape))[0])(one_each)
+    return score_gradients(lambda perturb: run.scores(run.forward(inputs, perturb)[0]), zeros)
 
 
 def _shapley(run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
     zeros = {n: jnp.zeros_like(run.activations[n]) for n in layers}
 
-    def gradients(perturb):
-        return _pulled(lambda p: run.scores(run.forward(run.inputs, p)[0]), perturb)
+    def mean_gradients(perturb):
+        g = score_gradients(lambda p: run.scores(run.forward(run.inputs, p)[0]), perturb)
+        return {n: jnp.mean(x, axis=_SPACE, keepdims=True) for n, x in g.items()}
 
     def curvature(number):
-        """H S of one layer; the other layers' entries are of no use."""
+        """The mean of H S of one layer; the other layers' entries are of no use."""
         along = {n: run.activations[n] * (number == i) for i, n in enumerate(layers)}
-        return jax.jvp(gradients, (zeros,), (along,))[1]
+        return jax.jvp(mean_gradients, (zeros,), (along,))[1]
 
     # One program for all layers, run after one another: the derivative of all of them at once
     # would mix the layers' directions.
     curved = jax.lax.map(curvature, jnp.arange(len(layers)))
-    return {
-        n: _grad_cam(run.activations[n], run.gradients[n] - curved[n][i] / 2)
-        for i, n in enumerate(layers)
-    }
+    means = {n: jnp.mean(run.gradients[n], axis=_SPACE, keepdims=True) for n in layers}
+    return {n: run.activations[n] * (means[n] - curved[n][i] / 2) for i, n in enumerate(layers)}
 
 
 def _refine(run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:

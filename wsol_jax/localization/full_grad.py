@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from wsol_jax.localization.gradients import ALL, Method, Run
 from wsol_jax.localization.maps import min_max, resize
+from wsol_jax.localization.targets import score_gradients
 
 
 def full_grad() -> Method:
@@ -51,11 +52,14 @@ def contributions(run: Run) -> tuple[jax.Array, dict[str, jax.Array]]:
         tangents = (run.inputs * (number == 0), along)
         return jax.jvp(endpoints, (run.inputs, zeros), tangents)[1]
 
-    moved = jax.lax.map(linear, jnp.arange(len(chain)))
-    biases = {n: run.activations[n] - moved[n][i] for i, n in enumerate(chain)}
-    scores, pull_back = jax.vjp(lambda x: run.scores(run.forward(x)[0]), run.inputs)
-    one_each = jnp.eye(scores.shape[1], dtype=scores.dtype)
-    g = jax.vmap(lambda e: pull_back(jnp.broadcast_to(e, scores.shape))[0])(one_each)
+    def fill(number, biases):
+        moved = linear(number)
+        here = {n: number == i for i, n in enumerate(chain)}
+        return {n: jnp.where(here[n], run.activations[n] - moved[n], biases[n]) for n in chain}
+
+    # One layer after another: all steps at once would hold every layer's tangents at every step.
+    biases = jax.lax.fori_loop(0, len(chain), fill, zeros)
+    g = score_gradients(lambda x: run.scores(run.forward(x)[0]), run.inputs)
     return g * run.inputs, {n: run.gradients[n] * biases[n] for n in chain}
 
 

@@ -24,6 +24,7 @@ Cotangent = Callable[[jax.Array, jax.Array], jax.Array]
 Classes = jax.Array | Callable[[jax.Array], jax.Array]
 Key = tuple[str, str]  # (method, layer)
 
+DEAD, UNEVEN = 1, 2
 ALL = 'all'  # the layer in the key of a map that is made of all main layers
 
 
@@ -170,7 +171,8 @@ def raw_maps(
 
     Returns:
         logits [B,C]; classes [B,K]; raw maps {(method, layer): [B,K,h,w]} at feature resolution;
-        {layer: [B] bool}, whether no score depends on that layer (gradient zero everywhere).
+        {layer: [B]}: DEAD where no score depends on that layer (gradient zero everywhere), UNEVEN
+        where a method for the last layer finds other gradients at other positions, else 0.
     """
     cotangents = list(dict.fromkeys(c for m in layers_of for c in (class_score, *m.cotangents)))
     explained = partial(target_cotangents, score)
@@ -203,8 +205,20 @@ def raw_maps(
         (method.name, n): jnp.broadcast_to(m, (m.shape[0], targets, *m.shape[2:]))
         for (method, n), m in _reduced(terms).items()
     }
-    dead = {n: jnp.all(g == 0, axis=(0, 2, 3, 4)) for n, g in run.gradients.items()}
-    return logits, chosen, maps, dead
+    even = {n for method, at in layers_of.items() for n in at if method.where == 'last'}
+    faults = {n: _faults(g, n in even) for n, g in run.gradients.items()}
+    return logits, chosen, maps, faults
+
+
+def _faults(gradient: jax.Array, even: bool) -> jax.Array:
+    """What is wrong with gradients [K,B,h,w,K'], for each image: 0, DEAD or UNEVEN."""
+    size = jnp.max(jnp.abs(gradient), axis=(0, 2, 3, 4))
+    faults = jnp.where(size == 0, DEAD, 0)
+    if even:
+        means = jnp.mean(gradient, axis=(2, 3), keepdims=True)
+        spread = jnp.max(jnp.abs(gradient - means), axis=(0, 2, 3, 4))
+        faults = jnp.where(spread > 1e-3 * size, UNEVEN, faults)
+    return faults
 
 
 def _reduced(terms: Mapping[tuple[Method, str], jax.Array]) -> dict[tuple[Method, str], jax.Array]:

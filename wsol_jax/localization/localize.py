@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsol_jax.localization.gradients import Apply, Classes, Key, Method, raw_maps
+from wsol_jax.localization.gradients import DEAD, UNEVEN, Apply, Classes, Key, Method, raw_maps
 from wsol_jax.localization.maps import fuse, min_max, resize
 from wsol_jax.localization.plan import MapPlan, make_plan
 from wsol_jax.localization.targets import FreeScore
-from wsol_jax.localization.views import AS_IT_IS, View, noisy, scaled
+from wsol_jax.localization.views import AS_IT_IS, View, mirrored, scaled, seen
 
 if TYPE_CHECKING:  # what is exported runs without the networks
     from wsol_jax.models import Network, Preprocessing
@@ -61,7 +61,8 @@ def compute_maps(
 
     Returns:
         logits [B,C], classes [B,K] (NO_CLASS for bool ones), maps {(method, layer): [B,K,h,w]}
-        and {layer: [B] bool}, whether the gradient is zero everywhere on that layer.
+        and {layer: [B]}, DEAD where the gradient is zero everywhere on that layer, UNEVEN where it
+        should be the same at all positions and is not, else 0.
     """
     inputs = preprocessing(images)
     views = plan.views
@@ -71,7 +72,7 @@ def compute_maps(
     if as_is is not None and callable(target):
         target = target(as_is)
     logits, chosen, first, dead = _view_maps(apply, plan, state, inputs, target, views[0])
-    others = [_view_maps(apply, plan, state, inputs, chosen, v)[2] for v in views[1:]]
+    others = _other_views(apply, plan, state, inputs, chosen, views[1:])
     maps = {key: _finish(plan, [m[key] for m in (first, *others)]) for key in plan.keys}
     if chosen.dtype == bool:
         chosen = jnp.full((chosen.shape[0], 1), NO_CLASS)
@@ -82,36 +83,51 @@ def _top_classes(logits: jax.Array, count: int) -> jax.Array:
     return jax.lax.top_k(logits, count)[1]
 
 
+def _other_views(apply, plan: MapPlan, state, inputs, classes, views: Sequence[View]):
+    """Maps of each view; those of one scale go through one copy of the network in the program."""
+
+    def one(view: View) -> dict[Key, jax.Array]:
+        return _view_maps(apply, plan, state, inputs, classes, view)[2]
+
+    found: list[dict[Key, jax.Array]] = []
+    for scale in dict.fromkeys(view.scale for view in views):
+        group = [view for view in views if view.scale == scale]
+        if len(group) == 1:
+            found.append(one(group[0]))
+            continue
+        columns = [jnp.array([getattr(v, n) for v in group]) for n in ('mirror', 'gain', 'sample')]
+        stacked = jax.lax.map(lambda values, s=scale: one(View(s, *values)), columns)
+        found += [jax.tree.map(lambda m, i=i: m[i], stacked) for i in range(len(group))]
+    return found
+
+
 def _view_maps(apply, plan: MapPlan, state, inputs, classes, view: View):
     """Maps of one view, turned back and fused over layers and methods."""
-    inputs = scaled(inputs, view.scale)
-    inputs = inputs[:, :, ::-1] if view.mirror else inputs
-    inputs = noisy(inputs, plan.sigma, view.sample) if view.sample else inputs
+    inputs = seen(scaled(inputs, view.scale), view, plan.sigma)
     logits, chosen, raw, dead = raw_maps(
         apply,
         state,
-        inputs * view.gain if view.gain != 1 else inputs,
+        inputs,
         classes,
         plan.layers_of,
         score=plan.score,
         main_layers=plan.main_layers,
         chunk_size=plan.chunk_size,
     )
-    maps = {key: m[..., ::-1] if view.mirror else m for key, m in raw.items()}
-    alone = len(plan.views) == 1
+    maps = {key: mirrored(m, view.mirror, axis=-1) for key, m in raw.items()}
     fused = {
-        key: _fuse([(maps[m.name, part], m) for m, part in parts], plan.fusion, alone)
+        key: _fuse(plan, [(maps[m.name, part], m) for m, part in parts])
         for key, parts in plan.parts.items()
     }
     return logits, chosen, fused, dead
 
 
-def _fuse(maps: Sequence[tuple[jax.Array, Method]], how: str, alone: bool) -> jax.Array:
+def _fuse(plan: MapPlan, maps: Sequence[tuple[jax.Array, Method]]) -> jax.Array:
     """One map alone stays raw; others are rectified where their methods say so, then fused."""
-    if alone and len(maps) == 1:
+    if len(plan.views) == 1 and len(maps) == 1:
         return maps[0][0]
-    rectified = [jax.nn.relu(m) if method.relu else m for m, method in maps]
-    return fuse(rectified, how) if len(maps) > 1 else rectified[0]
+    rectified = [jax.nn.relu(m) if method.relu or plan.rectify else m for m, method in maps]
+    return fuse(rectified, plan.fusion) if len(maps) > 1 else rectified[0]
 
 
 def _finish(plan: MapPlan, views: list[jax.Array]) -> jax.Array:
@@ -141,7 +157,8 @@ def localize(
           one map of all main layers is called 'all'.
         classes: what to localize: None or 'top1' for the predicted class, 'top5' or any other
           number, one class index, indices [B] or [B,K], bool [B,C] for the sum of the scores of
-          several classes, or a function logits [C] -> score.
+          several classes, or a function logits [C] -> score (define it once: the program is
+          compiled anew for every other function).
         **options: score, alpha, fusion, scales, flip, aug_smooth, eigen_smooth, noise, sigma,
           chunk_size, rectify, size, normalize: see `make_plan`.
 
@@ -241,10 +258,10 @@ def top_count(name: str) -> int:
 
 
 def check_gradients(dead: dict[str, jax.Array], valid: np.ndarray | None = None) -> None:
-    """Raises if the gradient is zero everywhere on a layer, for every (valid) image.
+    """Raises if a layer's gradient is zero everywhere, or uneven under CAM, for every valid image.
 
     Args:
-        dead: {layer: [B] bool} from `compute_maps`.
+        dead: {layer: [B]} from `compute_maps`: 0, DEAD or UNEVEN.
         valid: [B] bool, the images that count; None for all.
 
     Raises:
@@ -252,7 +269,12 @@ def check_gradients(dead: dict[str, jax.Array], valid: np.ndarray | None = None)
     """
     for layer, flags in dead.items():
         counted = np.asarray(flags) if valid is None else np.asarray(flags)[valid]
-        if counted.size and counted.all():
+        if counted.size and (counted == UNEVEN).all():
+            raise ValueError(
+                f'cam is defined on the layer before global average pooling and a linear layer, '
+                f'and {layer!r} is not: name another last_layer, or ask for grad_cam'
+            )
+        if counted.size and (counted == DEAD).all():
             raise ValueError(
                 f'the gradient at layer {layer!r} is zero everywhere: the class score does not '
                 'depend on it; choose an earlier or a later layer'

@@ -134,11 +134,13 @@ def _ablation_terms(run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
 def _over_channels(function: Callable, channels: jax.Array, run: Run) -> jax.Array:
     """`function` of every channel, so many at once that they are `chunk_size` copies of the batch.
 
-    Of the divisors of K, or a last part would be compiled once more.
+    The last channel fills up the last part, which would else be compiled once more.
     """
     count = len(channels)
-    step = max(n for n in range(1, min(run.chunk_size, count) + 1) if count % n == 0)
-    return jax.lax.map(function, channels, batch_size=step)
+    parts = -(-count // run.chunk_size)
+    each = -(-count // parts)
+    filled = channels[jnp.minimum(jnp.arange(parts * each), count - 1)]
+    return jax.lax.map(function, filled, batch_size=each)[:count]
 
 
 def _weighted(s: jax.Array, weights: jax.Array) -> jax.Array:

@@ -46,6 +46,9 @@ def resolve_methods(
     """
     if isinstance(methods, str):
         raise ValueError(f'methods must be a sequence such as ({methods!r},), got the string')
+    for m in methods:
+        if not isinstance(m, str | Method):
+            raise ValueError(f'{m!r} is no method; METHODS holds functions: METHODS[name]()')
     resolved = tuple(
         (m,) if isinstance(m, Method) else tuple(_by_name(n, alpha) for n in m.split('+'))
         for m in methods

@@ -160,8 +160,13 @@ def make_plan(
     for name in [part for layer in chosen for part in layer.split('+')]:
         if name not in known:
             raise ValueError(unknown_name(f'layer of {network.name}', name, known))
+    for layer in chosen:
+        if len(set(layer.split('+'))) < len(layer.split('+')):
+            raise ValueError(f'{layer!r} fuses a layer with itself')
     if fusion not in FUSIONS:
         raise ValueError(unknown_name('fusion', fusion, FUSIONS))
+    if isinstance(scales, float | int):
+        raise ValueError(f'scales must be a sequence such as ({scales},), got the number')
     if not scales or min(scales) <= 0:
         raise ValueError(f'scales must be positive factors of the input size, got {scales}')
     if noise < 0 or sigma <= 0 or chunk_size < 1:
@@ -189,7 +194,7 @@ def make_plan(
         sigma,
         chunk_size,
         rectify,
-        (int(size[0]), int(size[1])) if size else None,
+        None if size is None else (int(size[0]), int(size[1])),
         normalize,
     )
 
@@ -204,7 +209,10 @@ def _check_distinct(methods: tuple[tuple[Method, ...], ...]) -> None:
 
 def _smoothed(method: Method) -> Method:
     """With eigen_smooth; what is no sum over channels stays."""
-    return replace(method, reduce=_principal) if method.reduce is channel_sum else method
+    # Signed, whatever the method: its ReLU is that of a principal component.
+    if method.reduce is not channel_sum:
+        return method
+    return replace(method, reduce=_principal, relu=method.relu or method.where != 'all')
 
 
 def _principal(terms: jax.Array) -> jax.Array:

@@ -23,10 +23,7 @@ from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.workdir import ProgressLog
 
 _PREDICTED = ('top1', 'top5')
-_PLANNED = (
-    *('score', 'alpha', 'fusion', 'scales', 'flip'),
-    *('aug_smooth', 'eigen_smooth', 'noise', 'sigma', 'chunk_size'),
-)
+_NOT_PLANNED = ('methods', 'layers', 'classes', 'splits', 'batch_size')
 
 
 class _Outputs(NamedTuple):
@@ -42,7 +39,7 @@ def plan_of(setting: LocalizeConfig, network: Network) -> MapPlan:
     Raises:
         ValueError: see `make_plan`.
     """
-    options = {name: getattr(setting, name) for name in _PLANNED}
+    options = {k: v for k, v in vars(setting).items() if k not in _NOT_PLANNED}
     return make_plan(network, setting.methods, setting.layers, **options)
 
 

@@ -6,6 +6,7 @@ gradient with respect to the logits; methods that mask or ablate read its values
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,12 +96,23 @@ def target_scores(score: Score, logits: jax.Array, classes: jax.Array) -> jax.Ar
         every = jax.vmap(jax.vmap(score, (None, 0)), (0, None))
         scores = every(logits, jnp.arange(logits.shape[-1]))
         return jnp.sum(jnp.where(classes, scores, 0), axis=1, keepdims=True)
-    return jax.vmap(jax.vmap(score, (None, 0)))(logits, classes)
+    scores = jax.vmap(jax.vmap(score, (None, 0)))(logits, classes)
+    if scores.ndim != 2:
+        raise ValueError(
+            'a score must be a scalar of the logits [C] of one image, '
+            f'got shape {list(scores.shape[2:])}'
+        )
+    return scores
 
 
 def target_cotangents(score: Score, logits: jax.Array, classes: jax.Array) -> jax.Array:
     """Gradients of `target_scores` with respect to the logits: [K,B,C], K = 1 for bool classes."""
-    scores, pull_back = jax.vjp(lambda z: target_scores(score, z, classes), logits)
+    return score_gradients(lambda z: target_scores(score, z, classes), logits)
+
+
+def score_gradients(scores_of: Callable[[Any], jax.Array], at: Any) -> Any:
+    """Gradients [K,B,...] of scores [B,K] with respect to arrays [B,...]; images do not mix."""
+    scores, pull_back = jax.vjp(scores_of, at)
     one_each = jnp.eye(scores.shape[1], dtype=scores.dtype)
-    # Images do not mix: one pull-back serves the same target of all of them.
+    # One pull-back serves the same target of all images.
     return jax.vmap(lambda e: pull_back(jnp.broadcast_to(e, scores.shape))[0])(one_each)

@@ -20,9 +20,9 @@ class View:
     """
 
     scale: float = 1.0
-    mirror: bool = False
-    gain: float = 1.0
-    sample: int = 0
+    mirror: jax.Array | bool = False
+    gain: jax.Array | float = 1.0
+    sample: jax.Array | int = 0
 
 
 AS_IT_IS = View()
@@ -55,6 +55,27 @@ def noisy(inputs: jax.Array, sigma: float, sample: jax.Array | int) -> jax.Array
     keys = jax.vmap(lambda k: jax.random.fold_in(k, sample))(image_keys(inputs, 0))
     noise = jax.vmap(lambda k: jax.random.normal(k, inputs.shape[1:]))(keys)
     return inputs + sigma * jnp.std(inputs, axis=(1, 2, 3), keepdims=True) * noise
+
+
+def mirrored(x: jax.Array, mirror: jax.Array | bool, *, axis: int) -> jax.Array:
+    """Turned around along one axis, or not."""
+    if isinstance(mirror, bool):
+        return jnp.flip(x, axis) if mirror else x
+    return jnp.where(mirror, jnp.flip(x, axis), x)
+
+
+def seen(inputs: jax.Array, view: View, sigma: float) -> jax.Array:
+    """Inputs [B,H,W,3] at the scale of a view -> what it shows of them; noise as in `noisy`.
+
+    All but the scale may be traced values.
+    """
+    inputs = mirrored(inputs, view.mirror, axis=2)
+    if isinstance(view.sample, jax.Array):
+        drawn = noisy(inputs, sigma, view.sample)
+        inputs = jnp.where(view.sample > 0, drawn, inputs)
+    elif view.sample:
+        inputs = noisy(inputs, sigma, view.sample)
+    return inputs * view.gain
 
 
 def scaled(inputs: jax.Array, scale: float) -> jax.Array:

@@ -26,6 +26,10 @@ class Preprocessing:
     std: tuple[float, float, float]
     bgr: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ('mean', 'std'):  # lists would not be hashable
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+
     def __call__(self, images: Any) -> jax.Array:
         """RGB [B,H,W,3], uint8 in 0..255 or float in [0,1] -> float32 network input.
 
