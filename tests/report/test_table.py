@@ -90,3 +90,14 @@ def test_columns_are_those_that_some_row_has():
     rows = [{'PxAP': 1.0}, {'Top1Loc': 1.0, 'GTKnownLoc': 2.0}]
     assert columns(rows) == ['GTKnownLoc', 'Top1Loc', 'PxAP'] and columns([{}]) == []
     assert heading('MaxBoxAccV2') == 'MaxBoxAccV2*'  # the star: an oracle
+
+
+def test_faithfulness_says_on_how_many_images():
+    row = {'method': 'dgl', 'layer': 'a', 'split': 'test', 'images': 12, 'threshold': 0.2}
+    row |= {'chosen': True, 'threshold_from': 'val', 'GTKnownLoc': 50.0, 'MaxBoxAcc': 60.0}
+    row |= {'AverageDrop': 12.3, 'ROAD': -4.5, 'faithfulness_images': 5}
+    metrics = {'split': 'test', 'skipped': {}, 'classification': {}, 'localization': [row]}
+    head, names, _, values, *rest = summary(metrics).split('\n')
+    assert head == 'test: 12 images, drop to ROAD on 5 of them'
+    assert names.split()[-2:] == ['drop', 'ROAD'] and values.split()[-2:] == ['12.3', '-4.5']
+    assert not any('ROAD' in line for line in rest)  # the oracle has none

@@ -42,7 +42,8 @@ def from_linen(
     """A Flax Linen classifier as a `Network`.
 
     An endpoint is what a submodule returns ([B,H,W,K], tokens [B,N,K] of patches, or a tuple that
-    starts with one), under the submodule's path: 'encoder/block_2'. Submodules inside a
+    starts with one), under the submodule's path: 'encoder/block_2'. What the model computes without
+    a submodule, such as `relu(self.bn(x))`, comes after the endpoint. Submodules inside a
     transformation of the model's own (scan, remat, jit, vmap) have none. The model is called as
     `module.apply(variables, inputs, ...)` in inference mode: flags of its `__call__` named
     train, training, is_training, deterministic or use_running_average are set accordingly.

@@ -5,6 +5,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
+_FAITHFULNESS = ('AverageDrop', 'Increase', 'Insertion', 'Deletion', 'ROAD')
 _SCORES = (
     'GTKnownLoc',
     'Top1Loc',
@@ -14,11 +15,7 @@ _SCORES = (
     'PxAP',
     'mIoU',
     'PeakIoU',
-    'AverageDrop',
-    'Increase',
-    'Insertion',
-    'Deletion',
-    'ROAD',
+    *_FAITHFULNESS,
 )
 _HEADINGS = {
     'GTKnownLoc': 'GT-known',
@@ -79,6 +76,8 @@ def _title(metrics: dict[str, Any], rows: Sequence[Row]) -> str:
     if skipped:
         parts.append(f'{skipped} skipped')
     parts += [f'{name} {value:.1f} %' for name, value in metrics['classification'].items()]
+    faithful = {row['faithfulness_images'] for row in rows if 'faithfulness_images' in row}
+    parts += [f'drop to ROAD on {count} of them' for count in faithful]
     return ', '.join(parts)
 
 
@@ -89,7 +88,7 @@ def _oracle_rows(rows: Sequence[Row]) -> list[Row]:
         name = row['method']
         if name not in best or row.get(score, 0) > best[name].get(score, 0):
             best[name] = row
-    hidden = ('GTKnownLoc', 'Top1Loc', 'Top5Loc', 'mIoU')
+    hidden = ('GTKnownLoc', 'Top1Loc', 'Top5Loc', 'mIoU', *_FAITHFULNESS)
     shown = [{k: v for k, v in r.items() if k not in hidden} for r in best.values()]
     threshold = 'MaxBoxAcc_threshold' if score == 'MaxBoxAcc' else 'PeakIoU_threshold'
     return [{**row, 'threshold': row.get(threshold)} for row in shown]
