@@ -3,9 +3,9 @@
     WSOL_DATA=DATA python -m experiments.recipe_search --workdir DIR \
         --config configs/imagenette_mobilenet_v1.py
 
-Scores every method and layer of METHODS and --config.localize.layers, fused pairs included, under
-every kind of view on val; then the kernel of the closing for the best of them. Test sees the best
-recipe of each view and the winner alone, at val's threshold. Prints the table and writes
+Scores every method and layer (`--methods`, --config.localize.layers), fused ones included, under
+every kind of view (`--views`) on val, then the kernel of the closing for the best. Test sees
+the best recipe of each view and the winner alone, at val's threshold. Prints the table and writes
 DIR/recipe_search.md.
 """
 
@@ -28,7 +28,6 @@ from wsol_jax.models import Network
 from wsol_jax.report.table import heading, markdown
 from wsol_jax.workdir import write_text
 
-METHODS = ('dgl', 'layer_cam', 'sgl_g1', 'dgl+layer_cam')  # none of them ends in a ReLU
 SCALES = (0.75, 1.0, 1.25, 1.5)
 VIEWS: Mapping[str, dict[str, Any]] = {
     'one': {},
@@ -37,6 +36,11 @@ VIEWS: Mapping[str, dict[str, Any]] = {
     'scales, flip': {'scales': SCALES, 'flip': True},
 }
 KERNELS = (0, 5, 11, 21)
+
+_METHODS = flags.DEFINE_list(
+    'methods', ['dgl', 'layer_cam', 'sgl_g1', 'dgl+layer_cam'], 'None may end in a ReLU.'
+)
+_VIEWS = flags.DEFINE_multi_enum('views', list(VIEWS), list(VIEWS), 'Kinds of views.')
 
 Recipe = tuple[str, int]  # ('method @ layer', kernel of the closing in canvas pixels)
 
@@ -49,15 +53,15 @@ def recipe_maps(
     labels: np.ndarray,
 ) -> dict[str, jax.Array]:
     """{'method @ layer': [B,h,w]} under one kind of view."""
-    maps = wsol_jax.localize(network, images, METHODS, layers, labels, **options).maps
+    maps = wsol_jax.localize(network, images, _METHODS.value, layers, labels, **options).maps
     return {f'{method} @ {layer}': m for (method, layer), m in maps.items()}
 
 
 def search(config: Config, network: Network, splits) -> list[list[str]]:
     """Rows of the table: the best recipe of each kind of view, then the best one with a closing."""
     layers = config.localize.layers or network.layers()
-    makers = {v: partial(recipe_maps, network, layers, options) for v, options in VIEWS.items()}
-    names = [f'{method} @ {layer}' for method in METHODS for layer in layers]
+    makers = {v: partial(recipe_maps, network, layers, VIEWS[v]) for v in _VIEWS.value}
+    names = [f'{method} @ {layer}' for method in _METHODS.value for layer in layers]
     on_val: dict[str, dict[Recipe, Counts]] = {
         view: count(config, network, splits('val'), maps_of, [(name, 0) for name in names])
         for view, maps_of in makers.items()
@@ -66,7 +70,7 @@ def search(config: Config, network: Network, splits) -> list[list[str]]:
     top = max(winners, key=lambda view: on_val[view][winners[view]].score or 0.0)
     kernels = [(winners[top][0], kernel) for kernel in KERNELS]
     closed = count(config, network, splits('val'), makers[top], kernels)
-    rows = [(view, winners[view], on_val[view]) for view in VIEWS] + [(top, best(closed), closed)]
+    rows = [(view, winners[view], on_val[view]) for view in makers] + [(top, best(closed), closed)]
     return [_row(config, network, splits, view, makers[view], *found) for view, *found in rows]
 
 
