@@ -499,7 +499,8 @@ def test_every_split_is_opened_once(tmp_path, monkeypatch):
         opened.append(split)
         return Shapes(split, 1, size=32)
 
-    def evaluate(config, sources, workdir):
+    def evaluate(config, sources, workdir, network):
+        assert network is None  # nothing asks for it
         (workdir / 'metrics.json').write_text('{}')
 
     stages = {'open_split': open_split, 'evaluate': evaluate}
