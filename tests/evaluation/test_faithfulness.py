@@ -413,7 +413,7 @@ def test_summary_averages_over_images_in_percent():
         ({'classes': [0, 1, 2]}, r'integers of shape \[4\].*\[3\]'),
         ({'classes': [0.0, 1, 2, 3]}, 'integers of shape'),
         ({'classes': [0, 1, 2, 6]}, r'class 6 is outside 0\.\.5'),
-        ({'classes': [0, -1, 2, 3]}, 'class -1 is outside'),
+        ({'classes': [0, -1, 2, 3]}, 'class -1: maps of no single class'),
         ({'scores': ('insertoin',)}, "did you mean 'insertion'"),
         ({'scores': 'road'}, r"sequence such as \('road',\)"),
         ({'scores': ()}, 'scores must be a sequence'),
