@@ -32,9 +32,9 @@ class WsolFolder(ListedRecords):
         root = Path(root)
         folder = _split_folder(root, split)
         names, columns = _read_class_names(root / 'class_names.txt', class_index)
-        labels = _read_labels(folder, _read_ids(folder), len(names) or None)
-        sizes = _read_sizes(folder / 'image_sizes.txt', labels)
-        boxes, masks = _read_localization(folder / 'localization.txt', root, labels, sizes)
+        labels = _read_labels(folder, read_ids(folder), len(names) or None)
+        sizes = read_sizes(folder / 'image_sizes.txt', labels)
+        boxes, masks = read_localization(folder / 'localization.txt', root, labels, sizes)
         self.class_names = names or tuple(map(str, range(1 + max(map(max, labels.values())))))
         self._names = dict(zip(columns or range(self.num_classes), self.class_names, strict=True))
         self._records = [
@@ -144,7 +144,12 @@ def _read_class_names(
     return names, tuple(values[0] for _, values in pairs) if class_index else None
 
 
-def _read_ids(folder: Path) -> list[str]:
+def read_ids(folder: Path) -> list[str]:
+    """The images of one split, in order, of its image_ids.txt.
+
+    Raises:
+        DataError: the file is missing or empty, or lists an image twice.
+    """
     file = folder / 'image_ids.txt'
     ids: dict[str, None] = {}
     for where, name in _lines(file):
@@ -173,7 +178,16 @@ def _read_labels(
     return labels
 
 
-def _read_sizes(file: Path, labels: dict[str, tuple[int, ...]]) -> _Sizes:
+def read_sizes(file: Path, labels: dict[str, tuple[int, ...]]) -> _Sizes:
+    """(width, height) by image; empty where there is no such file.
+
+    Args:
+        file: image_sizes.txt.
+        labels: by image; only the images matter.
+
+    Raises:
+        DataError: a line is wrong, or the file lists other images.
+    """
     sizes: _Sizes = {}
     for where, line in _lines(file) if file.exists() else ():
         name, (width, height) = _integers(where, line, 'path,width,height')
@@ -186,10 +200,20 @@ def _read_sizes(file: Path, labels: dict[str, tuple[int, ...]]) -> _Sizes:
     return sizes
 
 
-def _read_localization(
+def read_localization(
     file: Path, root: Path, labels: dict[str, tuple[int, ...]], sizes: _Sizes
 ) -> tuple[dict[str, list[Box]], dict[str, list[_Masks]]]:
-    """Boxes and masks by image; both empty where the split has none (weak supervision)."""
+    """Boxes and masks by image; both empty where the split has none (weak supervision).
+
+    Args:
+        file: localization.txt.
+        root: folder that its masks are relative to.
+        labels: by image; only the images matter.
+        sizes: (width, height) by image, for those that have one.
+
+    Raises:
+        DataError: a line is wrong, or the file lists other images.
+    """
     boxes: dict[str, list[Box]] = {}
     masks: dict[str, list[_Masks]] = {}
     if not file.exists():

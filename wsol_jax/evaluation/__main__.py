@@ -1,0 +1,55 @@
+"""Scores the score maps of any framework: `python -m wsol_jax.evaluation --scoremaps DIR ...`."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from wsol_jax.evaluation.scoremaps import evaluate_scoremaps
+from wsol_jax.workdir import write_text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Returns:
+        0; whatever is wrong is told in one line and exits with code 2, before anything is written.
+    """
+    parser = _parser()
+    chosen = vars(parser.parse_args(arguments))
+    out = chosen.pop('out')
+    try:
+        if out.is_dir():
+            raise IsADirectoryError(f'{out}: is a folder; name a file such as {out}/metrics.json')
+        metrics = evaluate_scoremaps(**chosen)
+        write_text(out, json.dumps(metrics) + '\n')
+    except KeyboardInterrupt:
+        parser.exit(130, f'{parser.prog}: interrupted; {out} is not written\n')
+    except BrokenProcessPool:
+        parser.exit(2, f'{parser.prog}: a process was killed (memory?); {out} is not written\n')
+    except (ValueError, OSError) as error:
+        parser.exit(2, f'{parser.prog}: {error}\n')
+    for name in ('MaxBoxAcc', 'MaxBoxAccV2', 'PxAP'):
+        if name in metrics:
+            print(f'{name} {metrics[name]:.2f}')
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='python -m wsol_jax.evaluation',
+        description='MaxBoxAcc, MaxBoxAccV2 or PxAP of score maps, as wsolevaluation counts them.',
+    )
+    add = parser.add_argument
+    add('--scoremaps', required=True, metavar='DIR', help='of <image_id>.npy, 224x224 in [0, 1]')
+    add('--metadata', required=True, metavar='DIR', help='of image_ids.txt, localization.txt, ..')
+    add('--masks', metavar='DIR', help='of the masks that localization.txt lists')
+    add('--interval', type=float, default=0.001, help='between thresholds (default: %(default)s)')
+    add('--processes', type=int, default=1, metavar='N', help='default: %(default)s')
+    add('--out', type=Path, required=True, metavar='FILE', help='where to write the scores (JSON)')
+    return parser
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
