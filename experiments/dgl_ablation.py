@@ -25,7 +25,14 @@ from tqdm import tqdm
 import wsol_jax
 from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, read_config
-from wsol_jax.data import Record, Source, decode_mask, evaluation_batches, stored_size
+from wsol_jax.data import (
+    Record,
+    Source,
+    decode_mask,
+    evaluation_batches,
+    evenly_spaced,
+    stored_size,
+)
 from wsol_jax.evaluation.boxes import rescale_boxes, threshold_boxes
 from wsol_jax.evaluation.stage import Counts, choose, scores_at
 from wsol_jax.localization.cam import hires_cam
@@ -139,9 +146,8 @@ def count(
 
 
 def _read(config, size, source, maps_of) -> Iterator[tuple[Record, dict[str, np.ndarray]]]:
-    # Evenly spaced: the images of a class often stand together.
-    images = min(len(source), _IMAGES.value or len(source))
-    positions = np.linspace(0, len(source) - 1, images).round().astype(int).tolist()
+    positions = evenly_spaced(np.arange(len(source)), _IMAGES.value or len(source)).tolist()
+    images = len(positions)
     batch_size = min(config.localize.batch_size, images)
     with tqdm(total=images, unit='image', disable=None) as progress:
         for batch in evaluation_batches(source, size, batch_size, positions, config.data.workers):

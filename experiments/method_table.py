@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, read_config
-from wsol_jax.data import Record, Source, evaluation_batches
+from wsol_jax.data import Record, Source, evaluation_batches, evenly_spaced
 from wsol_jax.evaluation.stage import evaluate
 from wsol_jax.localization.localize import compute_maps
 from wsol_jax.localization.methods import METHODS
@@ -48,11 +48,11 @@ _COLOURS = ('#0072B2', '#999999')
 
 
 class Every:
-    """Evenly spaced records of a source: the images of a class often stand together."""
+    """Evenly spaced records of a source."""
 
     def __init__(self, source: Source, count: int):
         self._source = source
-        self._positions = np.linspace(0, len(source) - 1, min(count, len(source))).round()
+        self._positions = evenly_spaced(np.arange(len(source)), count)
         self.num_classes = source.num_classes
         self.class_name = source.class_name
 

@@ -11,7 +11,6 @@ B and K are free. JAX and safetensors suffice to run it, without wsol_jax.
 """
 
 import json
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +34,7 @@ from wsol_jax.localization.localize import (
     top_count,
 )
 from wsol_jax.localization.plan import MapPlan, make_plan
+from wsol_jax.workdir import written_whole
 
 if TYPE_CHECKING:  # an exported file is loaded without the networks
     from wsol_jax.models import Network
@@ -207,12 +207,9 @@ def _storable(leaf: jax.Array) -> np.ndarray:
 
 
 def _write(path: Path, parts: dict[str, bytes | bytearray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    with zipfile.ZipFile(temporary, 'w') as archive:
+    with written_whole(path) as temporary, zipfile.ZipFile(temporary, 'w') as archive:
         for name, data in parts.items():
             archive.writestr(name, data)
-    temporary.replace(path)
 
 
 def load_exported(path: str | Path) -> ExportedMaps:

@@ -128,6 +128,16 @@ def local_devices(parallel: str) -> Devices:
     return {'jit': _Jit, 'pmap': _Pmap}[parallel]()
 
 
+def in_parts(count: int, most: int) -> np.ndarray:
+    """Indices 0 ... count-1 in parts of one length, at most `most`: [parts, length].
+
+    As even as can be; the last index fills up the last part, which would else be compiled anew.
+    """
+    parts = -(-count // most)
+    length = -(-count // parts)
+    return np.minimum(np.arange(parts * length), count - 1).reshape(parts, length)
+
+
 def one_ahead(results: Iterator) -> Iterator:
     """Yields each result with the next already launched: devices and host work side by side."""
     previous = next(results, None)

@@ -7,7 +7,8 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -119,23 +120,30 @@ def _git_revision() -> str:
         return ''
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or none: under a temporary name, then renamed."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """The temporary name to write a file under; it is renamed to `path` when all went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    temporary.write_text(text, encoding='utf-8')
+    yield temporary
     temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding='utf-8')
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Writes a CSV file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    with temporary.open('w', newline='', encoding='utf-8') as file:
+    with (
+        written_whole(path) as temporary,
+        temporary.open('w', newline='', encoding='utf-8') as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-    temporary.replace(path)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from wsol_jax.localization.dgl import dgl, dual_gradient_map
+from wsol_jax.localization.dgl import dgl
 from wsol_jax.localization.gradients import (
     activation_gradients,
     class_score,
@@ -78,7 +78,7 @@ class Run:
     def dgl(self, layer, alpha=10.0):
         """Maps [B,h,w] of the method under test."""
         s, g, q = self.activations[layer], self.e[layer], self.p[layer]
-        return np.asarray(dual_gradient_map(s, g, q, alpha=alpha), np.float64)
+        return np.asarray(dgl(alpha).combine(s, g, q), np.float64)
 
     @property
     def one_hot(self):
@@ -228,9 +228,9 @@ def test_norm_covers_height_width_and_channels():
     q = jnp.array([[[[3.0, 0.0], [2.0, 8.0]]]])  # alpha 1: G = (2 0)(0 6), norm sqrt 40
     root = np.sqrt(40)
     expected = [[3 / 5 - 2 / root, 2 * (4 / 5 - 6 / root)]]
-    np.testing.assert_allclose(dual_gradient_map(s, g, q, alpha=1.0)[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(dgl(1.0).combine(s, g, q)[0], expected, rtol=1e-6)
     two = [jnp.concatenate([x, f * x]) for x, f in ((s, 7.0), (g, 3.0), (q, 3.0))]
-    maps = dual_gradient_map(*two, alpha=1.0)
+    maps = dgl(1.0).combine(*two)
     np.testing.assert_allclose(maps[0], expected, rtol=1e-6)
     np.testing.assert_allclose(maps[1], 3 * np.array(expected), rtol=1e-6)
 
@@ -314,7 +314,7 @@ def test_vanishing_loss_gradient_is_finite_and_only_at_alpha_1(toy, toy_images):
 
 def test_zero_activations_and_gradients_give_zero_not_nan():
     zero = jnp.zeros((2, 3, 3, 4))
-    assert not np.asarray(dual_gradient_map(zero, zero, zero, alpha=10.0)).any()
+    assert not np.asarray(dgl(10.0).combine(zero, zero, zero)).any()
 
 
 def test_equal_alpha_is_one_method():

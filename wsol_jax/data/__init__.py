@@ -15,6 +15,7 @@ from wsol_jax.data.records import (
     Source,
     decode_image,
     decode_mask,
+    evenly_spaced,
     resize_image,
     stored_size,
 )
@@ -39,6 +40,7 @@ __all__ = [
     'decode_image',
     'decode_mask',
     'evaluation_batches',
+    'evenly_spaced',
     'open_source',
     'resize_image',
     'steps_per_epoch',

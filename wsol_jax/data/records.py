@@ -103,6 +103,12 @@ def drawn(count: int, split: str) -> NDArray[np.bool_]:
     return (np.arange(count) % period == period - 1) == (split == 'val')
 
 
+def evenly_spaced(positions: NDArray[np.integer], count: int) -> NDArray[np.integer]:
+    """At most `count` of some positions: picked by nobody, and not all from the first classes."""
+    places = np.linspace(0, len(positions) - 1, min(count, len(positions)))
+    return positions[places.round().astype(int)]
+
+
 def decode_image(record: Record) -> Pixels:
     """Decode the image of a record as uint8 RGB [H, W, 3], whatever its stored colour mode.
 

@@ -23,6 +23,7 @@ from wsol_jax.localization.gradients import Apply
 from wsol_jax.localization.maps import min_max, resize
 from wsol_jax.models import Network, Preprocessing
 from wsol_jax.names import unknown_name
+from wsol_jax.parallel import in_parts
 
 SCORES = {
     'average_drop': 'AverageDrop',
@@ -173,7 +174,7 @@ def compute_faithfulness(
     classify = partial(_probabilities, apply, state, classes)
     ends = classify(jnp.stack([inputs, jnp.zeros_like(inputs), blurred], axis=1))
     passes = _passes(scores, steps, size[0] * size[1])
-    chunks = jnp.array(_in_chunks(passes, chunk_size))
+    chunks = jnp.array(passes[in_parts(len(passes), chunk_size)])
 
     def score(scaled: jax.Array) -> dict[str, jax.Array]:
         perturb = partial(_perturb, inputs, blurred, noise, scaled, _ranks(scaled))
@@ -216,13 +217,6 @@ def _passes(scores: Sequence[str], steps: int, pixels: int) -> np.ndarray:
     if 'road' in scores:
         found += [(_ROAD, 0, n) for n in kept] + [(_ROAD, pixels - n, pixels) for n in kept]
     return np.array(found, np.int32)
-
-
-def _in_chunks(passes: np.ndarray, chunk_size: int) -> np.ndarray:
-    """[P,3] -> [chunks,n,3] with n <= chunk_size as even as can be; the last pass fills up."""
-    chunks = -(-len(passes) // chunk_size)
-    each = -(-len(passes) // chunks)
-    return passes[np.minimum(np.arange(chunks * each), len(passes) - 1)].reshape(chunks, each, 3)
 
 
 def _perturb(

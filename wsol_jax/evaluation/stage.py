@@ -21,6 +21,7 @@ from wsol_jax.data import (
     Source,
     decode_mask,
     evaluation_batches,
+    evenly_spaced,
     stored_size,
 )
 from wsol_jax.evaluation.box_metrics import BoxCounts
@@ -301,10 +302,10 @@ def _add_faithfulness(
     shown = [r for r in rows if r['split'] == split.name and r.get('chosen', True)]
     keys = [(r['method'], r['layer']) for r in shown]
     read = np.flatnonzero(split.status == DONE)
-    count = min(config.evaluate.faithfulness, len(read))
+    images = evenly_spaced(read, config.evaluate.faithfulness)
+    count = len(images)
     if not count:
         return
-    images = read[np.linspace(0, len(read) - 1, count).round().astype(int)]
     values: dict[Key, list[dict[str, np.ndarray]]] = {key: [] for key in keys}
     size = config.network.input_size or network.input_size
     batch_size = min(config.localize.batch_size, count)

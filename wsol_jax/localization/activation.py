@@ -5,7 +5,6 @@ S [B,h,w,K] are the activations of a layer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from zlib import crc32
 
 import jax
@@ -16,12 +15,12 @@ from wsol_jax.localization.factors import (
     first_component,
     kernel_component,
     nmf,
+    principal_component,
 )
 from wsol_jax.localization.gradients import Method, Run, class_score
 from wsol_jax.localization.views import image_keys
 
 
-@cache
 def eigen_cam(centred: bool = False) -> Method:
     """Eigen-CAM: S v, v the first right singular vector of S as an (hw) x K matrix.
 
@@ -31,10 +30,10 @@ def eigen_cam(centred: bool = False) -> Method:
     Args:
         centred: subtract the channel means over positions first, as pytorch-grad-cam does.
     """
-    return Method('eigen_cam', (), _as_they_are, reduce=_first(centred), relu=centred)
+    reduce = principal_component if centred else first_component
+    return Method('eigen_cam', (), _as_they_are, reduce=reduce, relu=centred)
 
 
-@cache
 def kpca_cam() -> Method:
     """KPCA-CAM: Eigen-CAM with a kernel, the first component of a sigmoid kernel PCA.
 
@@ -52,7 +51,6 @@ def fem() -> Method:
     return Method('fem', (), _fem)
 
 
-@cache
 def dff(components: int = 8, steps: int = 100) -> Method:
     """Deep Feature Factorization: the part of relu(S) ~ W H that speaks most for the class.
 
@@ -67,7 +65,6 @@ def dff(components: int = 8, steps: int = 100) -> Method:
     return Method('dff', (class_score,), passes=_Parts(components, steps))
 
 
-@cache
 def random_cam(seed: int = 0) -> Method:
     """RandomCAM: sum_k w_k S_k with w_k uniform in [-1, 1]: what chance reaches.
 
@@ -79,10 +76,6 @@ def random_cam(seed: int = 0) -> Method:
 
 def _as_they_are(s: jax.Array) -> jax.Array:
     return s
-
-
-def _first(centred: bool):
-    return partial(first_component, centred=True) if centred else first_component
 
 
 def _fem(s: jax.Array) -> jax.Array:

@@ -7,12 +7,11 @@ definition ends in a ReLU, the method says so and scoring applies it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 
-from wsol_jax.localization.factors import first_component
+from wsol_jax.localization.factors import principal_component
 from wsol_jax.localization.gradients import ALL, Method, Run, class_score
 from wsol_jax.localization.maps import fuse
 from wsol_jax.localization.targets import score_gradients
@@ -81,11 +80,11 @@ def grad_cam_elementwise() -> Method:
     return Method('grad_cam_elementwise', (class_score,), _elementwise)
 
 
-@cache
 def eigen_grad_cam() -> Method:
     """EigenGrad-CAM: first principal component of g S, centred; as in pytorch-grad-cam."""
-    reduce = partial(first_component, centred=True)
-    return Method('eigen_grad_cam', (class_score,), _hires_cam, reduce=reduce, relu=True)
+    return Method(
+        'eigen_grad_cam', (class_score,), _hires_cam, reduce=principal_component, relu=True
+    )
 
 
 def shapley_cam() -> Method:

@@ -17,7 +17,9 @@ _TINY = 1e-12  # guards the squared norms, as in the released code
 
 @cache  # one object per alpha: the compiled program is keyed by it
 def dgl(alpha: float = 10.0) -> Method:
-    """Dual-Gradients Localization on any layer.
+    """M = sum_k g A with the class-aware enhanced map A = S/|S| - G/|G|, on any layer.
+
+    The norms are L2 over the whole activation tensor of one image. No ReLU anywhere.
 
     Two pull-backs, e_c and p = softmax(z), give both gradients for every alpha: g pulls back e_c
     and G = q - alpha g pulls back p - alpha e_c. That is the gradient the released code uses; the
@@ -50,26 +52,7 @@ def sgl_g2(alpha: float = 10.0) -> Method:
     return Method('sgl_g2', _BOTH, partial(_sgl_g2, alpha=alpha))
 
 
-def dual_gradient_map(
-    activations: jax.Array, score_gradient: jax.Array, softmax_gradient: jax.Array, *, alpha: float
-) -> jax.Array:
-    """M = sum_k g A with the class-aware enhanced map A = S/|S| - G/|G|, G = q - alpha g.
-
-    The norms are L2 over the whole activation tensor of one image. No ReLU anywhere.
-
-    Args:
-        activations: S [B,h,w,K].
-        score_gradient: g [B,h,w,K], the class score pulled back.
-        softmax_gradient: q [B,h,w,K], the softmax probabilities pulled back.
-        alpha: weight of the class, see `dgl`.
-
-    Returns:
-        Raw map [B,h,w].
-    """
-    return jnp.sum(_dual_terms(activations, score_gradient, softmax_gradient, alpha=alpha), axis=-1)
-
-
-def _dual_terms(s, g, q, *, alpha: float) -> jax.Array:
+def _dual_terms(s: jax.Array, g: jax.Array, q: jax.Array, *, alpha: float) -> jax.Array:
     return g * (_unit(s) - _unit(q - alpha * g))
 
 

@@ -39,6 +39,11 @@ def first_component(x: jax.Array, *, centred: bool = False) -> jax.Array:
     return jax.vmap(partial(_first_component, centred=centred))(_positions(x)).reshape(x.shape[:-1])
 
 
+def principal_component(x: jax.Array) -> jax.Array:
+    """`first_component`, centred."""
+    return first_component(x, centred=True)
+
+
 def kernel_component(x: jax.Array) -> jax.Array:
     """First component of kernel PCA with the kernel tanh(<a, b> / K + 1) of centred positions.
 

@@ -95,8 +95,10 @@ def _other_views(apply, plan: MapPlan, state, inputs, classes, views: Sequence[V
         if len(group) == 1:
             found.append(one(group[0]))
             continue
-        columns = [jnp.array([getattr(v, n) for v in group]) for n in ('mirror', 'gain', 'sample')]
-        stacked = jax.lax.map(lambda values, s=scale: one(View(s, *values)), columns)
+        # What all views of the group share stays out of the loop: no noise is drawn for nothing.
+        facts = {n: [getattr(v, n) for v in group] for n in ('mirror', 'gain', 'sample')}
+        varied = {n: jnp.array(values) for n, values in facts.items() if len(set(values)) > 1}
+        stacked = jax.lax.map(lambda facts, shared=group[0]: one(replace(shared, **facts)), varied)
         found += [jax.tree.map(lambda m, i=i: m[i], stacked) for i in range(len(group))]
     return found
 

@@ -6,7 +6,6 @@ pass; `chunk_size` copies of the batch go through the network at once, whatever 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,9 @@ import jax.numpy as jnp
 from wsol_jax.localization.gradients import Method, Run
 from wsol_jax.localization.maps import min_max, resize
 from wsol_jax.localization.views import image_keys
+from wsol_jax.parallel import in_parts
 
 
-@cache
 def score_cam() -> Method:
     """Score-CAM: w = softmax over channels of the scores of the image under each channel's mask.
 
@@ -24,10 +23,9 @@ def score_cam() -> Method:
     CVPR Workshops 2020, eq. 6 and 7. The mask is S_k resized to the input and scaled to [0, 1];
     it multiplies the preprocessed input. The baseline score, equal for all k, cancels.
     """
-    return Method('score_cam', passes=partial(_mask_terms, vary=_once), relu=True)
+    return Method('score_cam', passes=_MaskTerms(_once), relu=True)
 
 
-@cache
 def ss_cam(samples: int = 35, sigma: float = 2.0) -> Method:
     """SS-CAM: Score-CAM with scores averaged over Gaussian noise on the masks.
 
@@ -37,10 +35,9 @@ def ss_cam(samples: int = 35, sigma: float = 2.0) -> Method:
         samples: how many noises.
         sigma: their standard deviation; the masks are in [0, 1].
     """
-    return Method('ss_cam', passes=partial(_mask_terms, vary=_Noises(samples, sigma)), relu=True)
+    return Method('ss_cam', passes=_MaskTerms(_Noises(samples, sigma)), relu=True)
 
 
-@cache
 def is_cam(samples: int = 10) -> Method:
     """IS-CAM: Score-CAM with scores averaged over the masks times i/n, i = 1 ... n.
 
@@ -49,7 +46,7 @@ def is_cam(samples: int = 10) -> Method:
     Args:
         samples: n.
     """
-    return Method('is_cam', passes=partial(_mask_terms, vary=_Fractions(samples)), relu=True)
+    return Method('is_cam', passes=_MaskTerms(_Fractions(samples)), relu=True)
 
 
 def ablation_cam() -> Method:
@@ -98,20 +95,24 @@ class _Noises:
         return jnp.mean(jax.lax.map(one, jnp.arange(self.samples)), axis=0)
 
 
-def _mask_terms(run: Run, layers: Sequence[str], *, vary: Vary) -> dict[str, jax.Array]:
-    def scores_of(mask):
-        return run.scores(run.forward(run.inputs * mask[..., None])[0])
+@dataclass(frozen=True)
+class _MaskTerms:
+    vary: Vary
 
-    size = (run.inputs.shape[1], run.inputs.shape[2])
+    def __call__(self, run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
+        return {n: _weighted(run.activations[n], self._weights(run, n)) for n in layers}
 
-    def of_channel(channel):  # [B,h,w]
-        return vary(run, scores_of, min_max(resize(channel, size)))
+    def _weights(self, run: Run, layer: str) -> jax.Array:
+        size = (run.inputs.shape[1], run.inputs.shape[2])
 
-    def weights(layer):
-        scores = _over_channels(of_channel, jnp.moveaxis(run.activations[layer], -1, 0), run)
-        return jax.nn.softmax(scores, axis=0)
+        def scores_of(mask):
+            return run.scores(run.forward(run.inputs * mask[..., None])[0])
 
-    return {n: _weighted(run.activations[n], weights(n)) for n in layers}
+        def of_channel(channel):  # [B,h,w]
+            return self.vary(run, scores_of, min_max(resize(channel, size)))
+
+        channels = jnp.moveaxis(run.activations[layer], -1, 0)
+        return jax.nn.softmax(_over_channels(of_channel, channels, run), axis=0)
 
 
 def _ablation_terms(run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
@@ -132,15 +133,10 @@ def _ablation_terms(run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
 
 
 def _over_channels(function: Callable, channels: jax.Array, run: Run) -> jax.Array:
-    """`function` of every channel, so many at once that they are `chunk_size` copies of the batch.
-
-    The last channel fills up the last part, which would else be compiled once more.
-    """
-    count = len(channels)
-    parts = -(-count // run.chunk_size)
-    each = -(-count // parts)
-    filled = channels[jnp.minimum(jnp.arange(parts * each), count - 1)]
-    return jax.lax.map(function, filled, batch_size=each)[:count]
+    """`function` of every channel, `chunk_size` copies of the batch at once."""
+    parts = channels[in_parts(len(channels), run.chunk_size)]
+    results = jax.lax.map(jax.vmap(function), parts)
+    return results.reshape(-1, *results.shape[2:])[: len(channels)]
 
 
 def _weighted(s: jax.Array, weights: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from wsol_jax.localization.factors import first_component
+from wsol_jax.localization.factors import principal_component
 from wsol_jax.localization.gradients import ALL, Key, Method, channel_sum
 from wsol_jax.localization.maps import FUSIONS
 from wsol_jax.localization.methods import resolve_methods
@@ -217,4 +217,4 @@ def _smoothed(method: Method) -> Method:
 
 def _principal(terms: jax.Array) -> jax.Array:
     # A single channel is a map already; centring it would shift it, or turn it upside down.
-    return terms[..., 0] if terms.shape[-1] == 1 else first_component(terms, centred=True)
+    return terms[..., 0] if terms.shape[-1] == 1 else principal_component(terms)

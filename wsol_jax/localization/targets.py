@@ -92,17 +92,15 @@ def target_scores(score: Score, logits: jax.Array, classes: jax.Array) -> jax.Ar
     Returns:
         [B,K], or [B,1].
     """
-    if classes.dtype == bool:
-        every = jax.vmap(jax.vmap(score, (None, 0)), (0, None))
-        scores = every(logits, jnp.arange(logits.shape[-1]))
-        return jnp.sum(jnp.where(classes, scores, 0), axis=1, keepdims=True)
-    scores = jax.vmap(jax.vmap(score, (None, 0)))(logits, classes)
+    several = classes.dtype == bool
+    indices = jnp.broadcast_to(jnp.arange(logits.shape[-1]), logits.shape) if several else classes
+    scores = jax.vmap(jax.vmap(score, (None, 0)))(logits, indices)
     if scores.ndim != 2:
         raise ValueError(
             'a score must be a scalar of the logits [C] of one image, '
             f'got shape {list(scores.shape[2:])}'
         )
-    return scores
+    return jnp.sum(jnp.where(classes, scores, 0), axis=1, keepdims=True) if several else scores
 
 
 def target_cotangents(score: Score, logits: jax.Array, classes: jax.Array) -> jax.Array:

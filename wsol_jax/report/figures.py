@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from wsol_jax.config import Config
-from wsol_jax.data import Source, decode_image, resize_image, stored_size
+from wsol_jax.data import Source, decode_image, evenly_spaced, resize_image, stored_size
 from wsol_jax.evaluation.boxes import box_iou, rescale_boxes, threshold_boxes
 from wsol_jax.evaluation.stage import canvas_scores
 from wsol_jax.localization.store import DONE, Key, MapStore
@@ -80,7 +80,7 @@ def _overlays(
     store: MapStore,
     path: Path,
 ) -> None:
-    positions = _spread(np.flatnonzero(store.fact('status') == DONE), config.report.images)
+    positions = evenly_spaced(np.flatnonzero(store.fact('status') == DONE), config.report.images)
     if not len(positions):
         return
     shape = (len(positions), len(keys) + 1)
@@ -95,12 +95,6 @@ def _overlays(
 
 def _title(key: Key) -> str:
     return '\n'.join((key[0], *key[1].split('+')))
-
-
-def _spread(positions: np.ndarray, count: int) -> np.ndarray:
-    """Evenly spaced positions, so that nobody picked the images."""
-    places = np.linspace(0, len(positions) - 1, min(count, len(positions)))
-    return positions[places.round().astype(int)]
 
 
 def _overlay_row(config, rows, keys, source, store, position: int, line: Sequence[Axes]) -> None:
