@@ -28,13 +28,11 @@ from wsol_jax.config import Config, read_config
 from wsol_jax.data import (
     Record,
     Source,
-    decode_mask,
     evaluation_batches,
     evenly_spaced,
-    stored_size,
 )
-from wsol_jax.evaluation.boxes import rescale_boxes, threshold_boxes
-from wsol_jax.evaluation.stage import Counts, choose, scores_at
+from wsol_jax.evaluation.counts import Counts, ground_truth, scores_at, thresholds_of
+from wsol_jax.evaluation.stage import choose
 from wsol_jax.localization.cam import hires_cam
 from wsol_jax.localization.dgl import dgl
 from wsol_jax.localization.maps import fuse, score_map
@@ -129,19 +127,13 @@ def count(
         maps_of: (images, labels) -> maps.
         wanted: which maps to score, with which closing.
     """
-    counts = {w: Counts.zero(config.evaluate) for w in wanted}
+    counts = {w: Counts.zero(thresholds_of(config.evaluate)) for w in wanted}
     canvas = (config.evaluate.size,) * 2
     size = config.network.input_size or network.input_size
     for record, maps in _read(config, size, source, maps_of):
-        boxes = np.array(record.boxes).reshape(-1, 4)
-        truth = rescale_boxes(boxes, stored_size(record), canvas)
-        mask = decode_mask(record, canvas) if record.masks else None
+        truth = ground_truth(record, canvas)
         for (name, kernel), so_far in counts.items():
-            scores = score_map(maps[name], canvas, closing=kernel)
-            if len(truth):
-                so_far.boxes.add(threshold_boxes(scores, so_far.boxes.thresholds), truth)
-            if mask is not None:
-                so_far.pixels.add(scores, mask)
+            so_far.add(score_map(maps[name], canvas, closing=kernel), *truth)
     return counts
 
 
@@ -187,13 +179,12 @@ def ablate(
     closing = best({scored: c for scored, c in on_val.items() if scored[1]})
     rows = {row: scored for row, scored in rows.items() if scored[1] in (0, closing[1])}
     on_test = count(config, network, test, maps_of, dict.fromkeys(rows.values()))
-    thresholds = choose(on_val, config.evaluate)
+    thresholds = choose(on_val)
     scores = {
         row: {'threshold': thresholds[s]} | scores_at(on_test[s], thresholds[s], 'ground_truth')
         for row, s in rows.items()
     }
-    counted = next(iter(on_test.values()))
-    return scores, max(counted.boxes.images, counted.pixels.images)
+    return scores, next(iter(on_test.values())).images
 
 
 def shown(scores: Mapping[Row, dict]) -> list[str]:

@@ -5,26 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wsol_jax.data.records import ListedRecords
 from wsol_jax.models import Network, Preprocessing, load_network
 
 
-class Listed:
+class Listed(ListedRecords):
     """A source over a list of records, of eight classes."""
 
     class_names = tuple('abcdefgh')
-    num_classes = 8
 
     def __init__(self, records):
-        self.records = list(records)
-
-    def class_name(self, label):
-        return self.class_names[label]
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        return self.records[index]
+        self.records = self._records = list(records)
 
 
 @pytest.fixture(scope='session')

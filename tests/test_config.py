@@ -60,6 +60,7 @@ def test_every_setting_can_be_set_and_is_kept(path):
         'train.clip': 1.5,
         'train.label_smoothing': 0.1,
         'train.ema': 0.99,
+        'report.format': 'svg',
     }
     kinds = {
         str: lambda: f'{default}x',

@@ -274,6 +274,10 @@ NETWORKS = 'inception_v3, resnet10, resnet18, resnet34, resnet50, resnet101'
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
+        (
+            ['stages=("localize","evaluate")', 'evaluate.presets=cvpr17'],
+            "unknown preset 'cvpr17'; did you mean 'cvpr16'?",
+        ),
         (['localize.methods=dlg'], "unknown localization method 'dlg'; did you mean 'dgl'?"),
         (['localize.layers=stage5'], "unknown layer of resnet10 'stage5'; did you mean 'stage4'?"),
         (['localize.fusion=meen'], "unknown fusion 'meen'; did you mean 'mean'?"),
@@ -425,7 +429,7 @@ def test_a_whole_run_leaves_what_the_contract_names(finished):
     names = {path.name for path in workdir.iterdir()}
     assert names == {
         *('config.json', 'checkpoints', 'progress.csv', 'maps', 'boxes'),
-        *('metrics.json', 'report.html', 'figures'),
+        *('metrics.json', 'curves.csv', 'report.html', 'figures'),
     }
     assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {'best', 'last'}
     record = json.loads((workdir / 'config.json').read_text())

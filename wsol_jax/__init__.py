@@ -17,6 +17,7 @@ from wsol_jax.models import (
     from_nnx,
     load_network,
 )
+from wsol_jax.report.show import show
 
 __all__ = [
     'METHODS',
@@ -38,4 +39,5 @@ __all__ = [
     'load_network',
     'localize',
     'score_map',
+    'show',
 ]

@@ -185,8 +185,11 @@ class EvaluateConfig:
         threshold_step: spacing of the thresholds in [0, 1).
         threshold: used where nothing can be chosen: data without boxes.
         closing: diameter in canvas pixels of the grey-scale closing of score maps; 0 for none.
+        presets: how older tables were scored, to quote them: names of
+          `wsol_jax.evaluation.presets.PRESETS`, or 'name:threshold', such as 'bas:0.15'.
         faithfulness: images of the last split on which average drop, insertion, deletion and ROAD
           of each method's chosen layer are computed, at 57 forward passes a map; 0 for none.
+        processes: how many count at once; does not change the scores.
     """
 
     choose_on: str = 'val'
@@ -194,18 +197,24 @@ class EvaluateConfig:
     threshold_step: float = 0.01
     threshold: float = 0.2
     closing: int = 0
+    presets: tuple[str, ...] = ()
     faithfulness: int = 0
+    processes: int = 1
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """The figures.
+    """The figures and the page.
 
     Attributes:
         images: how many images the overlay figures show.
+        gallery: how many images report.html shows.
+        format: of the figures: 'png' or 'svg'.
     """
 
     images: int = 8
+    gallery: int = 100
+    format: str = 'png'
 
 
 @dataclass(frozen=True)
@@ -245,6 +254,7 @@ _CHOICES = {
     'train.schedule': ('cosine', 'poly', 'step', 'constant'),
     'train.dtype': ('float32', 'bfloat16'),
     'train.keep': ('best', 'last'),
+    'report.format': ('png', 'svg'),
 }
 _LEAST = {
     'seed': 0,
@@ -265,7 +275,9 @@ _LEAST = {
     'evaluate.size': 2,
     'evaluate.faithfulness': 0,
     'evaluate.closing': 0,
+    'evaluate.processes': 1,
     'report.images': 0,
+    'report.gallery': 0,
 }
 _RANGES = {
     'augment.jitter': _BELOW_ONE,

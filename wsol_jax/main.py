@@ -14,6 +14,7 @@ from flax import nnx
 from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, ConfigError, read_config
 from wsol_jax.data import Source, check_training, open_source
+from wsol_jax.evaluation.presets import preset
 from wsol_jax.evaluation.stage import evaluate
 from wsol_jax.localization.stage import localize_split, plan_of
 from wsol_jax.models import Network, as_network, build, load_network
@@ -34,6 +35,8 @@ def run(config: Config, workdir: Path) -> None:
     open_workdir(workdir, config)
     splits = open_splits(config)
     classifier = cache(partial(load_classifier, config, workdir, splits))
+    for name in config.evaluate.presets:
+        preset(name)  # a misspelt one is found now, not after hours
     if 'train' in config.stages:
         if 'localize' in config.stages:
             _check_names(config, splits)

@@ -35,7 +35,10 @@ _FREE = (
     'localize.chunk_size',
     'train.log_every',
     'train.checkpoint_every',
+    'evaluate.processes',
     'report.images',
+    'report.gallery',
+    'report.format',
 )
 _PACKAGES = (
     'jax',
@@ -95,7 +98,7 @@ def _refuse(path: Path, changed: list[str], old: dict, new: dict) -> None:
 
 
 def _remove_scores(path: Path) -> None:
-    for name in ('metrics.json', 'report.html'):
+    for name in ('metrics.json', 'curves.csv', 'report.html'):
         (path / name).unlink(missing_ok=True)
     for folder in ('boxes', 'figures'):
         for file in (path / folder).glob('*.*'):

@@ -7,7 +7,6 @@ import pytest
 from wsol_jax.evaluation.boxes import (
     box_iou,
     boxes_from_map,
-    contour_boxes,
     rescale_boxes,
     threshold_boxes,
 )
@@ -165,10 +164,10 @@ def test_the_cut_is_relative_to_the_maximum():
     assert len(threshold_boxes(scores, [0.35])[0]) == 1
 
 
-def test_contour_boxes_touch_diagonally():
+def test_contours_touch_diagonally():
     foreground = np.zeros((6, 6), bool)
     foreground[1:3, 1:3] = foreground[3:5, 3:5] = True
-    assert contour_boxes(foreground).tolist() == [[1, 1, 5, 5]]
+    assert threshold_boxes(foreground, [0.5])[0].tolist() == [[1, 1, 5, 5]]
 
 
 @pytest.mark.parametrize('scores', [[[0.0, np.nan]], [[0.0, 1.01]], [[-0.01, 1.0]]])

@@ -15,14 +15,16 @@ from wsol_jax.config import Config, EvaluateConfig, LocalizeConfig, NetworkConfi
 from wsol_jax.data import DataError, Record, Shapes, WsolFolder, decode_image, resize_image
 from wsol_jax.evaluation.box_metrics import BoxCounts
 from wsol_jax.evaluation.boxes import boxes_from_map, rescale_boxes
+from wsol_jax.evaluation.counts import Counts, scores_at
 from wsol_jax.evaluation.faithfulness import faithfulness, summarize
 from wsol_jax.evaluation.pixel_metrics import PixelCounts
-from wsol_jax.evaluation.stage import Counts, evaluate, scores_at
+from wsol_jax.evaluation.stage import evaluate
 from wsol_jax.localization.localize import localize
 from wsol_jax.localization.stage import localize_split
 from wsol_jax.localization.store import DONE, PENDING, SKIPPED, MapStore
 from wsol_jax.models import load_network
 from wsol_jax.report.table import summary
+from wsol_jax.workdir import read_csv
 
 SIDE = 16
 SIZE = (32, 16)  # of the stored images: x is twice as large there
@@ -296,9 +298,118 @@ def test_mean_iou_at_the_threshold_of_val_and_its_peak(tmp_path):
     ]
 
 
+def test_more_processes_change_nothing(scored, tmp_path):
+    metrics, workdir, sources = scored
+    (tmp_path / 'maps').symlink_to(workdir / 'maps')
+    config = replace(CONFIG, evaluate=replace(CONFIG.evaluate, processes=2))
+    assert evaluate(config, sources, tmp_path) == metrics
+    for name in ('curves.csv', 'boxes/val.csv', 'boxes/test.csv'):
+        assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
+
+
+def test_curves_file(scored):
+    _, workdir, _ = scored
+    rows = read_csv(workdir / 'curves.csv')
+    assert [(r['split'], r['layer'], r['threshold']) for r in rows] == [
+        (split, layer, t)
+        for split in ('val', 'test')
+        for layer in ('a', 'b')
+        for t in ('0', '0.25', '0.5', '0.75')
+    ]
+    # On val three of four are INNER, which layer a's box is from .5 on; 49 / 169 is below .3.
+    assert [r['largest_50'] for r in rows[:4]] == ['25', '25', '75', '75']
+    assert [r['all_30'] for r in rows[:4]] == ['25', '25', '75', '75']
+    assert {r['mIoU'] + r['PooledIoU'] for r in rows} == {''}
+
+
+def test_curves_of_masks(tmp_path):
+    source = masked_split(tmp_path, 'val', [(NESTED, filled(INNER)), (NESTED, filled(OUTER))])
+    metrics = evaluate(CONFIG, {'val': source}, tmp_path)
+    rows = read_csv(tmp_path / 'curves.csv')
+    # Foreground of 256, 144, 144 and 36 pixels (grey 128 / 255 reaches .5), masks of 36 and 144.
+    pixels = (256, 144, 144, 36)
+    pooled = [100 * (36 + min(n, 144)) / (2 * n + max(0, 144 - n)) for n in pixels]
+    mean = [50 * (36 / n + min(n, 144) / max(n, 144)) for n in pixels]
+    assert [float(r['PooledIoU']) for r in rows] == pytest.approx(pooled, abs=1e-3)
+    assert [float(r['mIoU']) for r in rows] == pytest.approx(mean, abs=1e-3)
+    assert {r['largest_50'] for r in rows} == {''}
+    # Foreground takes 36 / 256 = 14 % and 144 / 256 = 56 % of the image.
+    sizes = [(r['size'], r['images'], r['mIoU']) for r in metrics['by_size']]
+    at = (144, 36)[metrics['localization'][0]['threshold'] > 0.5]
+    expected = [100 * 36 / at, 100 * at / 144]
+    assert sizes == [
+        ('10-30 %', 1, pytest.approx(expected[0])),
+        ('50-100 %', 1, pytest.approx(expected[1])),
+    ]
+
+
+def test_intervals_stand_beside_scores_at_the_threshold(scored):
+    metrics, *_ = scored
+    for row in metrics['localization']:
+        assert set(row['intervals']) == {'GTKnownLoc', 'Top1Loc', 'Top5Loc'}
+        for name, (low, high) in row['intervals'].items():
+            assert 0 <= low <= row[name] <= high <= 100
+    rows = rows_of(metrics, 'test')
+    # Three images, all right: no draw has another share. One right: none to all are.
+    assert rows[B]['intervals']['GTKnownLoc'] == [100, 100]
+    assert rows[B]['intervals']['Top1Loc'] == [0, 100]
+
+
+def test_tables_by_class_and_by_size(tmp_path):
+    # Shares of the image: 36 / 256 = 14 %, 144 / 256 = 56 %; the larger of two boxes counts.
+    cases = [((INNER,), 0), ((INNER,), 0), ((OUTER,), 0), ((INNER, OUTER), 2), ((OUTER,), 2)]
+    source = Listed([record(f'{i}.png', *b, label=k) for i, (b, k) in enumerate(cases)])
+    write_store(tmp_path, 'val', source, {A: [NESTED] * 5, B: [ELSEWHERE] * 5})
+    metrics = evaluate(CONFIG, {'val': source}, tmp_path)
+    assert metrics['localization'][0]['threshold'] == 0  # OUTER: three of five are right
+    facts = {'method': 'dgl', 'layer': 'a'}  # of the chosen layer alone
+    third = pytest.approx(100 / 3)
+    of_class = [
+        {**facts, 'class': 0, 'name': 'a', 'images': 3, **same(third)},
+        {**facts, 'class': 2, 'name': 'c', 'images': 2, **same(100)},
+    ]
+    assert metrics['by_class'] == of_class
+    assert metrics['by_size'] == [
+        {**facts, 'size': '10-30 %', 'images': 2, **same(0)},
+        {**facts, 'size': '50-100 %', 'images': 3, **same(100)},
+    ]
+
+
+def same(value):
+    return dict.fromkeys(('GTKnownLoc', 'Top1Loc', 'Top5Loc'), value)
+
+
+def test_presets_stand_beside_the_protocol(tmp_path):
+    # Two places of the canvas a pixel: NESTED is 1 on INNER and .5 on OUTER. cvpr16 cuts at .2,
+    # which gives OUTER; so does bas at .4, but means over classes. psol at .5 gives INNER.
+    truths = [(OUTER, 0), (OUTER, 0), (INNER, 0), (INNER, 1)]
+    source = Listed([record(f'{i}.png', t, label=k) for i, (t, k) in enumerate(truths)])
+    top = [[0, 4, 5, 6, 7], [4, 0, 5, 6, 7], [0, 4, 5, 6, 7], [1, 4, 5, 6, 7]]
+    write_store(tmp_path, 'val', source, {A: [NESTED] * 4}, top=top)
+    names = ('cvpr16', 'bas:0.4', 'psol:0.5')
+    config = replace(CONFIG, evaluate=replace(CONFIG.evaluate, presets=names, processes=2))
+    (row,) = evaluate(config, {'val': source}, tmp_path)['localization']
+    third = pytest.approx(100 / 3)
+    assert row['presets'] == {
+        'cvpr16': {'GTKnownLoc': 50, 'Top1Loc': 25, 'Top5Loc': 50},
+        'bas:0.4': {'GTKnownLoc': third, 'Top1Loc': pytest.approx(50 / 3), 'Top5Loc': third},
+        'psol:0.5': same(pytest.approx(200 / 3)),
+    }
+
+
+def test_masks_have_intervals_of_miou_and_pxap(tmp_path):
+    cases = [(NESTED, filled(INNER)), (NESTED, filled(OUTER)), (ELSEWHERE, filled(OUTER))]
+    cases += [(NESTED, np.zeros((SIDE, SIDE)))]  # no foreground: no IoU
+    source = masked_split(tmp_path, 'val', cases)
+    (row,) = evaluate(CONFIG, {'val': source}, tmp_path)['localization']
+    assert set(row['intervals']) == {'mIoU', 'PxAP'}
+    for name, (low, high) in row['intervals'].items():
+        assert low < row[name] < high
+
+
 def test_scores_at_without_ground_truth_are_none():
     thresholds = np.arange(0, 1, 0.25)
-    nothing = Counts(BoxCounts.zero(thresholds), PixelCounts.zero(thresholds))
+    nothing = Counts.zero(thresholds)
     assert scores_at(nothing, 0.5, 'ground_truth') == {}
 
 

@@ -162,6 +162,39 @@ def test_by_hand(tmp_path):
     assert 'PxAP' not in metrics
 
 
+def test_presets_score_boxes_as_older_tables_did(tmp_path, capsys):
+    # Above .2 of the maximum the wide box, above .6 the narrow one.
+    scores = np.zeros((SIZE, SIZE))
+    scores[40:120, 40:200], scores[40:120, 40:80] = 0.5, 1
+    truth = {f'{i}.jpg': (SIZE, SIZE, [(40, 40, (200, 80)[i > 2], 120)]) for i in range(4)}
+    write_boxes(tmp_path / 'metadata', truth)
+    write_maps(tmp_path / 'maps', dict.fromkeys(truth, scores))
+    chosen = ['--preset', 'cvpr16', '--preset', 'bas:0.6']
+    with pytest.raises(SystemExit):
+        main(arguments(tmp_path, *chosen))
+    assert 'class_labels.txt: no such file; preset' in capsys.readouterr().err
+    labels = [f'{name},{i // 2}' for i, name in enumerate(truth)]
+    write_lines(tmp_path / 'metadata' / 'class_labels.txt', labels)
+    assert main(arguments(tmp_path, *chosen, '--processes', '2')) == 0
+    metrics = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
+    # Images 0 to 2 have the wide box; of classes {0, 1} and {2, 3} none and half have the other.
+    assert metrics['presets'] == {'cvpr16': 75, 'bas:0.6': 25}
+    assert 'bas:0.6 25.00' in capsys.readouterr().out
+
+
+def test_a_misspelt_preset_and_presets_of_masks(data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments(data, '--preset', 'cvpr17'))
+    assert "did you mean 'cvpr16'" in capsys.readouterr().err
+    other = tmp_path / 'other'
+    other.mkdir()
+    write_masks(other, {'x': [(first_pixels(0, 9), None)]})
+    write_maps(other / 'maps', {'x': np.ones((SIZE, SIZE))})
+    with pytest.raises(SystemExit):
+        main(arguments(other, '--masks', str(other / 'masks'), '--preset', 'cvpr16'))
+    assert 'localization.txt: no boxes' in capsys.readouterr().err
+
+
 def test_two_processes_count_what_one_does(data, tmp_path):
     names = [f'{k}.jpg' for k in range(40)]
     maps = list(score_maps().values())
@@ -187,8 +220,7 @@ def test_counts_of_parts_add_up(data):
     records = scoremap_records(data / 'maps', data / 'metadata')
     thresholds = np.arange(0, 1, 0.05)
     parts = [count_scoremaps(records[:4], thresholds), count_scoremaps(records[4:], thresholds)]
-    (boxes, pixels), (more_boxes, more_pixels) = parts
-    merged = scoremap_metrics(boxes + more_boxes, pixels + more_pixels)
+    merged = scoremap_metrics(parts[0] + parts[1])
     assert merged == evaluate_scoremaps(data / 'maps', data / 'metadata', interval=0.05)
 
 
@@ -228,7 +260,7 @@ def test_pxap_of_a_constant_map_is_the_share_of_foreground(
     write_maps(tmp_path / 'maps', {'x': np.full((SIZE, SIZE), constant)})
     metrics = evaluate_scoremaps(tmp_path / 'maps', tmp_path / 'metadata', tmp_path / 'masks')
     assert metrics['PxAP'] == pytest.approx(published, abs=1e-3)
-    assert 'MaxBoxAcc' not in metrics and 'curves' not in metrics
+    assert 'MaxBoxAcc' not in metrics and set(metrics['curves']) == {'mIoU', 'PooledIoU'}
 
 
 @pytest.mark.parametrize('ignored_score', [0.0, 1.0])

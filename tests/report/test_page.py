@@ -1,11 +1,26 @@
+"""The page's text: every score, names escaped, nothing from a network, and a bound on its size."""
+
+import base64
+import json
 import re
+import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 
-import cv2
 import numpy as np
 import pytest
+from conftest import Listed
+from test_gallery import CONFIG, A, named, record, smooth_maps, write_maps
 
+from wsol_jax.config import ReportConfig
+from wsol_jax.localization.store import SKIPPED
+from wsol_jax.report import page
 from wsol_jax.report.page import write_page
+from wsol_jax.workdir import write_csv
+
+SCRIPT = '</script><script>alert(1)</script>'
+NO_GALLERY = replace(CONFIG, report=ReportConfig(gallery=0))
+CURVES = ('largest_30', 'largest_50', 'largest_70', 'all_30', 'all_50', 'all_70')
 
 
 def row(method, layer, split, **scores):
@@ -15,78 +30,200 @@ def row(method, layer, split, **scores):
 
 METRICS = {
     'split': 'te<st>',
+    'class': 'ground_truth',
     'classification': {'top1': 50.0},
-    'skipped': {},
+    'skipped': {'te<st>': 3},
     'localization': [
+        row('a<b>&"c', 'stage1', 'te<st>', MaxBoxAcc=0.0, chosen=False),
         row('dgl', 'stage1', 'val', MaxBoxAcc=12.34, chosen=True),
-        row('a<b>&"c', 'stage1', 'te<st>', MaxBoxAcc=0.0),
-        row('dgl', 'stage1', 'te<st>', PxAP=33.33, chosen=True),
+        row(
+            *('dgl', 'stage1', 'te<st>'),
+            **{'GTKnownLoc': 69.33, 'PxAP': 33.33, 'chosen': True},
+            intervals={'GTKnownLoc': [61.4, 76.6]},
+            presets={'bas': {'GTKnownLoc': 55.55}, 'iou<2>': {'Top1Loc': 44.44}},
+        ),
+    ],
+    'by_class': [
+        {
+            **{'method': 'dgl', 'layer': 'stage1', 'class': 3, 'name': SCRIPT},
+            **{'images': 15, 'GTKnownLoc': 60.0},
+        }
     ],
 }
 
 
 class Reader(HTMLParser):
-    """Cells of the table by row, tags, and addresses."""
+    """Rows of the first table, which are bold or hidden, addresses, and scripts by id."""
 
     def __init__(self, text):
         super().__init__()
-        self.rows, self.bold, self.open, self.addresses = [], [], [], []
+        self.rows, self.marks, self.open, self.addresses = [], [], [], []
+        self.scripts, self.tables, self.tags = {}, 0, []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        self.open.append(tag)
-        self.addresses += [v for k, v in attributes if k in ('src', 'href')]
-        if tag == 'tr':
+        values = dict(attributes)
+        self.open.append((tag, values.get('id')))
+        self.tags.append(tag)
+        self.addresses += [v for k, v in attributes if k in ('src', 'href', 'action', 'srcset')]
+        self.tables += tag == 'table'
+        if self.tables == 1 and tag == 'tr':
             self.rows.append([])
-            self.bold.append(('class', 'chosen') in attributes)
-        if tag in ('td', 'th'):
+            self.marks.append((values.get('class') == 'chosen', 'hidden' in values))
+        if self.tables == 1 and tag in ('td', 'th'):
             self.rows[-1].append('')
 
     def handle_data(self, data):
-        if self.open and self.open[-1] in ('td', 'th'):
-            self.rows[-1][-1] += data
+        inside = [tag for tag, _ in self.open]
+        if self.tables == 1 and ('td' in inside or 'th' in inside):
+            self.rows[-1][-1] += data.strip()
+        if inside and inside[-1] == 'script':
+            name = self.open[-1][1]
+            self.scripts[name] = self.scripts.get(name, '') + data
 
     def handle_endtag(self, tag):
-        self.open = self.open[: len(self.open) - 1 - self.open[::-1].index(tag)]
+        names = [name for name, _ in self.open]
+        if tag in names:
+            self.open = self.open[: len(names) - 1 - names[::-1].index(tag)]
 
 
-@pytest.fixture
-def page(tmp_path):
-    (tmp_path / 'figures').mkdir()
-    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    cv2.imwrite(str(tmp_path / 'figures/layers_a&b.png'), image)
-    write_page(METRICS, tmp_path)
-    return tmp_path / 'report.html'
+def page_of(tmp_path, metrics=METRICS, config=NO_GALLERY, source=None, **facts):
+    source = named(4) if source is None else source
+    store = write_maps(tmp_path, source, {A: smooth_maps(1, len(source))}, **facts)
+    write_page(config, metrics, source, store, tmp_path)
+    return (tmp_path / 'report.html').read_text(encoding='utf-8')
 
 
-def test_every_row_is_there(page):
-    reader = Reader(page.read_text(encoding='utf-8'))
+def curve_of(reader, index):
+    listed = json.loads(zlib.decompress(base64.b64decode(reader.scripts['curves'])))
+    return listed[index]
+
+
+def test_every_row_is_there(tmp_path):
+    reader = Reader(page_of(tmp_path))
+    scores = ['GT-known', 'MaxBoxAcc*', 'PxAP', 'GT-known bas', 'Top-1 Loc iou<2>']
     assert reader.rows == [
-        ['split', 'method', 'layer', 'threshold', 'MaxBoxAcc*', 'PxAP'],
-        ['val', 'dgl', 'stage1', '0.3', '12.3', ''],
-        ['te<st>', 'a<b>&"c', 'stage1', '0.3', '0.0', ''],
-        ['te<st>', 'dgl', 'stage1', '0.3', '', '33.3'],
+        ['chosen', 'method', 'layer', 'threshold', *scores],
+        ['●', 'dgl', 'stage1', '0.30', '', '12.3', '', '', ''],
+        ['●', 'dgl', 'stage1', '0.30', '69.361–77', '', '33.3', '55.5', '44.4'],
+        ['', 'a<b>&"c', 'stage1', '0.30', '', '0.0', '', '', ''],
     ]
-    assert reader.bold == [False, True, False, True]
+    assert reader.marks == [(False, False), (True, True), (True, False), (False, False)]
+    data = json.loads(reader.scripts['data'])
+    assert data['start'] == 1 and data['split'] == 'te<st>'
+    assert [r['method'] for r in data['rows']] == ['dgl', 'dgl', 'a<b>&"c']
+    assert data['details']['class']['rows'] == METRICS['by_class']
+    assert data['details']['class']['columns'] == ['GTKnownLoc']
 
 
-def test_names_are_escaped(page):
-    text = page.read_text(encoding='utf-8')
-    assert '<b>' not in text and '<st>' not in text
+def test_summary_of_the_split(tmp_path):
+    text = page_of(tmp_path, status=[1, SKIPPED, 1, 1])
+    assert '<b>3</b> images' in text and '<b>3</b> skipped' in text
+    assert 'top1 <b>50.0 %</b>' in text
+
+
+def test_the_row_shown_first_is_the_best_chosen_one(tmp_path):
+    names = [('a', 50.0, True), ('b', 60.0, True), ('c', 90.0, False), ('d', 55.0, True)]
+    rows = [row(name, 'x', 'test', GTKnownLoc=s, chosen=c) for name, s, c in names]
+    rows.append(row('e', 'x', 'val', GTKnownLoc=99.0, chosen=True))
+    text = page_of(tmp_path, {**METRICS, 'split': 'test', 'localization': rows})
+    data = json.loads(Reader(text).scripts['data'])
+    assert data['rows'][data['start']]['method'] == 'b'
+
+
+def test_names_are_escaped(tmp_path):
+    source = Listed([record(SCRIPT, (4, 4, 40, 40), masks=())])
+    text = page_of(tmp_path, config=CONFIG, source=source)
+    assert '<st>' not in text and '<b>&"' not in text and 'alert(1)</script>' not in text
     assert '<h1>Localization on te&lt;st&gt;</h1>' in text
-    assert 'layers_a&amp;b' in text and 'layers_a&b' not in text
+    reader = Reader(text)
+    assert set(reader.scripts) == {'maps-0', 'boxes-0', 'gallery', 'data', None}
+    assert json.loads(reader.scripts['data'])['details']['class']['rows'][0]['name'] == SCRIPT
 
 
-def test_it_opens_without_a_network(page):
-    text = page.read_text(encoding='utf-8')
-    (address,) = Reader(text).addresses
-    assert address.startswith('data:image/png;base64,')
-    assert not re.search(r'https?:|//|@import|url\(', text.replace(address, ''))
+def test_it_opens_without_a_network(tmp_path):
+    curves(tmp_path)
+    text = page_of(tmp_path, config=CONFIG)
+    addresses = Reader(text).addresses
+    assert len(addresses) == 4
+    assert all(a.startswith('data:image/jpeg;base64,') for a in addresses)
+    for address in addresses:
+        text = text.replace(address, '')
+    assert not re.search(r'https?:|@import|url\(|\bimport\b|fetch\(|<link|<iframe', text)
+    assert "default-src 'none'" in text
 
 
-def test_without_scores_and_figures(tmp_path):
+def curves(workdir):
+    lines = [
+        ('te<st>', 'dgl', 'stage1', f'{t:g}', *(f'{v:.6f}' for v in np.full(6, 100 * t)), '', '')
+        for t in (0, 0.25, 0.5, 0.75)
+    ]
+    header = ('split', 'method', 'layer', 'threshold', *CURVES, 'mIoU', 'PooledIoU')
+    write_csv(workdir / 'curves.csv', header, lines)
+
+
+def test_curves_belong_to_their_rows(tmp_path):
+    curves(tmp_path)
+    reader = Reader(page_of(tmp_path))
+    assert curve_of(reader, 0) is None and curve_of(reader, 2) is None
+    curve = curve_of(reader, 1)
+    assert curve['threshold'] == [0, 0.25, 0.5, 0.75]
+    assert curve['largest_50'] == curve['all_70'] == [0, 25, 50, 75]
+    assert curve['mIoU'] == [None] * 4
+    assert 'id="charts"' in page_of(tmp_path)
+
+
+def test_without_scores_curves_and_gallery(tmp_path):
     rows = [row('cam', 'a', 'test', threshold_from='config')]
-    write_page({**METRICS, 'classification': {}, 'localization': rows}, tmp_path)
-    reader = Reader((tmp_path / 'report.html').read_text(encoding='utf-8'))
-    assert reader.rows == [['split', 'method', 'layer', 'threshold'], ['test', 'cam', 'a', '0.3']]
-    assert reader.addresses == []
+    metrics = {'split': 'test', 'classification': {}, 'skipped': {}, 'localization': rows}
+    reader = Reader(page_of(tmp_path, metrics))
+    assert reader.rows == [
+        ['chosen', 'method', 'layer', 'threshold'],
+        ['', 'cam', 'a', '0.30'],
+    ]
+    assert reader.addresses == [] and set(reader.scripts) == {'data', None}
+    text = page_of(tmp_path, {**metrics, 'localization': []})
+    assert '<table' not in text and '<h1>Localization on test</h1>' in text
+
+
+def test_a_gallery_of_no_image_is_none(tmp_path):
+    text = page_of(tmp_path, config=CONFIG, status=[SKIPPED] * 4)
+    assert 'id="cards"' not in text and 'id="scores"' in text
+
+
+def size_and_gallery(tmp_path, limit, monkeypatch, source, store):
+    monkeypatch.setattr(page, '_LIMIT', limit)
+    write_page(CONFIG, METRICS, source, store, tmp_path)
+    text = (tmp_path / 'report.html').read_text(encoding='utf-8')
+    facts = json.loads(Reader(text).scripts.get('gallery', 'null'))
+    return len(text.encode()), facts, text
+
+
+def test_the_size_is_kept_first_by_coarser_maps_then_by_fewer_images(tmp_path, monkeypatch):
+    source = named(40)
+    store = write_maps(tmp_path, source, {A: smooth_maps(1, 40, 28)})
+    size, facts, text = size_and_gallery(tmp_path, 10**7, monkeypatch, source, store)
+    assert facts['keys'] == [[*A, 28, 28]] and 'at most 28 × 28 values' in text
+    limit = size - 20_000
+    size, facts, text = size_and_gallery(tmp_path, limit, monkeypatch, source, store)
+    assert size <= limit and len(facts['images']) == 40
+    side = facts['keys'][0][2]
+    assert side in (20, 14) and f'at most {side} × {side} values' in text
+    for limit in (90_000, 60_000):
+        size, facts, text = size_and_gallery(tmp_path, limit, monkeypatch, source, store)
+        assert size <= limit and 0 < len(facts['images']) < 40
+        assert f'{len(facts["images"])} of 40 images' in text
+        assert len(Reader(text).addresses) == len(facts['images'])
+    _, facts, text = size_and_gallery(tmp_path, 1000, monkeypatch, source, store)
+    assert facts is None and 'id="scores"' in text
+
+
+@pytest.mark.parametrize('part', ['maps', 'boxes'])
+def test_blobs_lie_in_the_page(tmp_path, part):
+    reader = Reader(page_of(tmp_path, config=CONFIG))
+    raw = zlib.decompress(base64.b64decode(reader.scripts[f'{part}-0']))
+    assert len(raw) == {'maps': 4 * 49, 'boxes': 4 * 400}[part]
+    facts = json.loads(reader.scripts['gallery'])
+    assert (facts['size'], facts['steps'], facts['classes']) == (48, 100, 1)
+    colors = np.frombuffer(base64.b64decode(facts['colors']), np.uint8).reshape(256, 3)
+    assert colors[[0, 255]].tolist() == [[68, 1, 84], [253, 231, 36]]  # viridis, as published

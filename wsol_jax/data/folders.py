@@ -32,7 +32,7 @@ class WsolFolder(ListedRecords):
         root = Path(root)
         folder = _split_folder(root, split)
         names, columns = _read_class_names(root / 'class_names.txt', class_index)
-        labels = _read_labels(folder, read_ids(folder), len(names) or None)
+        labels = read_labels(folder, read_ids(folder), len(names) or None)
         sizes = read_sizes(folder / 'image_sizes.txt', labels)
         boxes, masks = read_localization(folder / 'localization.txt', root, labels, sizes)
         self.class_names = names or tuple(map(str, range(1 + max(map(max, labels.values())))))
@@ -161,10 +161,19 @@ def read_ids(folder: Path) -> list[str]:
     return list(ids)
 
 
-def _read_labels(
+def read_labels(
     folder: Path, ids: list[str], num_classes: int | None
 ) -> dict[str, tuple[int, ...]]:
-    """Labels by image, in the order of image_ids.txt; several lines make several labels."""
+    """Labels by image, in the order of the ids; several lines of an image make several labels.
+
+    Args:
+        folder: with class_labels.txt.
+        ids: the images.
+        num_classes: labels lie below it; None for any.
+
+    Raises:
+        DataError: the file is missing, a line is wrong, or the file lists other images.
+    """
     file = folder / 'class_labels.txt'
     labels: dict[str, tuple[int, ...]] = dict.fromkeys(ids, ())
     for where, line in _lines(file):

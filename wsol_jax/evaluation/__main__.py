@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from wsol_jax.evaluation.presets import PRESETS
 from wsol_jax.evaluation.scoremaps import evaluate_scoremaps
 from wsol_jax.workdir import write_text
 
@@ -30,9 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(2, f'{parser.prog}: a process was killed (memory?); {out} is not written\n')
     except (ValueError, OSError) as error:
         parser.exit(2, f'{parser.prog}: {error}\n')
-    for name in ('MaxBoxAcc', 'MaxBoxAccV2', 'PxAP'):
-        if name in metrics:
-            print(f'{name} {metrics[name]:.2f}')
+    shown = ('MaxBoxAcc', 'MaxBoxAccV2', 'PxAP', 'PeakIoU', 'PooledIoU')
+    scores = {name: metrics[name] for name in shown if name in metrics}
+    for name, score in (scores | metrics.get('presets', {})).items():
+        print(f'{name} {score:.2f}')
     return 0
 
 
@@ -46,6 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     add('--metadata', required=True, metavar='DIR', help='of image_ids.txt, localization.txt, ..')
     add('--masks', metavar='DIR', help='of the masks that localization.txt lists')
     add('--interval', type=float, default=0.001, help='between thresholds (default: %(default)s)')
+    add(
+        '--preset',
+        dest='presets',
+        action='append',
+        default=[],
+        metavar='NAME',
+        help=f'also score as an older table did, such as bas:0.15: {", ".join(PRESETS)}',
+    )
     add('--processes', type=int, default=1, metavar='N', help='default: %(default)s')
     add('--out', type=Path, required=True, metavar='FILE', help='where to write the scores (JSON)')
     return parser

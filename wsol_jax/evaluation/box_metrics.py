@@ -99,6 +99,16 @@ class BoxCounts:
         return float(self.accuracy(self.anywhere).max(axis=1).mean())
 
 
+def defined_for(target: str) -> tuple[str, ...]:
+    """Which box scores mean something for maps of these classes (`LocalizeConfig.classes`)."""
+    defined = {
+        'ground_truth': ('GTKnownLoc', 'Top1Loc', 'Top5Loc'),
+        'top1': ('Top1Loc',),
+        'top5': ('Top1Loc', 'Top5Loc'),
+    }
+    return defined.get(target, ())
+
+
 def _best_ious(boxes: Sequence[np.ndarray], truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """[T] best IoU with any true box: of the largest contour, and of any contour."""
     # Neighbouring thresholds mostly share one array of boxes: score each only once.

@@ -68,32 +68,44 @@ def threshold_boxes(scores: Array, thresholds: Sequence[float] | Array) -> list[
     if not np.all((scores >= 0) & (scores <= 1)):
         raise ValueError('score maps must lie in [0, 1] without NaN')
     grey = (scores * 255).astype(np.uint8)
+    if not grey.any():
+        return [np.zeros((1, 4), int)] * len(thresholds)
     cuts, which = np.unique((thresholds * grey.max()).astype(int), return_inverse=True)
-    found = [contour_boxes(grey > cut) for cut in cuts]
+    found = _contour_boxes(grey, cuts)
     return [found[i] for i in which]
 
 
-def contour_boxes(foreground: Array) -> Array:
-    """Bounding boxes of all contours of a binary image, holes included, largest area first.
-
-    The area is that of the contour polygon; x1 and y1 are exclusive but clipped to the last pixel.
-
-    Args:
-        foreground: [h, w] bool.
-
-    Returns:
-        [n, 4] int; [[0, 0, 0, 0]] if nothing is foreground.
-    """
-    contours, _ = cv2.findContours(
-        foreground.astype(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE
-    )
-    if not contours:
-        return np.zeros((1, 4), int)
+def _contour_boxes(grey: Array, cuts: Array) -> list[Array]:
+    """Boxes of all contours of `grey > cut`, holes included, the largest polygon area first."""
+    found = [
+        cv2.findContours(
+            (grey[rows, columns] > cut).view(np.uint8),
+            cv2.RETR_TREE,
+            cv2.CHAIN_APPROX_SIMPLE,
+            offset=(columns.start, rows.start),
+        )[0]
+        for cut, rows, columns in zip(
+            cuts.tolist(),  # NumPy integers would have the pixels compared as int64
+            _extents(grey.max(axis=1), cuts),
+            _extents(grey.max(axis=0), cuts),
+            strict=True,
+        )
+    ]
+    contours = [contour for of_cut in found for contour in of_cut]
+    counts = [len(of_cut) for of_cut in found]
     areas = np.array([cv2.contourArea(c) for c in contours])
     x, y, w, h = np.array([cv2.boundingRect(c) for c in contours]).T
-    height, width = foreground.shape
+    height, width = grey.shape
     boxes = np.stack([x, y, np.minimum(x + w, width - 1), np.minimum(y + h, height - 1)], axis=1)
-    return boxes[np.argsort(-areas, kind='stable')]
+    order = np.lexsort((-areas, np.repeat(np.arange(len(cuts)), counts)))  # stable: first wins ties
+    return np.split(boxes[order], np.cumsum(counts)[:-1])
+
+
+def _extents(peaks: Array, cuts: Array) -> list[slice]:
+    """Where each cut's foreground starts and ends along one axis: contours are sought in there."""
+    above = peaks > cuts[:, None]
+    first, last = above.argmax(axis=1), len(peaks) - above[:, ::-1].argmax(axis=1)
+    return [slice(a, b) for a, b in zip(first.tolist(), last.tolist(), strict=True)]
 
 
 def box_iou(boxes: Array, others: Array) -> Array:

@@ -46,14 +46,12 @@ class PixelCounts:
             scores: [h, w] in [0, 1].
             mask: [h, w] with 1 foreground, 0 background, 255 ignored.
         """
-        edges = np.append(self.thresholds, [1.0, 2.0, 3.0])
-        foreground = np.histogram(scores[mask == 1], edges)[0]
-        background = np.histogram(scores[mask == 0], edges)[0]
+        foreground, background = histograms(scores, mask, self.thresholds)
         self.foreground += foreground
         self.background += background
         self.images += 1
         if foreground.any():
-            self.image_ious += _ious(foreground, background)[: len(self.thresholds)]
+            self.image_ious += image_ious(foreground, background)
             self.with_foreground += 1
 
     @property
@@ -64,7 +62,7 @@ class PixelCounts:
     @property
     def iou(self) -> np.ndarray:
         """[T] percentage TP / (TP + FP + FN) over the pixels of all images together."""
-        return 100.0 * _ious(self.foreground, self.background)[: len(self.thresholds)]
+        return 100.0 * image_ious(self.foreground, self.background)
 
     @property
     def mean_iou(self) -> np.ndarray:
@@ -78,16 +76,37 @@ class PixelCounts:
         Raises:
             ValueError: no pixel is foreground.
         """
-        true = np.cumsum(self.foreground[::-1])
-        positive = true + np.cumsum(self.background[::-1])
-        if true[-1] == 0:
+        if not self.defined:
             raise ValueError('PxAP is undefined: no pixel of the masks is foreground')
-        steps = np.diff(true, prepend=0)[positive > 0] / true[-1]
-        return float(100.0 * np.sum(steps * (true / np.maximum(positive, 1))[positive > 0]))
+        return float(average_precision(self.foreground, self.background))
 
 
-def _ious(foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """[T + 2] IoU of the mask and {score >= lower edge of the bin}, from the two histograms."""
-    true = np.cumsum(foreground[::-1])[::-1]
-    false = np.cumsum(background[::-1])[::-1]
-    return true / np.maximum(false + foreground.sum(), 1)
+def histograms(
+    scores: np.ndarray, mask: np.ndarray, thresholds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Histograms [T + 2] of the scores of one image's foreground, and of its background.
+
+    Args:
+        scores: [h, w] in [0, 1].
+        mask: [h, w] with 1 foreground, 0 background, 255 ignored.
+        thresholds: [T], lower edges of the bins; a score of 1 falls into the bin [1, 2).
+    """
+    edges = np.append(thresholds, [1.0, 2.0, 3.0])
+    return np.histogram(scores[mask == 1], edges)[0], np.histogram(scores[mask == 0], edges)[0]
+
+
+def average_precision(foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """PxAP in percent of histograms [..., T + 2]; NaN without foreground."""
+    true = np.cumsum(foreground[..., ::-1], axis=-1)
+    positive = true + np.cumsum(background[..., ::-1], axis=-1)
+    total = true[..., -1:]
+    steps = np.diff(true, axis=-1, prepend=0) / np.where(total, total, np.nan)
+    return 100.0 * np.sum(steps * true / np.maximum(positive, 1), axis=-1)
+
+
+def image_ious(foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """IoU [..., T] of the mask and {score >= threshold}, from the histograms [..., T + 2]."""
+    true = np.cumsum(foreground[..., ::-1], axis=-1)[..., ::-1]
+    false = np.cumsum(background[..., ::-1], axis=-1)[..., ::-1]
+    ious = true / np.maximum(false + foreground.sum(axis=-1, keepdims=True), 1)
+    return ious[..., :-2]

@@ -4,13 +4,7 @@ Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", C
 are counted in processes of their own; counts of sets of images add up to those of their union.
 """
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +12,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from wsol_jax.data.folders import read_ids, read_localization, read_sizes
-from wsol_jax.data.records import DataError, Record, decode_mask, stored_size
-from wsol_jax.evaluation.box_metrics import IOUS, BoxCounts
-from wsol_jax.evaluation.boxes import rescale_boxes, threshold_boxes
-from wsol_jax.evaluation.pixel_metrics import PixelCounts
+from wsol_jax.data.folders import read_ids, read_labels, read_localization, read_sizes
+from wsol_jax.data.records import DataError, Record
+from wsol_jax.evaluation.counts import Counts, ground_truth
+from wsol_jax.evaluation.presets import Preset, preset
+from wsol_jax.evaluation.processes import mapped
 
 CANVAS = (224, 224)
 _CHUNK = 16  # images that a process counts at once
-
-_Counts = tuple[BoxCounts, PixelCounts]
 
 
 def evaluate_scoremaps(
@@ -36,6 +28,7 @@ def evaluate_scoremaps(
     masks: str | Path | None = None,
     interval: float = 0.001,
     processes: int = 1,
+    presets: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Scores the maps of one split.
 
@@ -46,25 +39,31 @@ def evaluate_scoremaps(
         interval: thresholds are np.arange(0, 1, interval).
         processes: how many to count with. With more than one, a script that calls this needs the
             usual `if __name__ == '__main__':`.
+        presets: how older tables counted boxes, such as 'cvpr16' or 'bas:0.15'; see
+            `wsol_jax.evaluation.presets`.
 
     Returns:
         'images' and 'thresholds'; for boxes 'MaxBoxAcc', 'MaxBoxAccV2' and
         'curves'['largest' or 'all']['30', '50' or '70'], a list over the thresholds; for masks
-        'PxAP'. All scores are percentages.
+        'PxAP', 'PeakIoU' (the best mean IoU, LID challenge), 'PooledIoU' and
+        'curves'['mIoU' or 'PooledIoU']; 'presets'[name]. All scores are percentages.
 
     Raises:
         DataError: a file is missing, wrong, or disagrees with another one.
-        ValueError: the interval or the number of processes is out of range.
+        ValueError: the interval or the number of processes is out of range, or there is no such
+            preset.
     """
     if not 0 < interval < 1:
         raise ValueError(f'interval must lie between 0 and 1, got {interval}')
     if processes < 1:
         raise ValueError(f'processes must be at least 1, got {processes}')
+    rules = [preset(name) for name in presets]
     records = scoremap_records(scoremaps, metadata, masks)
-    boxes, pixels = _count_all(records, np.arange(0, 1, interval), processes)
-    if records[0].masks and not pixels.defined:
+    _check_presets(rules, records, Path(metadata))
+    counts = _count_all(records, np.arange(0, 1, interval), rules, processes)
+    if records[0].masks and not counts.pixels.defined:
         raise DataError(f'{Path(metadata) / "localization.txt"}: all its masks are empty')
-    return scoremap_metrics(boxes, pixels)
+    return scoremap_metrics(counts)
 
 
 def scoremap_records(
@@ -85,26 +84,28 @@ def scoremap_records(
     """
     metadata, maps = Path(metadata), Path(scoremaps)
     file = metadata / 'localization.txt'
-    unlabelled: dict[str, tuple[int, ...]] = dict.fromkeys(read_ids(metadata), ())
-    sizes = read_sizes(metadata / 'image_sizes.txt', unlabelled)
-    boxes, instances = read_localization(file, Path(masks or ''), unlabelled, sizes)
+    labels: dict[str, tuple[int, ...]] = dict.fromkeys(read_ids(metadata), ())
+    if (metadata / 'class_labels.txt').exists():
+        labels = read_labels(metadata, list(labels), None)
+    sizes = read_sizes(metadata / 'image_sizes.txt', labels)
+    boxes, instances = read_localization(file, Path(masks or ''), labels, sizes)
     if bool(boxes) == bool(instances):
         raise DataError(f'{file}: expected boxes, or masks, of every image')
     if boxes and not sizes:
         raise DataError(f'{metadata / "image_sizes.txt"}: no sizes; boxes are scaled by them')
     if instances and masks is None:
         raise DataError(f'{file}: lists masks; say which folder they are in (--masks)')
-    _check_maps(maps, unlabelled)
+    _check_maps(maps, labels)
     return [
         Record(
             image_id=name,
             image=_map_file(maps, name),
-            labels=(),
+            labels=labels[name],
             size=sizes.get(name),
             boxes=tuple(boxes.get(name, ())),
             masks=tuple(instances.get(name, ())),
         )
-        for name in unlabelled
+        for name in labels
     ]
 
 
@@ -134,12 +135,15 @@ def read_scoremap(file: Path) -> np.ndarray:
     return scores.astype(np.float64)
 
 
-def count_scoremaps(records: Iterable[Record], thresholds: np.ndarray) -> _Counts:
+def count_scoremaps(
+    records: Iterable[Record], thresholds: np.ndarray, presets: Sequence[Preset] = ()
+) -> Counts:
     """Counts the maps of some images; add the counts of several calls to merge them.
 
     Args:
         records: of `scoremap_records`.
         thresholds: [T] in [0, 1).
+        presets: how older tables counted.
 
     Returns:
         Counts for boxes and for masks; those without ground truth stay empty.
@@ -147,34 +151,28 @@ def count_scoremaps(records: Iterable[Record], thresholds: np.ndarray) -> _Count
     Raises:
         DataError: a map or mask cannot be read or is not valid.
     """
-    boxes, pixels = BoxCounts.zero(thresholds), PixelCounts.zero(thresholds)
+    counts = Counts.zero(thresholds, presets)
     for record in records:
         assert isinstance(record.image, Path)
         scores = read_scoremap(record.image)
-        if record.boxes:
-            truth = rescale_boxes(np.array(record.boxes), stored_size(record), CANVAS)
-            boxes.add(threshold_boxes(scores, thresholds), truth, blank=not scores.any())
-        if record.masks:
-            pixels.add(scores, decode_mask(record, CANVAS))
-    return boxes, pixels
+        counts.add(scores, *ground_truth(record, CANVAS))
+        counts.add_presets(scores[None], record, CANVAS)
+    return counts
 
 
-def scoremap_metrics(boxes: BoxCounts, pixels: PixelCounts) -> dict[str, Any]:
+def scoremap_metrics(counts: Counts) -> dict[str, Any]:
     """The scores that counts add up to, as `evaluate_scoremaps` returns them."""
-    metrics: dict[str, Any] = {'images': max(boxes.images, pixels.images)}
-    metrics['thresholds'] = boxes.thresholds.tolist()
-    if pixels.defined:
-        metrics['PxAP'] = pixels.average_precision
-    if boxes.images:
-        metrics['MaxBoxAcc'] = boxes.max_box_acc
-        metrics['MaxBoxAccV2'] = boxes.max_box_acc_v2
-        counted = {'largest': boxes.largest, 'all': boxes.anywhere}
-        metrics['curves'] = {k: _curves(boxes.accuracy(c)) for k, c in counted.items()}
-    return metrics
-
-
-def _curves(accuracies: np.ndarray) -> dict[str, list[float]]:
-    return {f'{100 * iou:.0f}': row.tolist() for iou, row in zip(IOUS, accuracies, strict=True)}
+    curves: dict[str, Any] = {}
+    for name, curve in counts.curves().items():
+        kind, _, level = name.partition('_')  # largest_50 -> ['largest']['50']
+        if level:
+            curves.setdefault(kind, {})[level] = curve.tolist()
+        else:
+            curves[name] = curve.tolist()
+    facts = {'images': counts.images, 'thresholds': counts.thresholds.tolist()}
+    metrics = {**facts, **counts.oracles(), 'curves': curves}
+    presets = {p.preset.name: p.scores('ground_truth')['GTKnownLoc'] for p in counts.presets}
+    return metrics | {'presets': presets} if presets else metrics
 
 
 def _map_file(folder: Path, image_id: str) -> Path:
@@ -190,41 +188,26 @@ def _check_maps(folder: Path, ids: Iterable[str]) -> None:
         )
 
 
-def _count_all(records: Sequence[Record], thresholds: np.ndarray, processes: int) -> _Counts:
-    boxes, pixels = BoxCounts.zero(thresholds), PixelCounts.zero(thresholds)
+def _check_presets(presets: Iterable[Preset], records: Sequence[Record], folder: Path) -> None:
+    for rules in presets:
+        if not records[0].boxes:
+            raise DataError(f'{folder / "localization.txt"}: no boxes; a preset scores nothing else')
+        if rules.macro and not records[0].labels:
+            file = folder / 'class_labels.txt'
+            raise DataError(f'{file}: no such file; preset {rules.name!r} is a mean over classes')
+
+
+def _count_all(
+    records: Sequence[Record], thresholds: np.ndarray, presets: Sequence[Preset], processes: int
+) -> Counts:
+    counts = Counts.zero(thresholds, presets)
     chunks = [records[i : i + _CHUNK] for i in range(0, len(records), _CHUNK)]
+    count = partial(count_scoremaps, thresholds=thresholds, presets=presets)
     with (
         tqdm(total=len(records), desc='evaluate', unit='image', disable=None) as bar,
-        _counted(chunks, thresholds, processes) as counted,
+        mapped(count, chunks, processes) as counted,
     ):
-        for more_boxes, more_pixels in counted:
-            boxes, pixels = boxes + more_boxes, pixels + more_pixels
-            bar.update(more_boxes.images or more_pixels.images)
-    return boxes, pixels
-
-
-@contextmanager
-def _counted(
-    chunks: list[Sequence[Record]], thresholds: np.ndarray, processes: int
-) -> Iterator[Iterator[_Counts]]:
-    count = partial(count_scoremaps, thresholds=thresholds)
-    if processes == 1:
-        yield map(count, chunks)
-        return
-    # JAX has threads: a forked process could hang in a lock that one of them held.
-    spawn = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(processes, spawn, initializer=_start_worker) as pool:
-        yield pool.map(count, chunks)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the pool
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Ends this process when its parent is gone: the pool would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+        for more in counted:
+            counts += more
+            bar.update(more.images)
+    return counts

@@ -5,108 +5,36 @@ scored split itself is an oracle and is named MaxBoxAcc, or PeakIoU for masks.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from wsol_jax.config import Config, EvaluateConfig
-from wsol_jax.data import (
-    DataError,
-    Record,
-    Source,
-    decode_mask,
-    evaluation_batches,
-    evenly_spaced,
-    stored_size,
-)
-from wsol_jax.evaluation.box_metrics import BoxCounts
-from wsol_jax.evaluation.boxes import rescale_boxes, threshold_boxes
+from wsol_jax.data import Source, evaluation_batches, evenly_spaced
+from wsol_jax.evaluation.counts import Counts, ground_truth, scores_at, thresholds_of
 from wsol_jax.evaluation.faithfulness import faithfulness, summarize
-from wsol_jax.evaluation.pixel_metrics import PixelCounts
+from wsol_jax.evaluation.outcomes import Outcomes, by_class, by_size, intervals, outcomes_of
+from wsol_jax.evaluation.presets import preset
+from wsol_jax.evaluation.processes import mapped
+from wsol_jax.evaluation.split import AT_ONCE, Part, Split
 from wsol_jax.localization.maps import score_map
-from wsol_jax.localization.store import DONE, SKIPPED, Key, MapStore
+from wsol_jax.localization.store import Key, MapStore
 from wsol_jax.models import Network
 from wsol_jax.workdir import write_csv, write_text
 
-_READ = 64  # images whose maps are read at once
 _BOX_COLUMNS = ('image_id', 'method', 'layer', 'class', 'class_score', 'threshold')
-
-
-@dataclass
-class Counts:
-    """What one (method, layer) scored on one split; a part without ground truth stays empty."""
-
-    boxes: BoxCounts
-    pixels: PixelCounts
-
-    @classmethod
-    def zero(cls, setting: EvaluateConfig) -> 'Counts':
-        """Nothing counted yet, at the thresholds of the settings."""
-        thresholds = _thresholds(setting)
-        return cls(BoxCounts.zero(thresholds), PixelCounts.zero(thresholds))
-
-    @property
-    def curve(self) -> np.ndarray | None:
-        """[T] the score that thresholds are chosen by: GT-known, else mIoU, else None."""
-        if self.boxes.images:
-            return self.boxes.gt_known
-        return self.pixels.mean_iou if self.pixels.defined else None
-
-    @property
-    def score(self) -> float | None:
-        """The score that layers are chosen by: MaxBoxAcc, else PxAP, else None."""
-        if self.boxes.images:
-            return self.boxes.max_box_acc
-        return self.pixels.average_precision if self.pixels.defined else None
-
-
-@dataclass
-class Split:
-    """A split with its maps: what evaluation reads.
-
-    Attributes:
-        name: of the split.
-        source: its records, for the ground truth.
-        store: its maps.
-    """
-
-    name: str
-    source: Source
-    store: MapStore
-    status: np.ndarray = field(init=False)
-    classes: np.ndarray = field(init=False)
-    top: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.status, self.classes, self.top = (
-            self.store.fact(name) for name in ('status', 'classes', 'top')
-        )
-        if self.store.image_ids != [self.source[i].image_id for i in range(len(self.source))]:
-            raise DataError(f'{self.store.folder} has maps of other images than split {self.name}')
-        missing = int(np.sum((self.status != DONE) & (self.status != SKIPPED)))
-        if missing:
-            raise DataError(
-                f'{self.store.folder} has maps of {self.store.count - missing} of the '
-                f'{len(self.source)} images; run the stage localize first'
-            )
-
-    def maps(self, key: Key) -> Iterator[tuple[int, Record, np.ndarray]]:
-        """(position, record, raw maps [K,h,w]) of every image that could be read."""
-        for start in range(0, len(self.source), _READ):
-            stop = min(start + _READ, len(self.source))
-            for i, maps in enumerate(self.store.read(key, start, stop), start):
-                if self.status[i] == DONE:
-                    yield i, self.source[i], maps
-
-    def rectified(self, key: Key, index: np.ndarray) -> np.ndarray:
-        """Maps [n,h,w] of the first class of some images, after the ReLU of the method, if any."""
-        maps = self.store.arrays[key][index, 0].read().result()
-        return np.maximum(maps, 0) if self.store.relu[key] else maps
+_Result = TypeVar('_Result')
+_LEVELS = (30, 50, 70)
+CURVES = (
+    *(f'{kind}_{level}' for kind in ('largest', 'all') for level in _LEVELS),
+    'mIoU',
+    'PooledIoU',
+)
 
 
 def evaluate(
@@ -115,7 +43,7 @@ def evaluate(
     workdir: Path,
     network: Network | None = None,
 ) -> dict[str, Any]:
-    """Scores the maps of every split; writes metrics.json and boxes/<split>.csv.
+    """Scores the maps of every split; writes metrics.json, curves.csv and boxes/.
 
     Args:
         config: the experiment.
@@ -132,58 +60,96 @@ def evaluate(
     """
     setting = config.evaluate
     splits = [Split(n, s, MapStore(workdir / 'maps' / n)) for n, s in sources.items()]
-    counts = {split.name: _count_split(split, setting) for split in splits}
-    chosen = choose(counts.get(setting.choose_on, {}), setting)
-    last = splits[-1]
-    rows = [
-        _row(split, key, counts[split.name][key], chosen.get(key), setting)
-        for split in splits
-        for key in split.store.arrays
-    ]
-    _mark_layers(rows, counts.get(setting.choose_on, {}))
+    counts = {split.name: _counted(split, setting) for split in splits}
+    on_val, last = counts.get(setting.choose_on, {}), splits[-1]
+    chosen = choose(on_val)
+    best = _best_layers(on_val)
+    rows = []
+    for split in splits:
+        cut = {key: chosen.get(key, setting.threshold) for key in split.store.arrays}
+        outcomes = _outcomes(split, cut, setting)
+        rows += _rows(split, counts[split.name], outcomes, cut, chosen, best, setting)
+        _write_boxes(split, outcomes, cut, workdir / 'boxes' / f'{split.name}.csv')
     if setting.faithfulness:
         if network is None:
             raise ValueError('evaluate.faithfulness needs the network')
         _add_faithfulness(rows, last, network, config)
-    for split in splits:
-        thresholds = {key: chosen.get(key, setting.threshold) for key in split.store.arrays}
-        _write_boxes(split, thresholds, setting, workdir / 'boxes' / f'{split.name}.csv')
     metrics = {
         'split': last.name,
         'class': last.store.target,
         'classification': _classification(last),
-        'skipped': {split.name: int(np.sum(split.status == SKIPPED)) for split in splits},
+        'skipped': {split.name: split.skipped for split in splits},
         'localization': rows,
+        **_tables(last, outcomes, counts[last.name], cut, best),
     }
+    _write_curves(counts, workdir / 'curves.csv')
     write_text(workdir / 'metrics.json', json.dumps(metrics, indent=2) + '\n')
     return metrics
 
 
-def choose(counts: Mapping[Key, Counts], setting: EvaluateConfig) -> dict[Key, float]:
+def choose(counts: Mapping[Key, Counts]) -> dict[Key, float]:
     """The threshold that is best on these images, for every (method, layer) that has a score."""
-    thresholds = _thresholds(setting)
     curves = {key: c.curve for key, c in counts.items()}
-    return {k: float(thresholds[np.argmax(c)]) for k, c in curves.items() if c is not None}
+    return {
+        k: float(counts[k].thresholds[np.argmax(c)]) for k, c in curves.items() if c is not None
+    }
 
 
-def _thresholds(setting: EvaluateConfig) -> np.ndarray:
-    return np.arange(0, 1, setting.threshold_step)
+def _best_layers(counts: Mapping[Key, Counts]) -> dict[str, str]:
+    """{method: the layer that is best on these images}."""
+    scores = {key: c.score for key, c in counts.items() if c.score is not None}
+    best: dict[str, Key] = {}
+    for key, score in scores.items():
+        if key[0] not in best or score > scores[best[key[0]]]:
+            best[key[0]] = key
+    return dict(best.values())
 
 
-def _count_split(split: Split, setting: EvaluateConfig) -> dict[Key, Counts]:
-    bar = tqdm(split.store.arrays, desc=f'evaluate {split.name}', unit='layer', disable=None)
-    return {key: _count(split, key, setting) for key in bar}
+def _counted(split: Split, setting: EvaluateConfig) -> dict[Key, Counts]:
+    counts = {key: _nothing(setting) for key in split.store.arrays}
+    for part in _over_parts(partial(_count, setting=setting), split, 'evaluate', setting):
+        counts = {key: counts[key] + more for key, more in part.items()}
+    return counts
 
 
-def _count(split: Split, key: Key, setting: EvaluateConfig) -> Counts:
-    counts = Counts.zero(setting)
+def _outcomes(split: Split, cut: Mapping[Key, float], setting) -> dict[Key, Outcomes]:
+    of_part = partial(outcomes_of, thresholds=cut, setting=setting)
+    parts = list(_over_parts(of_part, split, 'boxes', setting))
+    return {key: Outcomes.joined(part[key] for part in parts) for key in cut} if parts else {}
+
+
+def _over_parts(
+    function: Callable[[Part], _Result], split: Split, what: str, setting: EvaluateConfig
+) -> Iterator[_Result]:
+    """Results of a function for all parts of a split."""
+    total = len(split.readable)
+    with (
+        tqdm(total=total, desc=f'{what} {split.name}', unit='image', disable=None) as bar,
+        mapped(function, split.parts(), setting.processes) as results,
+    ):
+        for start, result in zip(range(0, total, AT_ONCE), results, strict=True):
+            yield result
+            bar.update(min(AT_ONCE, total - start))
+
+
+def _nothing(setting: EvaluateConfig) -> Counts:
+    return Counts.zero(thresholds_of(setting), map(preset, setting.presets))
+
+
+def _count(part: Part, setting: EvaluateConfig) -> dict[Key, Counts]:
+    counts = {key: _nothing(setting) for key in part.maps}
     canvas = (setting.size, setting.size)
-    for i, record, maps in split.maps(key):
-        scores = canvas_scores(split.store, key, maps[0], setting)
-        if record.boxes:
-            _count_boxes(counts.boxes, split, key, i, record, maps, scores, setting)
-        if record.masks:
-            counts.pixels.add(scores, decode_mask(record, canvas))
+    for i, record in enumerate(part.records):
+        truth = ground_truth(record, canvas)
+        column = part.label_column(i)
+        for key, so_far in counts.items():
+            maps = part.maps[key][i]
+            scores = score_map(maps[0], canvas, closing=setting.closing)
+            right = scores if column == 0 else None
+            if column:
+                right = score_map(maps[column], canvas, closing=setting.closing)
+            so_far.add(scores, *truth, top1_right=part.top1_right(i), top5_scores=right)
+            so_far.add_presets(maps, record, canvas, part.classes[i], part.top[i])
     return counts
 
 
@@ -205,94 +171,39 @@ def canvas_scores(
     return score_map(raw, canvas, closing=setting.closing, relu=store.relu[key])
 
 
-def _count_boxes(
-    counts: BoxCounts, split: Split, key: Key, i: int, record, maps, scores, setting
-) -> None:
-    truth = rescale_boxes(np.array(record.boxes), stored_size(record), (setting.size,) * 2)
-    boxes = threshold_boxes(scores, counts.thresholds)
-    label, ranked = record.labels[0] if record.labels else -1, split.top[i]
-    columns = np.flatnonzero(split.classes[i] == label)
-    top5_boxes = None
-    if label in ranked and len(columns):
-        top5_boxes = boxes
-        if columns[0] != 0:
-            right = canvas_scores(split.store, key, maps[columns[0]], setting)
-            top5_boxes = threshold_boxes(right, counts.thresholds)
-    counts.add(
-        boxes,
-        truth,
-        blank=not scores.any(),
-        top1_right=ranked[0] == label == split.classes[i][0],
-        top5_boxes=top5_boxes,
-    )
-
-
-def _row(split: Split, key: Key, counts: Counts, chosen: float | None, setting) -> dict[str, Any]:
-    row: dict[str, Any] = {'method': key[0], 'layer': key[1], 'split': split.name}
-    row['images'] = max(counts.boxes.images, counts.pixels.images)
-    threshold = setting.threshold if chosen is None else chosen
-    row |= scores_at(counts, threshold, split.store.target)
-    row['threshold'] = threshold
-    row['threshold_from'] = 'config' if chosen is None else setting.choose_on
-    return row
-
-
-def scores_at(counts: Counts, threshold: float, target: str) -> dict[str, Any]:
-    """The scores of a row of metrics.json: those at one threshold, and the oracles beside them.
-
-    Args:
-        counts: of one (method, layer) on one split.
-        threshold: in [0, 1); the counted one next to it is taken.
-        target: the classes that the maps are for, as in `LocalizeConfig.classes`.
-
-    Returns:
-        Percentages by name; without boxes, or masks, what needs them is left out.
-    """
-    scores = _box_scores(counts.boxes, threshold, target) if counts.boxes.images else {}
-    return scores | (_pixel_scores(counts.pixels, threshold) if counts.pixels.defined else {})
-
-
-def _box_scores(counts: BoxCounts, threshold: float, target: str) -> dict[str, Any]:
-    at = _nearest(counts.thresholds, threshold)
-    scores = {
-        'MaxBoxAcc': counts.max_box_acc,
-        'MaxBoxAcc_threshold': float(counts.thresholds[np.argmax(counts.gt_known)]),
-        'MaxBoxAccV2': counts.max_box_acc_v2,
-    }
-    if target == 'ground_truth':
-        scores['GTKnownLoc'] = float(counts.gt_known[at])
-    if target in ('ground_truth', 'top1', 'top5'):
-        scores['Top1Loc'] = float(counts.accuracy(counts.top1)[at])
-    if target in ('ground_truth', 'top5'):
-        scores['Top5Loc'] = float(counts.accuracy(counts.top5)[at])
-    return {**scores, 'blank_maps': counts.blank}
-
-
-def _pixel_scores(counts: PixelCounts, threshold: float) -> dict[str, Any]:
-    curve = counts.mean_iou
-    return {
-        'PxAP': counts.average_precision,
-        'mIoU': float(curve[_nearest(counts.thresholds, threshold)]),
-        'PeakIoU': float(curve.max()),
-        'PeakIoU_threshold': float(counts.thresholds[np.argmax(curve)]),
-        'PooledIoU': float(counts.iou.max()),
-    }
-
-
-def _nearest(thresholds: np.ndarray, threshold: float) -> int:
-    return int(np.argmin(np.abs(thresholds - threshold)))
-
-
-def _mark_layers(rows: list[dict[str, Any]], counts: Mapping[Key, Counts]) -> None:
-    """Sets `chosen` on the rows of the layer that is best where layers are chosen."""
-    scores = {key: c.score for key, c in counts.items() if c.score is not None}
-    best: dict[str, Key] = {}
-    for key, score in scores.items():
-        if key[0] not in best or score > scores[best[key[0]]]:
-            best[key[0]] = key
-    for row in rows:
+def _rows(
+    split: Split,
+    counts: Mapping[Key, Counts],
+    outcomes: Mapping[Key, Outcomes],
+    cut: Mapping[Key, float],
+    chosen: Mapping[Key, float],
+    best: Mapping[str, str],
+    setting: EvaluateConfig,
+) -> list[dict[str, Any]]:
+    """The rows of metrics.json of one split."""
+    target, rows = split.store.target, []
+    at = {key: counts[key].nearest(threshold) for key, threshold in cut.items()}
+    ends = intervals(outcomes, target, at)
+    for key, counted in counts.items():
+        row: dict[str, Any] = {'method': key[0], 'layer': key[1], 'split': split.name}
+        row |= {'images': counted.images, **scores_at(counted, cut[key], target)}
+        row['threshold'] = cut[key]
+        row['threshold_from'] = setting.choose_on if key in chosen else 'config'
         if best:
-            row['chosen'] = best[row['method']] == (row['method'], row['layer'])
+            row['chosen'] = best[key[0]] == key[1]
+        rows.append({**row, 'intervals': ends[key]} if ends.get(key) else row)
+    return rows
+
+
+def _tables(split: Split, outcomes, counts, cut, best: Mapping[str, str]) -> dict[str, Any]:
+    """Scores by class and by size of the chosen layers; of all where none could be chosen."""
+    shown = {k: found for k, found in outcomes.items() if best.get(k[0], k[1]) == k[1]}
+    at = {key: counts[key].nearest(cut[key]) for key in shown}
+    target, name_of = split.store.target, split.source.class_name
+    return {
+        'by_class': by_class(shown, split.records, target, at, name_of),
+        'by_size': by_size(shown, target, at),
+    }
 
 
 def _add_faithfulness(
@@ -301,11 +212,11 @@ def _add_faithfulness(
     """Scores the chosen layer of every method on evenly spaced images of a split."""
     shown = [r for r in rows if r['split'] == split.name and r.get('chosen', True)]
     keys = [(r['method'], r['layer']) for r in shown]
-    read = np.flatnonzero(split.status == DONE)
-    images = evenly_spaced(read, config.evaluate.faithfulness)
+    images = evenly_spaced(split.readable, config.evaluate.faithfulness)
     count = len(images)
     if not count:
         return
+    classes = split.store.fact('classes')[:, 0]
     values: dict[Key, list[dict[str, np.ndarray]]] = {key: [] for key in keys}
     size = config.network.input_size or network.input_size
     batch_size = min(config.localize.batch_size, count)
@@ -314,7 +225,7 @@ def _add_faithfulness(
         for batch in evaluation_batches(split.source, size, batch_size, images.tolist()):
             index = np.maximum(batch.index, 0)  # padding is scored with the first image's maps
             maps = {key: split.rectified(key, index) for key in keys}
-            scores = faithfulness(network, batch.images, maps, split.classes[index, 0])
+            scores = faithfulness(network, batch.images, maps, classes[index])
             for key, of_key in jax.device_get(scores).items():
                 values[key].append({name: v[batch.valid] for name, v in of_key.items()})
             bar.update(int(batch.valid.sum()))
@@ -325,28 +236,37 @@ def _add_faithfulness(
 
 
 def _classification(split: Split) -> dict[str, float]:
-    read = np.flatnonzero(split.status == DONE)
-    labels = [split.source[int(i)].labels for i in read]
+    labels = [record.labels for record in split.records]
     if not labels or not all(labels):
         return {}
-    right = split.top[read] == np.array([first for first, *_ in labels])[:, None]
+    right = split.top == np.array([first for first, *_ in labels])[:, None]
     return {'top1': 100.0 * float(right[:, 0].mean()), 'top5': 100.0 * float(right.any(1).mean())}
 
 
-def _write_boxes(split: Split, thresholds: Mapping[Key, float], setting, path: Path) -> None:
-    scores = split.store.fact('class_scores')
+def _write_boxes(split: Split, outcomes, cut: Mapping[Key, float], path: Path) -> None:
+    scores = split.store.fact('class_scores')[split.readable]
     rows = (
-        (record.image_id, *key, int(label), f'{score:.6f}', f'{thresholds[key]:g}', *box)
-        for key in split.store.arrays
-        for i, record, maps in split.maps(key)
-        for label, score, raw in zip(split.classes[i], scores[i], maps, strict=True)
-        for box in [_box(split, key, raw, record, thresholds[key], setting)]
+        (record.image_id, *key, int(label), f'{score:.6f}', f'{cut[key]:g}', *box)
+        for key, found in outcomes.items()
+        for record, *of_image in zip(
+            split.records, split.classes, scores, found.boxes.tolist(), strict=True
+        )
+        for label, score, box in zip(*of_image, strict=True)
     )
     write_csv(path, (*_BOX_COLUMNS, 'x0', 'y0', 'x1', 'y1'), rows)
 
 
-def _box(split: Split, key: Key, raw, record: Record, threshold: float, setting) -> list[int]:
-    """The largest contour's box in pixels of the stored image, by way of the scoring canvas."""
-    boxes = threshold_boxes(canvas_scores(split.store, key, raw, setting), [threshold])[0]
-    canvas = (setting.size, setting.size)
-    return rescale_boxes(boxes[:1], canvas, stored_size(record))[0].tolist()
+def _write_curves(counts: Mapping[str, Mapping[Key, Counts]], path: Path) -> None:
+    """The accuracy, or IoU, of every (method, layer) at every threshold."""
+    rows = []
+    for split, of_split in counts.items():
+        for key, counted in of_split.items():
+            curves = counted.curves()
+            columns = [
+                [f'{value:.6g}' for value in curves[name]] if name in curves else None
+                for name in CURVES
+            ]
+            for i, threshold in enumerate(counted.thresholds if curves else ()):
+                values = [column[i] if column else '' for column in columns]
+                rows.append((split, *key, f'{threshold:g}', *values))
+    write_csv(path, ('split', 'method', 'layer', 'threshold', *CURVES), rows)

@@ -1,72 +1,169 @@
-"""report.html: the scores and figures of a run in one file."""
+"""report.html: tables, curves and a gallery of a run in one file that needs no network."""
 
 import base64
-from html import escape
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from wsol_jax.report.table import columns, heading
-from wsol_jax.workdir import write_text
+import matplotlib
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, Template
 
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
-table { border-collapse: collapse; }
-th, td { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid #8884; }
-th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
-tr.chosen { font-weight: 600; }
-.scroll { overflow-x: auto; }
-img { max-width: 100%; background: white; }
-</style>
-<h1>$title</h1>
-<p>$classification</p>
-<p>Bold: the layer chosen for the method on $origin; thresholds are chosen there too.
-Columns marked * use the best threshold on the scored split itself (an oracle).</p>
-<div class="scroll">$table</div>
-$figures
-</html>
-""")
+from wsol_jax.config import Config
+from wsol_jax.data import Source
+from wsol_jax.evaluation.stage import CURVES
+from wsol_jax.localization.store import DONE, MapStore
+from wsol_jax.report.gallery import SIDES, THRESHOLDS, Gallery, Shown, blob, collect, map_blobs
+from wsol_jax.report.table import Row, columns, heading
+from wsol_jax.workdir import read_csv, write_text
+
+_LIMIT = 15_000_000  # bytes of the whole page
+_CURVES = ('threshold', *CURVES)
+_ROW = ('split', 'method', 'layer', 'threshold', 'threshold_from', 'chosen')  # for the script
 
 
-def write_page(metrics: dict[str, Any], workdir: Path) -> None:
-    """Writes report.html with the figures that lie in the workdir.
+def write_page(
+    config: Config, metrics: dict[str, Any], source: Source, store: MapStore, workdir: Path
+) -> None:
+    """Writes report.html: scores, what curves.csv holds, and a gallery of `report.gallery` images.
 
     Args:
+        config: the experiment.
         metrics: what metrics.json holds.
+        source: images of the split that metrics names.
+        store: their maps.
         workdir: where the page goes.
+
+    Raises:
+        DataError: an image of the gallery can no longer be read.
     """
-    rows = metrics['localization']
-    scores = [f'{name} {value:.1f} %' for name, value in metrics['classification'].items()]
-    origins = [row['threshold_from'] for row in rows]
-    page = _PAGE.substitute(
-        title=escape(f'Localization on {metrics["split"]}'),
-        classification=escape('Classification: ' + ', '.join(scores) if scores else ''),
-        origin=escape(origins[0] if origins else ''),
-        table=_table(rows),
-        figures='\n'.join(map(_figure, sorted((workdir / 'figures').glob('*.png')))),
-    )
-    write_text(workdir / 'report.html', page)
+    rows = sorted(metrics['localization'], key=lambda row: not row.get('chosen'))
+    page = {
+        'metrics': metrics,
+        'done': int(np.sum(store.fact('status') == DONE)),
+        'closing': config.evaluate.closing,
+        'curves': _curves(rows, read_csv(workdir / 'curves.csv')),
+        **_tables(metrics, rows),
+    }
+    gallery = collect(config, source, store) if config.report.gallery else None
+    write_text(workdir / 'report.html', _fitting(page, gallery))
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    scores = columns(rows)
-    titles = ['split', 'method', 'layer', 'threshold', *map(heading, scores)]
-    lines = ['<tr>' + ''.join(f'<th>{escape(t)}</th>' for t in titles) + '</tr>']
-    for row in rows:
-        numbers = [f'{row[name]:.1f}' if name in row else '' for name in scores]
-        cells = [row['split'], row['method'], row['layer'], f'{row["threshold"]:.3g}', *numbers]
-        mark = ' class="chosen"' if row.get('chosen') else ''
-        lines.append(f'<tr{mark}>' + ''.join(f'<td>{escape(c)}</td>' for c in cells) + '</tr>')
-    return '<table>\n' + '\n'.join(lines) + '\n</table>'
+def _tables(metrics: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
+    scores, presets = columns(rows), _presets(rows)
+    scored = [i for i, row in enumerate(rows) if row['split'] == metrics['split']]
+    start = max(scored, key=lambda i: _rank(rows[i], scores), default=0)
+    details = {name: _detail(metrics.get(f'by_{name}', [])) for name in ('class', 'size')}
+    known = [{name: row[name] for name in _ROW if name in row} for row in rows]
+    return {
+        'rows': rows,
+        'splits': list(dict.fromkeys(row['split'] for row in rows)),
+        'headings': [*map(heading, scores), *(f'{heading(s)} {p}' for p, s in presets)],
+        'cells': [_cells(row, scores, presets) for row in rows],
+        'start': start,
+        'details': details,
+        'data': {'split': metrics['split'], 'start': start, 'rows': known, 'details': details},
+    }
 
 
-def _figure(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode('ascii')
-    name = escape(path.stem)
-    return f'<h2>{name}</h2>\n<img alt="{name}" src="data:image/png;base64,{data}">'
+def _presets(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """(preset, score) of the rows, each once."""
+    found = [(p, s) for row in rows for p, scores in row.get('presets', {}).items() for s in scores]
+    return list(dict.fromkeys(found))
+
+
+def _cells(row: Row, scores: Sequence[str], presets: Sequence[tuple[str, str]]) -> list[tuple]:
+    """(percentage or None, its 95 % interval or None) of every column of scores."""
+    intervals, quoted = row.get('intervals', {}), row.get('presets', {})
+    own = [(row.get(score), intervals.get(score)) for score in scores]
+    return own + [(quoted.get(preset, {}).get(score), None) for preset, score in presets]
+
+
+def _rank(row: Row, scores: Sequence[str]) -> tuple[bool, float]:
+    """What the row that is shown first has most of."""
+    return row.get('chosen', False), next((row[s] for s in scores if s in row), 0.0)
+
+
+def _detail(rows: list[Row]) -> dict[str, Any]:
+    return {'columns': columns(rows), 'headings': [*map(heading, columns(rows))], 'rows': rows}
+
+
+def _curves(rows: Sequence[Row], lines: Iterable[Mapping[str, str]]) -> str:
+    """Blob of JSON: for each row {column: [T] numbers or null}, or null; '' without curves."""
+    found: dict[tuple[str, ...], dict[str, list[float | None]]] = {}
+    for line in lines:
+        key = line['split'], line['method'], line['layer']
+        curve = found.setdefault(key, {name: [] for name in _CURVES})
+        for name in _CURVES:
+            curve[name].append(round(float(line[name]), 3) if line[name] else None)
+    listed = [found.get((row['split'], row['method'], row['layer'])) for row in rows]
+    return blob(json.dumps(listed).encode()) if any(listed) else ''
+
+
+def _fitting(page: dict[str, Any], gallery: Gallery | None) -> str:
+    """The page with maps as fine as its size allows; with fewer images where none are."""
+    bare = _template().render(page | {'gallery': None})
+    room = max(_LIMIT - len(bare.encode()), 0)
+    while gallery and gallery.images:
+        for side in SIDES:
+            text = _template().render(page | {'gallery': _packed(gallery, side)})
+            size = len(text.encode())
+            if size <= _LIMIT:
+                return text
+        count = len(gallery.images)
+        gallery = gallery.take(min(count - 1, count * room // (size - _LIMIT + room)))
+    return bare
+
+
+def _packed(gallery: Gallery, side: int) -> dict[str, Any]:
+    """What the template and the script need of a gallery."""
+    keys = list(gallery.maps)
+    maps, shapes = map_blobs(gallery, side)
+    return {
+        'images': gallery.images,
+        'labels': _labels(gallery),
+        'side': side,
+        'blobs': {
+            'maps': maps,
+            'boxes': [blob(gallery.boxes[key].tobytes()) for key in keys],
+            'overlaps': [blob(v.tobytes()) for v in gallery.overlaps.values()],
+        },
+        'facts': {
+            'size': gallery.size,
+            'steps': len(THRESHOLDS),
+            'classes': gallery.maps[keys[0]].shape[1],
+            'keys': [[*key, *shape] for key, shape in zip(keys, shapes, strict=True)],
+            'images': [_facts(image) for image in gallery.images],
+            'colors': base64.b64encode(_colors().tobytes()).decode('ascii'),
+        },
+        'ramp': ', '.join(f'rgb({r} {g} {b})' for r, g, b in _colors()[::32]),
+    }
+
+
+def _facts(image: Shown) -> dict[str, Any]:
+    return {
+        'labels': image.labels,
+        'boxes': image.boxes,
+        'masked': bool(image.outline),
+        'maps': image.map_names,
+    }
+
+
+def _labels(gallery: Gallery) -> list[tuple[int, str]]:
+    """(class, name) of the images, by name."""
+    named = {k: n for i in gallery.images for k, n in zip(i.labels, i.names, strict=True)}
+    return sorted(named.items(), key=lambda item: item[1])
+
+
+def _colors() -> np.ndarray:
+    """uint8 [256, 3] colours of a map's levels, in an order that any colour vision can follow."""
+    return matplotlib.colormaps['viridis'](np.arange(256), bytes=True)[:, :3]
+
+
+@cache
+def _template() -> Template:
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template('page.html')

@@ -6,13 +6,20 @@ from typing import Any
 from wsol_jax.config import Config
 from wsol_jax.data import Source
 from wsol_jax.localization.store import MapStore
-from wsol_jax.report.figures import layer_figure, method_figure, score_figure
+from wsol_jax.report.figures import (
+    comparison_figure,
+    curve_figure,
+    layer_figure,
+    method_figure,
+    score_figure,
+)
 from wsol_jax.report.page import write_page
 from wsol_jax.report.table import summary
+from wsol_jax.workdir import read_csv
 
 
 def report(config: Config, metrics: dict[str, Any], source: Source, workdir: Path) -> str:
-    """Writes figures/*.png and report.html; returns the table for the terminal.
+    """Writes figures/ and report.html; returns the table for the terminal.
 
     Args:
         config: the experiment.
@@ -20,12 +27,17 @@ def report(config: Config, metrics: dict[str, Any], source: Source, workdir: Pat
         source: images of the split that metrics names.
         workdir: with its maps.
     """
-    folder = workdir / 'figures'
     store = MapStore(workdir / 'maps' / metrics['split'])
+
+    def path(name: str) -> Path:
+        return workdir / 'figures' / f'{name}.{config.report.format}'
+
     if config.report.images:
-        method_figure(config, metrics, source, store, folder / 'methods.png')
+        method_figure(config, metrics, source, store, path('methods'))
         for method in dict.fromkeys(key[0] for key in store.arrays):
-            layer_figure(config, metrics, source, store, method, folder / f'layers_{method}.png')
-    score_figure(metrics, folder / 'scores.png')
-    write_page(metrics, workdir)
+            layer_figure(config, metrics, source, store, method, path(f'layers_{method}'))
+    score_figure(metrics, path('scores'))
+    comparison_figure(metrics, path('comparison'))
+    curve_figure(metrics, read_csv(workdir / 'curves.csv'), path('curves'))
+    write_page(config, metrics, source, store, workdir)
     return summary(metrics)

@@ -1,0 +1,194 @@
+"""What one set of maps scored on one set of images: counts that add up, and what they amount to."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wsol_jax.config import EvaluateConfig
+from wsol_jax.data import Record, decode_mask, stored_size
+from wsol_jax.evaluation.box_metrics import IOUS, BoxCounts, defined_for
+from wsol_jax.evaluation.boxes import rescale_boxes, threshold_boxes
+from wsol_jax.evaluation.pixel_metrics import PixelCounts
+from wsol_jax.evaluation.presets import Preset, PresetCounts
+
+
+@dataclass
+class Counts:
+    """Counts that merge by adding; those without ground truth stay empty.
+
+    Attributes:
+        boxes: for boxes.
+        pixels: for masks.
+        presets: for boxes as older tables counted them.
+    """
+
+    boxes: BoxCounts
+    pixels: PixelCounts
+    presets: list[PresetCounts]
+
+    @classmethod
+    def zero(cls, thresholds: np.ndarray, presets: Iterable[Preset] = ()) -> 'Counts':
+        """Nothing counted yet."""
+        boxes, pixels = BoxCounts.zero(thresholds), PixelCounts.zero(thresholds)
+        return cls(boxes, pixels, [PresetCounts(preset) for preset in presets])
+
+    def __add__(self, other: 'Counts') -> 'Counts':
+        """Counts of both sets of images."""
+        presets = [a + b for a, b in zip(self.presets, other.presets, strict=True)]
+        return Counts(self.boxes + other.boxes, self.pixels + other.pixels, presets)
+
+    def add(
+        self,
+        scores: np.ndarray,
+        boxes: np.ndarray,
+        mask: np.ndarray | None,
+        *,
+        top1_right: bool = False,
+        top5_scores: np.ndarray | None = None,
+    ) -> None:
+        """Counts one image.
+
+        Args:
+            scores: [h, w] score map in [0, 1].
+            boxes: [m, 4] true boxes in its pixels; none at all for no count of boxes.
+            mask: [h, w], 1 foreground, 0 background, 255 ignored; None for no count of pixels.
+            top1_right: the class ranked first is right.
+            top5_scores: the score map of the right class if it is among the first five.
+        """
+        if len(boxes):
+            found = threshold_boxes(scores, self.thresholds)
+            right = found if top5_scores is scores else None
+            if right is None and top5_scores is not None:
+                right = threshold_boxes(top5_scores, self.thresholds)
+            blank = not scores.any()
+            self.boxes.add(found, boxes, blank=blank, top1_right=top1_right, top5_boxes=right)
+        if mask is not None:
+            self.pixels.add(scores, mask)
+
+    def add_presets(
+        self,
+        maps: np.ndarray,
+        record: Record,
+        canvas: tuple[int, int],
+        classes: Sequence[int] | np.ndarray = (),
+        ranked: Sequence[int] | np.ndarray = (),
+    ) -> None:
+        """Counts one image as older tables did, if it has boxes.
+
+        Args:
+            maps: [K,h,w] raw maps, after the ReLU of their method, if any.
+            record: with the ground truth.
+            canvas: (width, height).
+            classes: [K] that the maps are for.
+            ranked: the best classes, best first.
+        """
+        if not record.boxes:
+            return
+        label = record.labels[0] if record.labels else None
+        sizes = {'size': stored_size(record), 'canvas': canvas}
+        for preset in self.presets:
+            preset.add(maps, classes, ranked, label, record.boxes, **sizes)
+
+    @property
+    def thresholds(self) -> np.ndarray:
+        """[T] what the maps were cut at."""
+        return self.boxes.thresholds
+
+    @property
+    def images(self) -> int:
+        """How many images were scored."""
+        return max(self.boxes.images, self.pixels.images)
+
+    @property
+    def curve(self) -> np.ndarray | None:
+        """[T] the score that thresholds are chosen by: GT-known, else mIoU, else None."""
+        if self.boxes.images:
+            return self.boxes.gt_known
+        return self.pixels.mean_iou if self.pixels.defined else None
+
+    @property
+    def score(self) -> float | None:
+        """The score that layers are chosen by: MaxBoxAcc, else PxAP, else None."""
+        if self.boxes.images:
+            return self.boxes.max_box_acc
+        return self.pixels.average_precision if self.pixels.defined else None
+
+    def nearest(self, threshold: float) -> int:
+        """Index of the counted threshold next to this one."""
+        return int(np.argmin(np.abs(self.thresholds - threshold)))
+
+    def curves(self) -> dict[str, np.ndarray]:
+        """Percentages [T] by name, at every threshold.
+
+        'largest_50' is the share of images whose largest contour's box reaches IoU 50 %, 'all_50'
+        that where some contour's does; 'mIoU' the IoU with the mask averaged over images,
+        'PooledIoU' that over the pixels of all images together.
+        """
+        curves: dict[str, np.ndarray] = {}
+        if self.boxes.images:
+            for name, counts in (('largest', self.boxes.largest), ('all', self.boxes.anywhere)):
+                rows = zip(IOUS, self.boxes.accuracy(counts), strict=True)
+                curves |= {f'{name}_{100 * iou:.0f}': row for iou, row in rows}
+        if self.pixels.defined:
+            curves |= {'mIoU': self.pixels.mean_iou, 'PooledIoU': self.pixels.iou}
+        return curves
+
+    def oracles(self) -> dict[str, Any]:
+        """The scores at the best threshold on these images, or over all thresholds, in percent."""
+        best: dict[str, Any] = {}
+        if self.boxes.images:
+            best['MaxBoxAcc'] = self.boxes.max_box_acc
+            best['MaxBoxAcc_threshold'] = float(self.thresholds[np.argmax(self.boxes.gt_known)])
+            best['MaxBoxAccV2'] = self.boxes.max_box_acc_v2
+        if self.pixels.defined:
+            curve = self.pixels.mean_iou
+            best['PxAP'] = self.pixels.average_precision
+            best['PeakIoU'] = float(curve.max())
+            best['PeakIoU_threshold'] = float(self.thresholds[np.argmax(curve)])
+            best['PooledIoU'] = float(self.pixels.iou.max())
+        return best
+
+
+def scores_at(counts: Counts, threshold: float, target: str) -> dict[str, Any]:
+    """The scores of a row of metrics.json: those at one threshold, and the oracles beside them.
+
+    Args:
+        counts: of one (method, layer) on one split.
+        threshold: in [0, 1); the counted one next to it is taken.
+        target: the classes that the maps are for, as in `LocalizeConfig.classes`.
+
+    Returns:
+        Percentages by name; without boxes, or masks, what needs them is left out.
+    """
+    at, boxes = counts.nearest(threshold), counts.boxes
+    scores = counts.oracles()
+    if boxes.images:
+        named = {'GTKnownLoc': boxes.largest[1], 'Top1Loc': boxes.top1, 'Top5Loc': boxes.top5}
+        defined = defined_for(target)
+        scores |= {k: float(boxes.accuracy(v)[at]) for k, v in named.items() if k in defined}
+        scores['blank_maps'] = boxes.blank
+    presets = {p.preset.name: p.scores(target) for p in counts.presets if p.counts}
+    if presets:
+        scores['presets'] = presets
+    if counts.pixels.defined:
+        scores['mIoU'] = float(counts.pixels.mean_iou[at])
+    return scores
+
+
+def thresholds_of(setting: EvaluateConfig) -> np.ndarray:
+    """[T] what maps are cut at."""
+    return np.arange(0, 1, setting.threshold_step)
+
+
+def ground_truth(record: Record, canvas: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Boxes [m, 4] of a record on a canvas (width, height), and its mask [height, width], if any.
+
+    Raises:
+        DataError: a mask, or what tells the size of the image, cannot be read.
+    """
+    boxes = np.array(record.boxes, int).reshape(-1, 4)
+    if len(boxes):
+        boxes = rescale_boxes(boxes, stored_size(record), canvas)
+    return boxes, decode_mask(record, canvas) if record.masks else None

@@ -1,0 +1,198 @@
+"""The gallery of report.html: images, maps and boxes, small enough to lie inside the page."""
+
+import base64
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from wsol_jax.config import Config
+from wsol_jax.data import Record, Source, decode_image, evenly_spaced, resize_image
+from wsol_jax.evaluation.boxes import threshold_boxes
+from wsol_jax.evaluation.counts import ground_truth
+from wsol_jax.evaluation.pixel_metrics import PixelCounts
+from wsol_jax.evaluation.stage import canvas_scores
+from wsol_jax.localization.maps import score_map
+from wsol_jax.localization.store import DONE, Key, MapStore
+
+Array = np.ndarray
+
+THRESHOLDS = np.arange(0, 1, 0.01)
+SIDES = (28, 20, 14, 10, 7)
+_QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image of the gallery.
+
+    Attributes:
+        image_id: of its record.
+        jpeg: the image on the canvas, base64.
+        labels: its classes.
+        names: of its classes.
+        map_names: of the K classes that its maps are for.
+        boxes: true boxes x0, y0, x1, y1 in pixels of the canvas.
+        outline: of its true mask, as an SVG path; '' where it has boxes, or no mask.
+        mask: uint8 [size, size] as from `decode_mask`; None where the outline is ''.
+    """
+
+    image_id: str
+    jpeg: str
+    labels: tuple[int, ...]
+    names: tuple[str, ...]
+    map_names: tuple[str, ...]
+    boxes: list[list[int]]
+    outline: str
+    mask: Array | None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """N images with the maps of every (method, layer), K classes each, on one canvas.
+
+    Attributes:
+        size: side of the canvas in pixels.
+        images: N of them.
+        maps: [N, K, h, w] float32 in [0, 1], at most 28 x 28.
+        boxes: [N, K, 4, T], the box of the largest contour at each of `THRESHOLDS`.
+        overlaps: uint8 [N, K, T], IoU of map and true mask in percent, rounded down so that 50
+            is reached where the IoU reaches .5; empty where no image is scored by its mask.
+    """
+
+    size: int
+    images: list[Shown]
+    maps: dict[Key, Array]
+    boxes: dict[Key, Array]
+    overlaps: dict[Key, Array]
+
+    def take(self, count: int) -> 'Gallery':
+        """At most `count` of the images, evenly spaced."""
+        index = evenly_spaced(np.arange(len(self.images)), count)
+        maps, boxes, overlaps = (
+            {key: values[index] for key, values in part.items()}
+            for part in (self.maps, self.boxes, self.overlaps)
+        )
+        return Gallery(self.size, [self.images[i] for i in index], maps, boxes, overlaps)
+
+
+def collect(config: Config, source: Source, store: MapStore) -> Gallery:
+    """Gathers `report.gallery` of the images that have maps, picked by nobody.
+
+    Args:
+        config: the experiment.
+        source: records of the split that the store is of.
+        store: its maps.
+
+    Returns:
+        The gallery, its boxes by the protocol; it may be without images.
+
+    Raises:
+        DataError: an image or a mask that can no longer be read.
+    """
+    setting = config.evaluate
+    done = np.flatnonzero(store.fact('status') == DONE)
+    positions = evenly_spaced(done, config.report.gallery)
+    classes = store.fact('classes')
+    images = [_shown(source, int(i), classes[i].tolist(), setting.size) for i in positions]
+    gallery = Gallery(setting.size, images, {}, {}, {})
+    for key in tqdm(store.arrays if images else (), desc='gallery', unit='layer', disable=None):
+        raw = store.arrays[key][positions].read().result()
+        scores = [[canvas_scores(store, key, m, setting) for m in maps] for maps in raw]
+        gallery.maps[key] = _thumbnails(
+            np.array(scores) if setting.closing else raw, store.relu[key]
+        )
+        boxes = np.array([[_box_line(s) for s in of_image] for of_image in scores])
+        gallery.boxes[key] = boxes.astype(np.min_scalar_type(setting.size))
+        if any(image.outline for image in images):
+            gallery.overlaps[key] = _mask_overlaps(scores, images)
+    return gallery
+
+
+def _shown(source: Source, position: int, map_classes: list[int], size: int) -> Shown:
+    record, canvas = source[position], (size, size)
+    boxes, mask = ground_truth(record, canvas)
+    outline = '' if mask is None or len(boxes) else _outline(mask)
+    return Shown(
+        image_id=record.image_id,
+        jpeg=_jpeg(record, canvas),
+        labels=record.labels,
+        names=tuple(map(source.class_name, record.labels)),
+        map_names=tuple(map(source.class_name, map_classes)),
+        boxes=boxes.tolist(),
+        outline=outline,
+        mask=mask if outline else None,
+    )
+
+
+def _jpeg(record: Record, canvas: tuple[int, int]) -> str:
+    stream = io.BytesIO()
+    picture = Image.fromarray(resize_image(decode_image(record), canvas))
+    picture.save(stream, 'JPEG', quality=_QUALITY)
+    return base64.b64encode(stream.getvalue()).decode('ascii')
+
+
+def _outline(mask: Array) -> str:
+    """Contours of a mask as an SVG path; '' where nothing is foreground."""
+    foreground = (mask == 1).astype(np.uint8)
+    contours, _ = cv2.findContours(foreground, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    lines = [' '.join(f'{x},{y}' for x, y in contour[:, 0]) for contour in contours]
+    return ''.join(f'M{line}Z' for line in lines)
+
+
+def _box_line(scores: Array) -> Array:
+    """[4, T] the largest contour's box at each threshold."""
+    return np.stack([found[0] for found in threshold_boxes(scores, THRESHOLDS)], axis=1)
+
+
+def _mask_overlaps(scores: Sequence[Sequence[Array]], images: Sequence[Shown]) -> Array:
+    pairs = zip(scores, images, strict=True)
+    return np.array([[_overlap_line(s, image.mask) for s in maps] for maps, image in pairs])
+
+
+def _overlap_line(scores: Array, mask: Array | None) -> Array:
+    counts = PixelCounts.zero(THRESHOLDS)
+    if mask is not None:
+        counts.add(scores, mask)
+    # The margin keeps 0.57 * 100 from becoming 56; no IoU of a canvas is that close below.
+    return (counts.image_ious * 100 + 1e-6).astype(np.uint8)
+
+
+def _thumbnails(maps: Sequence[Sequence[Array]] | Array, relu: bool) -> Array:
+    """[N, K, h, w] maps in [0, 1] of at most 28 x 28."""
+    small = [[reduced(m, SIDES[0], relu=relu) for m in of_image] for of_image in maps]
+    return np.array(small, np.float32)
+
+
+def reduced(raw: Array, side: int, *, relu: bool = False) -> Array:
+    """A map [h, w] averaged down to at most `side` pixels a side, in [0, 1]; zeros if it is blank.
+
+    Args:
+        raw: [h, w].
+        side: in pixels.
+        relu: set negative values to zero first.
+    """
+    shape = raw.shape[::-1]
+    # Scaled before it is reduced, too: rounding would make noise of a constant map.
+    scaled = score_map(raw, shape, relu=relu)
+    size = (min(shape[0], side), min(shape[1], side))
+    return score_map(cv2.resize(scaled, size, interpolation=cv2.INTER_AREA), size)
+
+
+def blob(data: bytes) -> str:
+    """Bytes for a script element: deflated (zlib), base64."""
+    return base64.b64encode(zlib.compress(data, 9)).decode('ascii')
+
+
+def map_blobs(gallery: Gallery, side: int) -> tuple[list[str], list[tuple[int, int]]]:
+    """Blobs of the uint8 maps [N, K, h, w] of every key, at most `side` a side; their (h, w)."""
+    small = [
+        np.array([[np.rint(255 * reduced(m, side)) for m in of_image] for of_image in maps])
+        for maps in gallery.maps.values()
+    ]
+    return [blob(m.astype(np.uint8).tobytes()) for m in small], [m.shape[2:] for m in small]

@@ -1,0 +1,149 @@
+"""Maps over images, for notebooks."""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsol_jax.localization.gradients import Key
+from wsol_jax.localization.localize import NO_CLASS, Localization
+from wsol_jax.localization.maps import score_map
+from wsol_jax.localization.methods import METHODS
+from wsol_jax.names import unknown_name
+from wsol_jax.report.overlay import DPI, Cell, draw_grid, map_title
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def show(
+    images: Any,
+    result: Localization | Mapping[Key, Any],
+    *,
+    keys: Sequence[Key] | None = None,
+    threshold: float | None = None,
+    truth: Sequence[Any] | None = None,
+    columns: int = 1,
+) -> 'Figure':
+    """Shows maps and boxes over their images: a line for every image, a column for every map.
+
+    A notebook displays what a cell returns, so `wsol_jax.show(...)` in its last line is enough;
+    `.savefig(path)` writes the figure to a file. Maps are resized to the image as `boxes_from_map`
+    does it, and negative values become zero for the methods that say so (`METHODS[name]().relu`);
+    for methods of your own, and with eigen_smooth, ask `localize` for rectify=True.
+
+    Args:
+        images: [B,H,W,3] uint8 RGB, or a list of B images [H,W,3] of any sizes.
+        result: what `localize` returned, or {(method, layer): maps [B,h,w] or [B,K,h,w]}. With K
+          classes an image it has K lines, one a class, in the order of `Localization.classes`;
+          the index of the class stands at the left.
+        keys: the (method, layer) to show, in this order; None for all.
+        threshold: fraction of a map's maximum, in [0, 1), for the box of its largest contour, drawn
+          in orange; None for no boxes.
+        truth: for each image its true boxes [m,4], x0, y0, x1, y1 in its pixels, drawn dashed and
+          white; the best IoU with the box at `threshold` stands below.
+        columns: how many lines stand side by side.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        ValueError: shapes that disagree, images that are not uint8, an unknown key, or a threshold
+          outside [0, 1).
+    """
+    from matplotlib import pyplot
+
+    if columns < 1:
+        raise ValueError(f'columns must be at least 1, got {columns}')
+    pictures = _pictures(images)
+    boxes = _true_boxes(truth, len(pictures))
+    maps = _maps(result, keys, len(pictures))
+    labels = _labels(result, next(iter(maps.values())).shape[:2])
+    lines = [
+        _line(pictures[i], boxes[i], label, {key: m[i, k] for key, m in maps.items()}, threshold)
+        for (i, k), label in np.ndenumerate(labels)
+    ]
+    # Of pyplot, which tells a notebook how to display figures; left open it is displayed twice.
+    figure = pyplot.figure(dpi=DPI, layout='constrained')
+    pyplot.close(figure)
+    wide = [list(chain(*lines[i : i + columns])) for i in range(0, len(lines), columns)]
+    titles = ['image', *map(map_title, maps)]
+    draw_grid(figure, titles * min(columns, len(lines)), wide)
+    return figure
+
+
+def _pictures(images: Any) -> list[np.ndarray]:
+    pictures = [np.asarray(image) for image in images]
+    if not pictures:
+        raise ValueError('there are no images to show')
+    for image in pictures:
+        if image.ndim != 3 or image.shape[-1] != 3:
+            raise ValueError(
+                f'images must be [B,H,W,3] or a list of [H,W,3], got one of {list(image.shape)}; '
+                'for one image pass image[None]'
+            )
+        if image.dtype != np.uint8:
+            raise ValueError(
+                f'images must be uint8 (0..255), got {image.dtype}; for images in [0, 1] pass '
+                '(255 * images).round().astype(np.uint8)'
+            )
+    return pictures
+
+
+def _true_boxes(truth: Sequence[Any] | None, count: int) -> list[np.ndarray]:
+    if truth is None:
+        return [np.zeros((0, 4))] * count
+    if len(truth) != count:
+        raise ValueError(f'truth must hold boxes for {count} images, got {len(truth)}')
+    found = [np.asarray(boxes) for boxes in truth]
+    for i, boxes in enumerate(found):
+        if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
+            raise ValueError(f'truth[{i}] must be boxes [m,4], got {list(boxes.shape)}')
+    return [boxes.reshape(-1, 4) for boxes in found]
+
+
+def _maps(result: Any, keys: Sequence[Key] | None, count: int) -> dict[Key, np.ndarray]:
+    """Maps [B,K,h,w], K the same for all."""
+    given = result.maps if isinstance(result, Localization) else result
+    wanted = list(given) if keys is None else list(keys)
+    known = list(map(str, given))
+    for key in wanted:
+        if str(key) not in known:
+            raise ValueError(unknown_name('(method, layer)', str(key), known))
+    maps = {key: np.asarray(given[key]) for key in wanted}
+    if not maps:
+        raise ValueError('there are no maps to show')
+    first = next(iter(maps.values()))
+    for key, m in maps.items():
+        if m.ndim not in (3, 4) or len(m) != count or m.shape[:-2] != first.shape[:-2]:
+            raise ValueError(
+                f'maps of {key} must be [{count},h,w], or [{count},K,h,w] for K classes, for '
+                f'{count} images, got {list(m.shape)}'
+            )
+    return {key: m.reshape(count, -1, *m.shape[-2:]) for key, m in maps.items()}
+
+
+def _labels(result: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """[B,K] what stands at the left."""
+    if not isinstance(result, Localization):
+        return np.full(shape, '')
+    classes = np.asarray(result.classes).reshape(shape)
+    return np.where(classes == NO_CLASS, '', np.char.add('class ', classes.astype(str)))
+
+
+def _line(
+    image: np.ndarray,
+    truth: np.ndarray,
+    label: str,
+    maps: Mapping[Key, np.ndarray],
+    threshold: float | None,
+) -> list[Cell]:
+    height, width = image.shape[:2]
+    scores = [score_map(m, (width, height), relu=_relu(key)) for key, m in maps.items()]
+    return [Cell(image, truth, label=label), *(Cell(image, truth, s, threshold) for s in scores)]
+
+
+def _relu(key: Key) -> bool:
+    """Whether maps end in a ReLU that is still to be done; fused ones are beyond it."""
+    return key[0] in METHODS and METHODS[key[0]]().relu
