@@ -13,11 +13,9 @@ from conftest import Listed
 
 from wsol_jax.config import Config, EvaluateConfig, LocalizeConfig, NetworkConfig
 from wsol_jax.data import DataError, Record, Shapes, WsolFolder, decode_image, resize_image
-from wsol_jax.evaluation.box_metrics import BoxCounts
 from wsol_jax.evaluation.boxes import boxes_from_map, rescale_boxes
 from wsol_jax.evaluation.counts import Counts, scores_at
 from wsol_jax.evaluation.faithfulness import faithfulness, summarize
-from wsol_jax.evaluation.pixel_metrics import PixelCounts
 from wsol_jax.evaluation.stage import evaluate
 from wsol_jax.localization.localize import localize
 from wsol_jax.localization.stage import localize_split

@@ -192,7 +192,7 @@ def test_a_misspelt_preset_and_presets_of_masks(data, tmp_path, capsys):
     write_maps(other / 'maps', {'x': np.ones((SIZE, SIZE))})
     with pytest.raises(SystemExit):
         main(arguments(other, '--masks', str(other / 'masks'), '--preset', 'cvpr16'))
-    assert 'localization.txt: no boxes' in capsys.readouterr().err
+    assert 'localization.txt: no boxes, and' in capsys.readouterr().err
 
 
 def test_two_processes_count_what_one_does(data, tmp_path):

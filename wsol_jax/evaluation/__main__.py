@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from wsol_jax.evaluation.presets import PRESETS
@@ -27,8 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_text(out, json.dumps(metrics) + '\n')
     except KeyboardInterrupt:
         parser.exit(130, f'{parser.prog}: interrupted; {out} is not written\n')
-    except BrokenProcessPool:
-        parser.exit(2, f'{parser.prog}: a process was killed (memory?); {out} is not written\n')
     except (ValueError, OSError) as error:
         parser.exit(2, f'{parser.prog}: {error}\n')
     shown = ('MaxBoxAcc', 'MaxBoxAccV2', 'PxAP', 'PeakIoU', 'PooledIoU')

@@ -7,11 +7,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
+
+
+class ProcessKilled(OSError):
+    """A process ended without a word, as it does when the system runs out of memory."""
 
 
 @contextmanager
@@ -26,7 +31,7 @@ def mapped(
         processes: how many; 1 runs it here.
 
     Raises:
-        BrokenProcessPool: from the results, if a process was killed.
+        ProcessKilled: while results are drawn, if a process was killed.
     """
     if processes == 1:
         yield map(function, items)
@@ -36,6 +41,8 @@ def mapped(
     with ProcessPoolExecutor(processes, spawn, initializer=_start_worker) as pool:
         try:
             yield _results(pool, function, items, 2 * processes)
+        except BrokenProcessPool:
+            raise ProcessKilled('a process was killed (memory?); no scores were written') from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

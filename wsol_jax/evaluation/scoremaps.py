@@ -191,7 +191,8 @@ def _check_maps(folder: Path, ids: Iterable[str]) -> None:
 def _check_presets(presets: Iterable[Preset], records: Sequence[Record], folder: Path) -> None:
     for rules in presets:
         if not records[0].boxes:
-            raise DataError(f'{folder / "localization.txt"}: no boxes; a preset scores nothing else')
+            file = folder / 'localization.txt'
+            raise DataError(f'{file}: no boxes, and preset {rules.name!r} scores nothing else')
         if rules.macro and not records[0].labels:
             file = folder / 'class_labels.txt'
             raise DataError(f'{file}: no such file; preset {rules.name!r} is a mean over classes')

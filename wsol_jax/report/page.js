@@ -98,8 +98,6 @@ const fill = (select, values, chosen) => {
   select.replaceChildren(...values.map((value) => new Option(value, value, false, value === chosen)));
 };
 
-const rowAt = (test) => data.rows.findIndex(test);
-
 const showSelection = (row) => {
   const ofSplit = data.rows.filter((other) => other.split === row.split);
   const ofMethod = ofSplit.filter((other) => other.method === row.method);
@@ -125,35 +123,41 @@ const setStep = (threshold) => {
   schedule();
 };
 
+/** Takes up what a (method, layer) says of the images; false if another was selected meanwhile. */
+const load = async ({ method, layer }) => {
+  const row = state.row;
+  const index = facts.keys.findIndex((key) => key[0] === method && key[1] === layer);
+  find('cards').ariaBusy = 'true';
+  if (!unpacked.has(index)) unpacked.set(index, unpackKey(facts, index));
+  const key = await unpacked.get(index);
+  if (state.row !== row) return false;
+  state.key = key;
+  levels.clear();
+  find('cards').ariaBusy = 'false';
+  return true;
+};
+
 const select = async (index) => {
   const row = data.rows[index];
   state.row = index;
   showSelection(row);
   showDetails(row);
+  if (facts && !await load(row)) return;
   setStep(row.threshold);
-  if (!facts) return;
-  const place = facts.keys.findIndex(([method, layer]) => method === row.method && layer === row.layer);
-  if (!unpacked.has(place)) unpacked.set(place, unpackKey(facts, place));
-  const key = await unpacked.get(place);
-  if (state.row !== index) return; // another was selected meanwhile
-  state.key = key;
-  levels.clear();
-  judge();
   arrange();
-  schedule();
 };
 
 const selectMethod = (method) => {
   const { split } = data.rows[state.row];
   const same = (row) => row.split === split && row.method === method;
-  const chosen = rowAt((row) => same(row) && row.chosen);
-  select(chosen >= 0 ? chosen : rowAt(same));
+  const chosen = data.rows.findIndex((row) => same(row) && row.chosen);
+  select(chosen >= 0 ? chosen : data.rows.findIndex(same));
 };
 
 const selectLike = (changes) => {
   const wanted = { ...data.rows[state.row], ...changes };
   const same = (row) => ['split', 'method', 'layer'].every((name) => row[name] === wanted[name]);
-  select(rowAt(same));
+  select(data.rows.findIndex(same));
 };
 
 // Charts
@@ -216,6 +220,8 @@ const isShown = (i) => {
 
 /** Sorts the cards; not while the slider moves, where they would jump about. */
 const arrange = () => {
+  if (!state.key) return;
+  judge();
   const worst = state.show === 'worst';
   const rank = (card) => (worst ? state.overlaps[indexOf(card)] ?? 2 : 0);
   const sorted = [...cards].sort((a, b) => rank(a) - rank(b) || indexOf(a) - indexOf(b));
@@ -321,7 +327,7 @@ const startGallery = () => {
   listen('cards', 'keydown', moveFocus);
   listen('cards', 'click', (event) => {
     const card = event.target.closest('li');
-    if (!card) return;
+    if (!card || !state.key) return;
     showLarge(card);
     find('large').showModal();
   });
@@ -337,7 +343,6 @@ const startGallery = () => {
     listen(name, 'change', (event) => {
       state[name] = name === 'rank' ? Number(event.target.value) : event.target.value;
       if (name === 'rank') levels.clear();
-      judge();
       arrange();
       schedule();
     });
@@ -354,11 +359,7 @@ listen('split', 'change', (event) => selectLike({ split: event.target.value }));
 listen('method', 'change', (event) => selectMethod(event.target.value));
 listen('layer', 'change', (event) => selectLike({ layer: event.target.value }));
 listen('threshold', 'input', (event) => setStep(Number(event.target.value)));
-listen('threshold', 'change', () => {
-  if (!state.key) return;
-  judge();
-  arrange();
-});
+listen('threshold', 'change', arrange);
 if (curves) CHARTS.forEach(addChart);
 if (facts) startGallery();
 if (data.rows.length) select(data.start);
