@@ -402,17 +402,23 @@ def _core(foreground: Array) -> Array:
 
 def _merged(boxes: Array) -> Array:
     """Boxes by falling area, without those that overlap an earlier one by much."""
-    kept = list(boxes)
-    for i, box in enumerate(kept):  # `kept` shrinks behind i as it goes
-        j = i + 1
-        while j < len(kept):
-            if _overlaps(box, kept[j]):
-                del kept[j]
-            # The released loop skips the box behind an erased one: nested boxes keep a tight one.
-            j += 1
-    return np.array(kept).reshape(-1, 4)
+    i = 0
+    while i < len(boxes):
+        later = boxes[i + 1 :]
+        boxes = np.concatenate([boxes[: i + 1], later[~_erased(_overlap(boxes[i], later))]])
+        i += 1
+    return boxes
 
 
-def _overlaps(box: Array, other: Array) -> bool:
-    low, high = np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])
-    return np.clip(high - low, 0, None).prod() > _areas(np.stack([box, other])).max() // 2
+def _overlap(box: Array, others: Array) -> Array:
+    """[n] whether each of the others [n, 4] overlaps the box by more than half the larger area."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    larger = np.maximum(_areas(box[None]), _areas(others))
+    return np.clip(high - low, 0, None).prod(axis=1) > larger // 2
+
+
+def _erased(overlapping: Array) -> Array:
+    """The released loop skips the box behind an erased one: nested boxes keep a tight one."""
+    place = np.arange(len(overlapping))
+    before = np.maximum.accumulate(np.where(overlapping, -1, place))
+    return overlapping & ((place - before) % 2 == 1)

@@ -104,9 +104,8 @@ def collect(config: Config, source: Source, store: MapStore) -> Gallery:
     for key in tqdm(store.arrays if images else (), desc='gallery', unit='layer', disable=None):
         raw = store.arrays[key][positions].read().result()
         scores = [[canvas_scores(store, key, m, setting) for m in maps] for maps in raw]
-        gallery.maps[key] = _thumbnails(
-            np.array(scores) if setting.closing else raw, store.relu[key]
-        )
+        # A closing works on the canvas; the raw map does not have it.
+        gallery.maps[key] = _thumbnails(scores if setting.closing else raw, store.relu[key])
         boxes = np.array([[_box_line(s) for s in of_image] for of_image in scores])
         gallery.boxes[key] = boxes.astype(np.min_scalar_type(setting.size))
         if any(image.outline for image in images):
