@@ -46,6 +46,33 @@ def test_chosen_rows_and_the_oracle():
     ]
 
 
+def test_intervals_and_older_tables():
+    rows = [dict(row) for row in BOXES['localization']]
+    for row in rows[2:]:
+        row['intervals'] = {'GTKnownLoc': [row['GTKnownLoc'] - 4.75, 70.0]}
+        row['presets'] = {'cvpr16': {'GTKnownLoc': row['GTKnownLoc'] / 2}, 'bas': {'GTKnownLoc': 7}}
+    assert summary({**BOXES, 'localization': rows}).split('\n') == [
+        'test: 8 images, 2 skipped, top1 62.5 %, top5 100.0 %',
+        'method     layer          threshold  GT-known   95 %  MaxBoxAcc*',
+        '---------  -------------  ---------  --------  -----  ----------',
+        'dgl        stage2              0.30      62.5  58-70        75.0',
+        'layer_cam  stage1+stage2       0.05       5.0   0-70        12.5',
+        'Layer and threshold chosen on val. * best threshold on this split. 95 %: bootstrap interval.',
+        '',
+        'Oracle: the layer that is best on test itself',
+        'method     layer          threshold  MaxBoxAcc*',
+        '---------  -------------  ---------  ----------',
+        'dgl        stage1              0.25        87.5',
+        'layer_cam  stage1+stage2       0.00        12.5',
+        '',
+        'GT-known as older tables counted it',
+        'method     layer          cvpr16  bas',
+        '---------  -------------  ------  ---',
+        'dgl        stage2           31.2  7.0',
+        'layer_cam  stage1+stage2     2.5  7.0',
+    ]
+
+
 def test_masks_only():
     rows = [
         {'method': 'dgl', 'layer': 'a', 'PxAP': 30.0, 'chosen': True},

@@ -169,8 +169,8 @@ def scores_at(counts: Counts, threshold: float, target: str) -> dict[str, Any]:
         defined = defined_for(target)
         scores |= {k: float(boxes.accuracy(v)[at]) for k, v in named.items() if k in defined}
         scores['blank_maps'] = boxes.blank
-    presets = {p.preset.name: p.scores(target) for p in counts.presets if p.counts}
-    if presets:
+    presets = {p.preset.name: p.scores(target) for p in counts.presets}
+    if any(presets.values()):
         scores['presets'] = presets
     if counts.pixels.defined:
         scores['mIoU'] = float(counts.pixels.mean_iou[at])

@@ -48,9 +48,24 @@ def summary(metrics: dict[str, Any]) -> str:
     if best:
         oracle = _table(_oracle_rows(rows))
         origin = best[0]['threshold_from']
-        lines += [f'Layer and threshold chosen on {origin}. * best threshold on this split.']
+        note = f'Layer and threshold chosen on {origin}. * best threshold on this split.'
+        sure = any('intervals' in row for row in shown)
+        lines += [f'{note} 95 %: bootstrap interval.' if sure else note]
         lines += ['', f'Oracle: the layer that is best on {metrics["split"]} itself', *oracle]
-    return '\n'.join(lines)
+    return '\n'.join([*lines, *_presets(shown)])
+
+
+def _presets(rows: Sequence[Row]) -> list[str]:
+    """The scores by older protocols, one kind of score: the first one that is defined."""
+    quoted = [row['presets'] for row in rows if 'presets' in row]
+    if not quoted:
+        return []
+    score = next(iter(next(iter(quoted[0].values()))))
+    cells = [['method', 'layer', *quoted[0]]]
+    for row, presets in zip(rows, quoted, strict=True):
+        numbers = [f'{scores[score]:.1f}' for scores in presets.values()]
+        cells.append([row['method'], row['layer'], *numbers])
+    return ['', f'{heading(score)} as older tables counted it', *_aligned(cells)]
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
@@ -88,7 +103,7 @@ def _oracle_rows(rows: Sequence[Row]) -> list[Row]:
         name = row['method']
         if name not in best or row.get(score, 0) > best[name].get(score, 0):
             best[name] = row
-    hidden = ('GTKnownLoc', 'Top1Loc', 'Top5Loc', 'mIoU', *_FAITHFULNESS)
+    hidden = ('GTKnownLoc', 'Top1Loc', 'Top5Loc', 'mIoU', 'intervals', *_FAITHFULNESS)
     shown = [{k: v for k, v in r.items() if k not in hidden} for r in best.values()]
     threshold = 'MaxBoxAcc_threshold' if score == 'MaxBoxAcc' else 'PeakIoU_threshold'
     return [{**row, 'threshold': row.get(threshold)} for row in shown]
@@ -96,11 +111,25 @@ def _oracle_rows(rows: Sequence[Row]) -> list[Row]:
 
 def _table(rows: Sequence[Row]) -> list[str]:
     scores = columns(rows)
-    cells = [['method', 'layer', 'threshold', *map(heading, scores)]]
+    sure = next((s for s in scores if any(s in row.get('intervals', {}) for row in rows)), None)
+    names = [name for s in scores for name in ([heading(s), '95 %'] if s == sure else [heading(s)])]
+    cells = [['method', 'layer', 'threshold', *names]]
     for row in rows:
         threshold = '' if row['threshold'] is None else f'{row["threshold"]:.2f}'
-        numbers = [f'{row[name]:.1f}' if name in row else '' for name in scores]
-        cells.append([row['method'], row['layer'], threshold, *numbers])
+        cells.append([row['method'], row['layer'], threshold])
+        for score in scores:
+            cells[-1].append(f'{row[score]:.1f}' if score in row else '')
+            if score == sure:
+                cells[-1].append(_interval(row, score))
+    return _aligned(cells)
+
+
+def _interval(row: Row, score: str) -> str:
+    ends = row.get('intervals', {}).get(score)
+    return f'{ends[0]:.0f}-{ends[1]:.0f}' if ends else ''
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     sides = ['<', '<', *'>' * (len(widths) - 2)]
     text = [
