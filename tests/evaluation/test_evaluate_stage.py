@@ -290,9 +290,10 @@ def test_mean_iou_at_the_threshold_of_val_and_its_peak(tmp_path):
     assert test['PeakIoU_threshold'] == 0.25  # >= .5 is the same set, .25 comes first
     assert val['PooledIoU'] == pytest.approx(100 * 396 / 720)
     assert 'GTKnownLoc' not in test and 'MaxBoxAcc' not in test
+    low, high = test['intervals']['PxAP']
     assert [line.split() for line in summary(metrics).split('\n')[1:4:2]] == [
-        ['method', 'layer', 'threshold', 'PxAP', 'mIoU', 'PeakIoU*'],
-        ['dgl', 'a', '0.75', f'{test["PxAP"]:.1f}', '50.0', '75.0'],
+        ['method', 'layer', 'threshold', 'PxAP', '95', '%', 'mIoU', 'PeakIoU*'],
+        ['dgl', 'a', '0.75', f'{test["PxAP"]:.1f}', f'{low:.0f}-{high:.0f}', '50.0', '75.0'],
     ]
 
 

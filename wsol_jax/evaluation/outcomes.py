@@ -31,7 +31,8 @@ class Outcomes:
         overlap: [n] best IoU of the first map's box with a true one; NaN without true boxes.
         top1: [n] that IoU if the first map is that of the right class, ranked first, else 0.
         top5: [n] the IoU of the right class's map if it is among the first five, else 0.
-        foreground: [n, T + 2] histogram of the first map's scores, as in `PixelCounts`.
+        foreground: [n, T + 2] histogram of the first map's scores, as in `PixelCounts`; [n, 0]
+            where no image of the split has a mask.
         background: likewise.
         size: [n] share of the image that the largest true box, or the mask, takes; NaN without.
     """
@@ -57,8 +58,10 @@ class Outcomes:
             target: the classes that the maps are for, as in `LocalizeConfig.classes`.
             at: index of the threshold that the mask is cut at.
         """
-        scores = {'mIoU': image_ious(self.foreground, self.background)[:, at]}
-        scores['mIoU'][~self.foreground.any(axis=1)] = np.nan
+        scores = {}
+        if self.foreground.any():
+            scores['mIoU'] = image_ious(self.foreground, self.background)[:, at]
+            scores['mIoU'][~self.foreground.any(axis=1)] = np.nan
         named = {'GTKnownLoc': self.overlap, 'Top1Loc': self.top1, 'Top5Loc': self.top5}
         for name in defined_for(target):
             scores[name] = np.where(np.isnan(named[name]), np.nan, named[name] >= 0.5)
@@ -93,9 +96,9 @@ def _of_image(part: Part, i: int, maps, truth, threshold: float, setting) -> tup
     scores = [score_map(raw, canvas, closing=setting.closing) for raw in maps]
     boxes = np.stack([threshold_boxes(s, [threshold])[0][0] for s in scores])
     edges = thresholds_of(setting)
-    bins = (np.zeros(len(edges) + 2, int),) * 2
+    bins = np.zeros((2, len(edges) + 2 if part.masked else 0), np.int32)
     if mask is not None:
-        bins = histograms(scores[0], mask, edges)
+        bins[:] = histograms(scores[0], mask, edges)
     stored = rescale_boxes(boxes, canvas, part.records[i].size or canvas)
     size = _size(true_boxes, mask, setting.size**2)
     if not len(true_boxes):

@@ -21,12 +21,14 @@ class Part:
         maps: {(method, layer): [n,K,h,w]}, after the ReLU of the method, if any.
         classes: [n,K] what the maps are for.
         top: [n,<=5] the classes ranked first.
+        masked: whether any image of the split has a mask.
     """
 
     records: list[Record]
     maps: dict[Key, np.ndarray]
     classes: np.ndarray
     top: np.ndarray
+    masked: bool
 
     def label_column(self, i: int) -> int | None:
         """Which map of image i is that of its label, if the label is among the classes `top`."""
@@ -96,11 +98,12 @@ class Split:
 
     def parts(self) -> Iterator[Part]:
         """All readable images in order."""
+        masked = any(record.masks for record in self.records)
         for start in range(0, len(self.readable), AT_ONCE):
             some = slice(start, start + AT_ONCE)
             index = self.readable[some]
             maps = {key: self._maps(key, index) for key in self.store.arrays}
-            yield Part(self.records[some], maps, self.classes[some], self.top[some])
+            yield Part(self.records[some], maps, self.classes[some], self.top[some], masked)
 
     def rectified(self, key: Key, index: np.ndarray) -> np.ndarray:
         """Maps [n,h,w] of the first class of some images, after the ReLU of the method, if any."""
