@@ -16,7 +16,7 @@ Without scales: --config.localize.scales="(1.0,)". Without closing: --config.eva
 
 Published mIoU of DGL on val (slides of the challenge): 58.23 at one scale without closing, 61.46
 with several scales, 62.22 with closing too. We take it for the peak over thresholds of the IoU
-averaged over images, PeakIoU here; PooledIoU in metrics.json is the other reading.
+averaged over images, PeakIoU here; PeakPooledIoU is the other reading.
 Not measured here: anything; neither the masks nor a network of this size trained to the end.
 """
 

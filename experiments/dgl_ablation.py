@@ -31,7 +31,7 @@ from wsol_jax.data import (
     evaluation_batches,
     evenly_spaced,
 )
-from wsol_jax.evaluation.counts import Counts, ground_truth, scores_at, thresholds_of
+from wsol_jax.evaluation.counts import Counts, ground_truth, thresholds_of
 from wsol_jax.evaluation.stage import choose
 from wsol_jax.localization.cam import hires_cam
 from wsol_jax.localization.dgl import dgl
@@ -180,11 +180,15 @@ def ablate(
     rows = {row: scored for row, scored in rows.items() if scored[1] in (0, closing[1])}
     on_test = count(config, network, test, maps_of, dict.fromkeys(rows.values()))
     thresholds = choose(on_val)
-    scores = {
-        row: {'threshold': thresholds[s]} | scores_at(on_test[s], thresholds[s], 'ground_truth')
-        for row, s in rows.items()
-    }
+    scores = {row: _scores(on_test[s], thresholds[s]) for row, s in rows.items()}
     return scores, next(iter(on_test.values())).images
+
+
+def _scores(counts: Counts, threshold: float) -> dict[str, float]:
+    name = 'GTKnownLoc' if counts.boxes.images else 'mIoU'
+    at_threshold = counts.curves()['largest_50' if counts.boxes.images else 'mIoU']
+    score = float(at_threshold[counts.nearest(threshold)])
+    return {'threshold': threshold, name: score, **counts.oracles()}
 
 
 def shown(scores: Mapping[Row, dict]) -> list[str]:

@@ -22,7 +22,7 @@ import wsol_jax
 from experiments.dgl_ablation import best, count
 from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, read_config
-from wsol_jax.evaluation.counts import Counts, scores_at
+from wsol_jax.evaluation.counts import Counts
 from wsol_jax.evaluation.stage import choose
 from wsol_jax.main import load_classifier, open_splits
 from wsol_jax.models import Network
@@ -78,8 +78,8 @@ def search(config: Config, network: Network, splits) -> list[list[str]]:
 def _row(config, network, splits, view, maps_of, recipe: Recipe, on_val) -> list[str]:
     threshold = choose(on_val)[recipe]
     on_test = count(config, network, splits('test'), maps_of, [recipe])[recipe]
-    scores = scores_at(on_test, threshold, 'ground_truth')
-    numbers = [on_val[recipe].score, scores['GTKnownLoc'], scores['MaxBoxAcc']]
+    known = on_test.boxes.gt_known[on_test.nearest(threshold)]
+    numbers = [on_val[recipe].score, known, on_test.boxes.max_box_acc]
     shown = [f'{number:.1f}' for number in numbers]
     closing = f'{recipe[1]} px'
     return [view, recipe[0], closing, f'{threshold:.2f}', *shown, str(len(on_val))]

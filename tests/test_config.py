@@ -61,6 +61,7 @@ def test_every_setting_can_be_set_and_is_kept(path):
         'train.label_smoothing': 0.1,
         'train.ema': 0.99,
         'report.format': 'svg',
+        'evaluate.choose_on': 'test',
     }
     kinds = {
         str: lambda: f'{default}x',
@@ -171,6 +172,11 @@ def test_values_are_converted(path, value, read):
         ('train.power', 0.0, 'config.train.power must be above 0, got 0.0'),
         ('train.warmup', 1.0, 'config.train.warmup must be at least 0 and below 1, got 1.0'),
         ('train.momentum', -0.5, 'config.train.momentum must be at least 0 and below 1, got -0.5'),
+        (
+            'evaluate.choose_on',
+            'vall',
+            "unknown split in config.evaluate.choose_on 'vall'; did",
+        ),
         ('train.keep', 'lst', "unknown value of config.train.keep 'lst'; did you mean 'last'?"),
         (
             'augment.crop',

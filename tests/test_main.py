@@ -468,6 +468,27 @@ def test_other_evaluation_redoes_scores_only(copy):
     assert (copy / 'W/metrics.json').read_bytes() == old
 
 
+def test_a_misspelt_preset_costs_no_scores(copy):
+    before = files(copy / 'W')
+    result = tiny(copy, '--config.evaluate.presets=cvpr17')
+    assert result.code == 2 and "did you mean 'cvpr16'?" in result.err
+    assert files(copy / 'W') == before
+
+
+def test_a_workdir_of_an_older_version_keeps_its_scores(copy):
+    record = json.loads((copy / 'W/config.json').read_text())
+    del record['config']['evaluate.presets']
+    (copy / 'W/config.json').write_text(json.dumps(record))
+    before = (copy / 'W/metrics.json').stat().st_mtime_ns
+    assert tiny(copy).code == 0
+    assert (copy / 'W/metrics.json').stat().st_mtime_ns == before
+
+
+def test_figures_of_another_format_do_not_stay(copy):
+    assert tiny(copy, '--config.report.format=svg').code == 0
+    assert {path.suffix for path in (copy / 'W/figures').iterdir()} == {'.svg'}
+
+
 @pytest.mark.parametrize(
     ('argument', 'message'),
     [

@@ -407,6 +407,9 @@ def _check(config: Config) -> None:
         if not holds(values[key]):
             raise ConfigError(f'config.{key} must {rule}, got {values[key]}')
     _check_drops(config.train)
+    chosen_on, splits = config.evaluate.choose_on, config.localize.splits
+    if chosen_on not in (*splits, EvaluateConfig.choose_on):
+        raise ConfigError(unknown_name('split in config.evaluate.choose_on', chosen_on, splits))
     closing = config.evaluate.closing
     if closing and closing % 2 == 0:
         raise ConfigError(f'config.evaluate.closing must be odd (or 0), got {closing}')

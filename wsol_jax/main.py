@@ -32,11 +32,11 @@ def run(config: Config, workdir: Path) -> None:
         config: the experiment.
         workdir: where its results go, and where they are taken up again.
     """
+    for name in config.evaluate.presets:
+        preset(name)  # a misspelt one is found before anything is done, or given up
     open_workdir(workdir, config)
     splits = open_splits(config)
     classifier = cache(partial(load_classifier, config, workdir, splits))
-    for name in config.evaluate.presets:
-        preset(name)  # a misspelt one is found now, not after hours
     if 'train' in config.stages:
         if 'localize' in config.stages:
             _check_names(config, splits)

@@ -67,7 +67,7 @@ def open_workdir(path: Path, config: Config) -> None:
     record = path / 'config.json'
     new = flatten(config)
     if record.exists():
-        old = _recorded(record)
+        old = flatten(Config()) | _recorded(record)  # older versions had fewer settings
         changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         changed = [k for k in changed if k not in _FREE]
         _refuse(path, changed, old, new)

@@ -45,7 +45,7 @@ def test_counts_equal_a_naive_loop():
         boxes, truth = random_image(rng)
         other, _ = random_image(rng)
         right1, top5_boxes = i % 2 == 0, (None, boxes, other)[i % 3]
-        counts.add(boxes, truth, top1_right=right1, top5_boxes=top5_boxes, blank=i % 7 == 0)
+        counts.add(boxes, truth, top1_right=right1, top5_boxes=top5_boxes)
         for t in range(4):
             first = max(iou(boxes[t][0], g) for g in truth)
             best = max(iou(b, g) for b in boxes[t] for g in truth)
@@ -63,7 +63,7 @@ def test_counts_equal_a_naive_loop():
     ):
         np.testing.assert_array_equal(getattr(counts, name), expected)
         assert expected.any()
-    assert (counts.images, counts.blank) == (60, 9)
+    assert counts.images == 60
     np.testing.assert_allclose(counts.gt_known, 100 * largest[1] / 60)
 
 
@@ -125,13 +125,13 @@ def test_adding_counts_equals_one_pass():
         counts = BoxCounts.zero(THRESHOLDS)
         for i, (boxes, truth) in part:
             top5 = boxes if i % 3 else None
-            counts.add(boxes, truth, blank=i % 5 == 0, top1_right=i % 2 == 0, top5_boxes=top5)
+            counts.add(boxes, truth, top1_right=i % 2 == 0, top5_boxes=top5)
         return counts
 
     numbered = list(enumerate(images))
     whole = count(numbered)
     merged = count(numbered[:5]) + count(numbered[5:]) + BoxCounts.zero(THRESHOLDS)
-    for name in ('largest', 'anywhere', 'top1', 'top5', 'images', 'blank', 'thresholds'):
+    for name in ('largest', 'anywhere', 'top1', 'top5', 'images', 'thresholds'):
         np.testing.assert_array_equal(getattr(merged, name), getattr(whole, name))
     assert merged.max_box_acc == whole.max_box_acc > 0
     before = count(numbered[:5]).largest

@@ -14,7 +14,6 @@ from conftest import Listed
 from wsol_jax.config import Config, EvaluateConfig, LocalizeConfig, NetworkConfig
 from wsol_jax.data import DataError, Record, Shapes, WsolFolder, decode_image, resize_image
 from wsol_jax.evaluation.boxes import boxes_from_map, rescale_boxes
-from wsol_jax.evaluation.counts import Counts, scores_at
 from wsol_jax.evaluation.faithfulness import faithfulness, summarize
 from wsol_jax.evaluation.stage import evaluate
 from wsol_jax.localization.localize import localize
@@ -288,7 +287,8 @@ def test_mean_iou_at_the_threshold_of_val_and_its_peak(tmp_path):
     assert test['mIoU'] == pytest.approx(100 * (1 + 2 * 36 / 144) / 3)
     assert test['PeakIoU'] == pytest.approx(100 * (36 / 144 + 2) / 3)
     assert test['PeakIoU_threshold'] == 0.25  # >= .5 is the same set, .25 comes first
-    assert val['PooledIoU'] == pytest.approx(100 * 396 / 720)
+    assert val['PeakPooledIoU'] == pytest.approx(100 * 396 / 720)
+    assert val['PeakPooledIoU_threshold'] == 0.25
     assert 'GTKnownLoc' not in test and 'MaxBoxAcc' not in test
     low, high = test['intervals']['PxAP']
     assert [line.split() for line in summary(metrics).split('\n')[1:4:2]] == [
@@ -406,12 +406,6 @@ def test_masks_have_intervals_of_miou_and_pxap(tmp_path):
         assert low < row[name] < high
 
 
-def test_scores_at_without_ground_truth_are_none():
-    thresholds = np.arange(0, 1, 0.25)
-    nothing = Counts.zero(thresholds)
-    assert scores_at(nothing, 0.5, 'ground_truth') == {}
-
-
 def test_ignored_pixels_of_masks(tmp_path):
     upper = np.zeros((SIDE, SIDE))
     upper[:8] = 1
@@ -439,6 +433,7 @@ def test_without_ground_truth_the_threshold_is_the_configs(tmp_path):
         'layer': 'a',
         'split': 'val',
         'images': 0,
+        'blank_maps': 0,
         'threshold': 0.2,
         'threshold_from': 'config',
     }
@@ -479,6 +474,70 @@ def test_blank_maps_are_counted_also_where_the_relu_makes_them_so(tmp_path):
         row = rows_of(evaluate(CONFIG, {'val': source}, workdir), 'val')[A]
         assert (row['blank_maps'], row['images']) == (blank, 4)
         assert row['MaxBoxAcc'] == 100 - 25 * blank
+
+
+def test_blank_maps_of_masks_and_of_images_without_ground_truth_are_counted_too(tmp_path):
+    cases = [(NESTED, filled(INNER)), (np.zeros((SIDE, SIDE)), filled(INNER))]
+    source = masked_split(tmp_path / 'masks', 'val', cases)
+    (row,) = evaluate(CONFIG, {'val': source}, tmp_path / 'masks')['localization']
+    assert (row['blank_maps'], row['images']) == (1, 2)
+    source = Listed([record(f'{i}.png', label=None) for i in range(3)])
+    write_store(tmp_path / 'none', 'val', source, {A: [NESTED] + 2 * [np.zeros((SIDE, SIDE))]})
+    (row,) = evaluate(CONFIG, {'val': source}, tmp_path / 'none')['localization']
+    assert (row['blank_maps'], row['images']) == (2, 0)
+
+
+def test_a_threshold_off_the_grid_is_one_threshold_everywhere(tmp_path):
+    # Where nothing is chosen: at .4 the box is OUTER, at the nearest of the grid, .5, INNER.
+    source = Listed([record(f'{i}.png', t) for i, t in enumerate((INNER, INNER, INNER, OUTER))])
+    write_store(tmp_path, 'test', source, {A: [NESTED] * 4})
+    config = replace(CONFIG, evaluate=replace(CONFIG.evaluate, threshold=0.4))
+    metrics = evaluate(config, {'test': source}, tmp_path)
+    (row,) = metrics['localization']
+    assert (row['threshold'], row['threshold_from']) == (0.4, 'config')
+    assert row['GTKnownLoc'] == 25 == metrics['by_class'][0]['GTKnownLoc']
+    low, high = row['intervals']['GTKnownLoc']
+    assert low < 25 < high
+    boxes = read_boxes(tmp_path, 'test')
+    assert {(r['threshold'], r['x1']) for r in boxes} == {('0.4', str(OUTER[2] * 2))}
+
+
+def test_images_are_those_that_a_score_is_of(tmp_path):
+    mask = ((png(filled(OUTER)), None),)
+    records = [record('0.png', INNER), record('1.png'), record('2.png', masks=mask)]
+    write_store(tmp_path, 'val', Listed(records), {A: [NESTED] * 3})
+    metrics = evaluate(CONFIG, {'val': Listed(records)}, tmp_path)
+    assert metrics['localization'][0]['images'] == 2
+    (row,) = metrics['by_class']
+    assert row['images'] == 1 and (row['GTKnownLoc'], row['mIoU']) != (None, None)
+
+
+@pytest.mark.parametrize('target', ['top1', 'top5'])
+def test_without_labels_there_are_no_scores_of_classes(tmp_path, target):
+    source = Listed([record(f'{i}.png', INNER, label=None) for i in range(3)])
+    write_store(tmp_path, 'val', source, {A: [NESTED] * 3}, target=target)
+    config = replace(CONFIG, evaluate=replace(CONFIG.evaluate, presets=('cvpr16',)))
+    metrics = evaluate(config, {'val': source}, tmp_path)
+    (row,) = metrics['localization']
+    assert row['MaxBoxAcc'] == 100
+    assert not {'Top1Loc', 'Top5Loc', 'intervals', 'presets'} & set(row)
+    assert metrics['by_class'] == metrics['by_size'] == []
+
+
+def test_without_val_the_tables_are_of_the_last_layer(tmp_path):
+    source = val_source()
+    write_store(tmp_path, 'test', source, {A: [NESTED] * 4, B: [ELSEWHERE] * 4})
+    metrics = evaluate(CONFIG, {'test': source}, tmp_path)
+    assert {row['layer'] for row in metrics['by_class']} == {'b'}
+
+
+def test_a_preset_says_whose_maps_it_is_not_for(tmp_path):
+    source = val_source()
+    write_store(tmp_path, 'val', source, {A: [5 * NESTED] * 4})
+    config = replace(CONFIG, evaluate=replace(CONFIG.evaluate, presets=('ornet',)))
+    wrong = r'config\.evaluate\.presets: preset ornet is for maps out of a sigmoid.*\(dgl at a\)'
+    with pytest.raises(ValueError, match=wrong):
+        evaluate(config, {'val': source}, tmp_path)
 
 
 def test_closing_joins_parts(tmp_path):

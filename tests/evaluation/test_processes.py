@@ -2,10 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from wsol_jax.evaluation.processes import ProcessKilled, mapped
+from wsol_jax.evaluation.processes import ProcessKilled, mapper
 
 
 def square(number):
@@ -31,19 +34,51 @@ def test_results_come_in_order_and_items_are_drawn_as_needed(processes):
             drawn.append(i)
             yield i
 
-    with mapped(square, items(), processes) as results:
+    with mapper(processes) as over:
+        results = over(square, items())
         assert next(results) == 0
         assert len(drawn) <= 2 * processes + 1
         assert list(results) == [i * i for i in range(1, 40)]
+        assert list(over(square, [7])) == [49]  # more work for the same processes
 
 
 @pytest.mark.parametrize('processes', [1, 2])
 def test_errors_reach_the_caller(processes):
-    with pytest.raises(ZeroDivisionError), mapped(inverse, [1, 0, 2], processes) as results:
-        list(results)
+    with pytest.raises(ZeroDivisionError), mapper(processes) as over:
+        list(over(inverse, [1, 0, 2]))
 
 
 def test_a_killed_process_is_an_error_of_one_line():
     killed = pytest.raises(ProcessKilled, match='a process was killed')
-    with killed, mapped(end, range(9), 2) as results:
-        list(results)
+    with killed, mapper(2) as over:
+        list(over(end, range(9)))
+
+
+def test_ctrl_c_while_processes_start_is_one_line(tmp_path):
+    (tmp_path / 'program.py').write_text(PROGRAM)
+    command = [sys.executable, str(tmp_path / 'program.py')]
+    for delay in (0.1, 0.5):
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+        ) as started:
+            assert started.stdout.readline() == 'start\n'
+            time.sleep(delay)
+            os.killpg(started.pid, signal.SIGINT)  # as a terminal does: to all processes
+            assert started.communicate(timeout=30)[1] == 'interrupted\n'
+
+
+PROGRAM = """
+import sys, time
+from wsol_jax.evaluation.processes import mapper
+
+def main():
+    print('start', flush=True)
+    with mapper(2) as over:
+        list(over(time.sleep, [1] * 30))
+
+if __name__ == '__main__':
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit('interrupted')
+"""

@@ -425,6 +425,14 @@ def test_out_is_checked_before_the_work(data, capsys):
     assert 'is a folder' in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_is_found_before_the_work(data, capsys):
+    (data / 'file').write_text('x')
+    (data / MAP).unlink()  # would be the error of the work
+    with pytest.raises(SystemExit):
+        main([*arguments(data)[:4], '--out', str(data / 'file/x/metrics.json')])
+    assert 'file is no folder that can be written to' in capsys.readouterr().err
+
+
 def workers(parent):
     """Process ids of the counting processes of a command."""
     found = []

@@ -222,6 +222,12 @@ def test_the_view_of_the_map_shows_its_colours(page):
 
 
 @pytest.mark.parametrize('threshold', [0.1, 0.45])
+def test_the_slider_has_its_name(page, threshold):
+    page.get_by_role('slider', name='Threshold').fill(f'{threshold:g}')
+    assert page.locator('#value').inner_text() == f'{threshold:.2f}'
+
+
+@pytest.mark.parametrize('threshold', [0.1, 0.45])
 def test_hits_are_counted_over_all_images(page, threshold):
     choose(page, 'method', A[0])
     move(page, threshold)
@@ -376,8 +382,10 @@ def test_the_dark_scheme_is_dark(browser, boxed):
 
 
 def test_masks(browser, tmp_path):
-    raw = smooth_maps(5, 6)
-    source = Listed([record(f'{k}.png', masks=(mask_pair(4, 44),)) for k in range(6)])
+    raw = smooth_maps(5, 7)
+    source = Listed(
+        [record(f'{k}.png', masks=(mask_pair(4, 44),)) for k in range(6)] + [record('6.png')]
+    )
     true = np.zeros((SIDE, SIDE), bool)
     true[8:40, 4:44] = True
     rows = [row('test', *A, PxAP=50.0)]
@@ -386,11 +394,12 @@ def test_masks(browser, tmp_path):
     with opened(browser, tmp_path / 'report.html') as page:
         choose(page, 'view', 'mask')
         move(page, 0.4)
-        founds = [score_map(m[0], (SIDE, SIDE)) >= 0.4 for m in raw]
+        founds = [score_map(m[0], (SIDE, SIDE)) >= 0.4 for m in raw[:6]]
         ious = [(f & true).sum() / (f | true).sum() for f in founds]
         hits = sum(iou >= 0.5 for iou in ious)
         assert 0 < hits < 6
-        assert page.locator('#count').inner_text() == f'hit {hits} of 6 shown'
+        # The one without ground truth is neither hit nor miss.
+        assert page.locator('#count').inner_text() == f'hit {hits} of 6 · 7 shown'
         for k, iou in enumerate(ious):
             text = card(page, k).locator('.overlap').inner_text()
             assert text == f'IoU {int(100 * iou) / 100:.2f}'

@@ -57,7 +57,8 @@ def test_intervals_and_older_tables():
         '---------  -------------  ---------  --------  -----  ----------',
         'dgl        stage2              0.30      62.5  58-70        75.0',
         'layer_cam  stage1+stage2       0.05       5.0   0-70        12.5',
-        'Layer and threshold chosen on val. * best threshold on this split. 95 %: bootstrap interval.',
+        'Layer and threshold chosen on val. * best threshold on this split. '
+        '95 %: bootstrap interval.',
         '',
         'Oracle: the layer that is best on test itself',
         'method     layer          threshold  MaxBoxAcc*',
@@ -70,6 +71,19 @@ def test_intervals_and_older_tables():
         '---------  -------------  ------  ---',
         'dgl        stage2           31.2  7.0',
         'layer_cam  stage1+stage2     2.5  7.0',
+    ]
+
+
+def test_without_val_the_notes_stand_all_the_same():
+    row = {**BOXES['localization'][1], 'threshold': 0.125, 'threshold_from': 'config'}
+    del row['chosen']
+    row |= {'intervals': {'GTKnownLoc': [1, 99]}, 'blank_maps': 2}
+    assert summary({**BOXES, 'localization': [row]}).split('\n')[1:] == [
+        'method  layer   threshold  GT-known  95 %  MaxBoxAcc*',
+        '------  ------  ---------  --------  ----  ----------',
+        'dgl     stage1      0.125      50.0  1-99        87.5',
+        'Threshold from config. * best threshold on this split. 95 %: bootstrap interval.',
+        'Blank maps (constant or NaN), which have no box: dgl at stage1: 2.',
     ]
 
 
@@ -86,7 +100,7 @@ def test_masks_only():
         'method  layer  threshold  PxAP',
         '------  -----  ---------  ----',
         'dgl     a           0.50  30.0',
-        'Layer and threshold chosen on val. * best threshold on this split.',
+        'Layer and threshold chosen on val.',
         '',
         'Oracle: the layer that is best on test itself',
         'method  layer  threshold  PxAP',

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,19 +21,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = vars(parser.parse_args(arguments))
     out = chosen.pop('out')
     try:
-        if out.is_dir():
-            raise IsADirectoryError(f'{out}: is a folder; name a file such as {out}/metrics.json')
+        _check_out(out)
         metrics = evaluate_scoremaps(**chosen)
         write_text(out, json.dumps(metrics) + '\n')
     except KeyboardInterrupt:
         parser.exit(130, f'{parser.prog}: interrupted; {out} is not written\n')
     except (ValueError, OSError) as error:
         parser.exit(2, f'{parser.prog}: {error}\n')
-    shown = ('MaxBoxAcc', 'MaxBoxAccV2', 'PxAP', 'PeakIoU', 'PooledIoU')
+    shown = ('MaxBoxAcc', 'MaxBoxAccV2', 'PxAP', 'PeakIoU', 'PeakPooledIoU')
     scores = {name: metrics[name] for name in shown if name in metrics}
     for name, score in (scores | metrics.get('presets', {})).items():
         print(f'{name} {score:.2f}')
     return 0
+
+
+def _check_out(out: Path) -> None:
+    """Finds before the work whether its result can be written."""
+    if out.is_dir():
+        raise IsADirectoryError(f'{out}: is a folder; name a file such as {out}/metrics.json')
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise NotADirectoryError(f'--out {out}: {folder} is no folder that can be written to')
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,8 @@ import numpy as np
 from wsol_jax.evaluation.boxes import box_iou
 
 IOUS = (0.3, 0.5, 0.7)
-_HALF = IOUS.index(0.5)
+RIGHT = 0.5  # the IoU from which on a box is right
+_HALF = IOUS.index(RIGHT)
 
 
 @dataclass
@@ -25,7 +26,6 @@ class BoxCounts:
         top1: [T] images with the right top-1 class whose largest contour reaches 0.5.
         top5: [T] the same with the right class among the first five.
         images: how many images were scored.
-        blank: how many of them had a constant or NaN map.
     """
 
     thresholds: np.ndarray
@@ -34,7 +34,6 @@ class BoxCounts:
     top1: np.ndarray
     top5: np.ndarray
     images: int = 0
-    blank: int = 0
 
     @classmethod
     def zero(cls, thresholds: np.ndarray) -> 'BoxCounts':
@@ -46,7 +45,7 @@ class BoxCounts:
 
     def __add__(self, other: 'BoxCounts') -> 'BoxCounts':
         """Counts of both sets of images."""
-        names = ('largest', 'anywhere', 'top1', 'top5', 'images', 'blank')
+        names = ('largest', 'anywhere', 'top1', 'top5', 'images')
         return BoxCounts(self.thresholds, *(getattr(self, n) + getattr(other, n) for n in names))
 
     def add(
@@ -54,7 +53,6 @@ class BoxCounts:
         boxes: Sequence[np.ndarray],
         truth: np.ndarray,
         *,
-        blank: bool = False,
         top1_right: bool = False,
         top5_boxes: Sequence[np.ndarray] | None = None,
     ) -> None:
@@ -63,7 +61,6 @@ class BoxCounts:
         Args:
             boxes: per threshold [n, 4], the largest contour first.
             truth: [m, 4] ground-truth boxes on the same canvas.
-            blank: the map was constant or NaN.
             top1_right: the class ranked first is right.
             top5_boxes: `boxes` of the right class if it is among the first five, else None.
         """
@@ -75,9 +72,8 @@ class BoxCounts:
         self.top1 += hits[_HALF] & top1_right
         if top5_boxes is not None:
             right = largest if top5_boxes is boxes else _best_ious(top5_boxes, truth)[0]
-            self.top5 += right >= IOUS[_HALF]
+            self.top5 += right >= RIGHT
         self.images += 1
-        self.blank += blank
 
     def accuracy(self, counts: np.ndarray) -> np.ndarray:
         """Counts as a percentage of the images."""

@@ -8,10 +8,17 @@ import numpy as np
 
 from wsol_jax.config import EvaluateConfig
 from wsol_jax.data import Record, decode_mask, stored_size
-from wsol_jax.evaluation.box_metrics import IOUS, BoxCounts, defined_for
+from wsol_jax.evaluation.box_metrics import IOUS, BoxCounts
 from wsol_jax.evaluation.boxes import rescale_boxes, threshold_boxes
 from wsol_jax.evaluation.pixel_metrics import PixelCounts
 from wsol_jax.evaluation.presets import Preset, PresetCounts
+
+# What curves.csv has of every threshold, see `Counts.curves`.
+CURVES = (
+    *(f'{kind}_{100 * iou:.0f}' for kind in ('largest', 'all') for iou in IOUS),
+    'mIoU',
+    'PooledIoU',
+)
 
 
 @dataclass
@@ -22,11 +29,15 @@ class Counts:
         boxes: for boxes.
         pixels: for masks.
         presets: for boxes as older tables counted them.
+        images: how many images with ground truth were counted.
+        blank: how many maps were constant or had a NaN.
     """
 
     boxes: BoxCounts
     pixels: PixelCounts
     presets: list[PresetCounts]
+    images: int = 0
+    blank: int = 0
 
     @classmethod
     def zero(cls, thresholds: np.ndarray, presets: Iterable[Preset] = ()) -> 'Counts':
@@ -37,7 +48,13 @@ class Counts:
     def __add__(self, other: 'Counts') -> 'Counts':
         """Counts of both sets of images."""
         presets = [a + b for a, b in zip(self.presets, other.presets, strict=True)]
-        return Counts(self.boxes + other.boxes, self.pixels + other.pixels, presets)
+        return Counts(
+            self.boxes + other.boxes,
+            self.pixels + other.pixels,
+            presets,
+            self.images + other.images,
+            self.blank + other.blank,
+        )
 
     def add(
         self,
@@ -52,8 +69,8 @@ class Counts:
 
         Args:
             scores: [h, w] score map in [0, 1].
-            boxes: [m, 4] true boxes in its pixels; none at all for no count of boxes.
-            mask: [h, w], 1 foreground, 0 background, 255 ignored; None for no count of pixels.
+            boxes: [m, 4] true boxes in its pixels; m is 0 where boxes are not known.
+            mask: [h, w], 1 foreground, 0 background, 255 ignored; None where it is not known.
             top1_right: the class ranked first is right.
             top5_scores: the score map of the right class if it is among the first five.
         """
@@ -62,10 +79,11 @@ class Counts:
             right = found if top5_scores is scores else None
             if right is None and top5_scores is not None:
                 right = threshold_boxes(top5_scores, self.thresholds)
-            blank = not scores.any()
-            self.boxes.add(found, boxes, blank=blank, top1_right=top1_right, top5_boxes=right)
+            self.boxes.add(found, boxes, top1_right=top1_right, top5_boxes=right)
         if mask is not None:
             self.pixels.add(scores, mask)
+        self.images += bool(len(boxes)) or mask is not None
+        self.blank += not scores.any()
 
     def add_presets(
         self,
@@ -97,11 +115,6 @@ class Counts:
         return self.boxes.thresholds
 
     @property
-    def images(self) -> int:
-        """How many images were scored."""
-        return max(self.boxes.images, self.pixels.images)
-
-    @property
     def curve(self) -> np.ndarray | None:
         """[T] the score that thresholds are chosen by: GT-known, else mIoU, else None."""
         if self.boxes.images:
@@ -128,9 +141,8 @@ class Counts:
         """
         curves: dict[str, np.ndarray] = {}
         if self.boxes.images:
-            for name, counts in (('largest', self.boxes.largest), ('all', self.boxes.anywhere)):
-                rows = zip(IOUS, self.boxes.accuracy(counts), strict=True)
-                curves |= {f'{name}_{100 * iou:.0f}': row for iou, row in rows}
+            both = np.concatenate([self.boxes.largest, self.boxes.anywhere])
+            curves |= zip(CURVES, self.boxes.accuracy(both), strict=False)
         if self.pixels.defined:
             curves |= {'mIoU': self.pixels.mean_iou, 'PooledIoU': self.pixels.iou}
         return curves
@@ -147,34 +159,9 @@ class Counts:
             best['PxAP'] = self.pixels.average_precision
             best['PeakIoU'] = float(curve.max())
             best['PeakIoU_threshold'] = float(self.thresholds[np.argmax(curve)])
-            best['PooledIoU'] = float(self.pixels.iou.max())
+            best['PeakPooledIoU'] = float(self.pixels.iou.max())
+            best['PeakPooledIoU_threshold'] = float(self.thresholds[np.argmax(self.pixels.iou)])
         return best
-
-
-def scores_at(counts: Counts, threshold: float, target: str) -> dict[str, Any]:
-    """The scores of a row of metrics.json: those at one threshold, and the oracles beside them.
-
-    Args:
-        counts: of one (method, layer) on one split.
-        threshold: in [0, 1); the counted one next to it is taken.
-        target: the classes that the maps are for, as in `LocalizeConfig.classes`.
-
-    Returns:
-        Percentages by name; without boxes, or masks, what needs them is left out.
-    """
-    at, boxes = counts.nearest(threshold), counts.boxes
-    scores = counts.oracles()
-    if boxes.images:
-        named = {'GTKnownLoc': boxes.largest[1], 'Top1Loc': boxes.top1, 'Top5Loc': boxes.top5}
-        defined = defined_for(target)
-        scores |= {k: float(boxes.accuracy(v)[at]) for k, v in named.items() if k in defined}
-        scores['blank_maps'] = boxes.blank
-    presets = {p.preset.name: p.scores(target) for p in counts.presets}
-    if any(presets.values()):
-        scores['presets'] = presets
-    if counts.pixels.defined:
-        scores['mIoU'] = float(counts.pixels.mean_iou[at])
-    return scores
 
 
 def thresholds_of(setting: EvaluateConfig) -> np.ndarray:

@@ -9,17 +9,19 @@ import numpy as np
 
 from wsol_jax.config import EvaluateConfig
 from wsol_jax.data import Record
-from wsol_jax.evaluation.box_metrics import defined_for
+from wsol_jax.evaluation.box_metrics import RIGHT, defined_for
 from wsol_jax.evaluation.boxes import box_iou, rescale_boxes, threshold_boxes
 from wsol_jax.evaluation.counts import ground_truth, thresholds_of
 from wsol_jax.evaluation.intervals import mean_intervals, pxap_interval
-from wsol_jax.evaluation.pixel_metrics import histograms, image_ious
+from wsol_jax.evaluation.pixel_metrics import histograms, mask_iou
 from wsol_jax.evaluation.split import Part
 from wsol_jax.localization.maps import score_map
 from wsol_jax.localization.store import Key
 
 # Between sizes of objects: the share of the image that they take, in percent.
 SIZES = (0, 10, 30, 50, 100)
+
+_Truth = tuple[np.ndarray, np.ndarray | None]  # boxes and mask, as from `ground_truth`
 
 
 @dataclass
@@ -34,6 +36,8 @@ class Outcomes:
         foreground: [n, T + 2] histogram of the first map's scores, as in `PixelCounts`; [n, 0]
             where no image of the split has a mask.
         background: likewise.
+        mask_overlap: [n] IoU of the true mask and {first map's score >= threshold}; NaN without
+            foreground.
         size: [n] share of the image that the largest true box, or the mask, takes; NaN without.
     """
 
@@ -43,6 +47,7 @@ class Outcomes:
     top5: np.ndarray
     foreground: np.ndarray
     background: np.ndarray
+    mask_overlap: np.ndarray
     size: np.ndarray
 
     @classmethod
@@ -51,21 +56,22 @@ class Outcomes:
         columns = zip(*([getattr(p, f.name) for f in fields(cls)] for p in parts), strict=True)
         return cls(*map(np.concatenate, columns))
 
-    def scores(self, target: str, at: int) -> dict[str, np.ndarray]:
+    def scores(self, target: str) -> dict[str, np.ndarray]:
         """Percentages [n] of each image by name; NaN where an image does not count.
 
         Args:
-            target: the classes that the maps are for, as in `LocalizeConfig.classes`.
-            at: index of the threshold that the mask is cut at.
+            target: the classes that the maps are for, as in `LocalizeConfig.classes`; '' where
+                class scores mean nothing.
         """
-        scores = {}
-        if self.foreground.any():
-            scores['mIoU'] = image_ious(self.foreground, self.background)[:, at]
-            scores['mIoU'][~self.foreground.any(axis=1)] = np.nan
+        scores = {'mIoU': self.mask_overlap}
         named = {'GTKnownLoc': self.overlap, 'Top1Loc': self.top1, 'Top5Loc': self.top5}
         for name in defined_for(target):
-            scores[name] = np.where(np.isnan(named[name]), np.nan, named[name] >= 0.5)
+            scores[name] = np.where(np.isnan(named[name]), np.nan, named[name] >= RIGHT)
         return {name: 100 * values for name, values in scores.items() if not _empty(values)}
+
+    def means(self, target: str) -> dict[str, float]:
+        """`scores`, averaged over the images that count."""
+        return {name: float(np.nanmean(values)) for name, values in self.scores(target).items()}
 
 
 def outcomes_of(
@@ -82,7 +88,9 @@ def outcomes_of(
     return {key: _of_key(part, key, truths, thresholds[key], setting) for key in part.maps}
 
 
-def _of_key(part: Part, key: Key, truths, threshold: float, setting) -> Outcomes:
+def _of_key(
+    part: Part, key: Key, truths: Sequence[_Truth], threshold: float, setting: EvaluateConfig
+) -> Outcomes:
     images = [
         _of_image(part, i, maps, truth, threshold, setting)
         for i, (maps, truth) in enumerate(zip(part.maps[key], truths, strict=True))
@@ -90,7 +98,14 @@ def _of_key(part: Part, key: Key, truths, threshold: float, setting) -> Outcomes
     return Outcomes(*map(np.stack, zip(*images, strict=True)))
 
 
-def _of_image(part: Part, i: int, maps, truth, threshold: float, setting) -> tuple:
+def _of_image(
+    part: Part,
+    i: int,
+    maps: np.ndarray,
+    truth: _Truth,
+    threshold: float,
+    setting: EvaluateConfig,
+) -> tuple:
     """The fields of `Outcomes` for one image."""
     canvas, (true_boxes, mask) = (setting.size, setting.size), truth
     scores = [score_map(raw, canvas, closing=setting.closing) for raw in maps]
@@ -101,12 +116,13 @@ def _of_image(part: Part, i: int, maps, truth, threshold: float, setting) -> tup
         bins[:] = histograms(scores[0], mask, edges)
     stored = rescale_boxes(boxes, canvas, part.records[i].size or canvas)
     size = _size(true_boxes, mask, setting.size**2)
+    covered = mask_iou(scores[0] >= threshold, mask)
     if not len(true_boxes):
-        return stored, np.nan, np.nan, np.nan, *bins, size
+        return stored, np.nan, np.nan, np.nan, *bins, covered, size
     overlaps = box_iou(boxes, true_boxes).max(axis=1)
     column = part.label_column(i)
     top5 = 0.0 if column is None else overlaps[column]
-    return stored, overlaps[0], overlaps[0] * part.top1_right(i), top5, *bins, size
+    return stored, overlaps[0], overlaps[0] * part.top1_right(i), top5, *bins, covered, size
 
 
 def _size(boxes: np.ndarray, mask: np.ndarray | None, pixels: int) -> float:
@@ -115,11 +131,11 @@ def _size(boxes: np.ndarray, mask: np.ndarray | None, pixels: int) -> float:
     return np.nan if mask is None or not (mask == 1).any() else float((mask == 1).mean())
 
 
-def intervals(outcomes: Mapping[Key, Outcomes], target: str, at: Mapping[Key, int]) -> dict:
+def intervals(outcomes: Mapping[Key, Outcomes], target: str) -> dict[Key, dict[str, list[float]]]:
     """95 % bootstrap intervals in percent, {key: {score: [low, high]}}."""
     names, columns = [], []
     for key, found in outcomes.items():
-        for name, values in found.scores(target, at[key]).items():
+        for name, values in found.scores(target).items():
             names.append((key, name))
             columns.append(values)
     ends: dict[Key, dict[str, list[float]]] = {key: {} for key in outcomes}
@@ -136,7 +152,6 @@ def by_class(
     outcomes: Mapping[Key, Outcomes],
     records: Sequence[Record],
     target: str,
-    at: Mapping[Key, int],
     name_of: Callable[[int], str],
 ) -> list[dict[str, Any]]:
     """A row of mean scores for every (method, layer) and class; unlabelled images are left out.
@@ -145,37 +160,40 @@ def by_class(
         outcomes: of these images.
         records: of the images.
         target: the classes that the maps are for.
-        at: index of the threshold of each (method, layer).
         name_of: the name of a label.
     """
     labels = np.array([record.labels[0] if record.labels else -1 for record in records])
     groups = {k: labels == k for k in np.unique(labels[labels >= 0]).tolist()}
     facts = {k: {'class': k, 'name': name_of(k)} for k in groups}
-    return _rows(outcomes, groups, facts, target, at)
+    return _rows(outcomes, groups, facts, target)
 
 
-def by_size(
-    outcomes: Mapping[Key, Outcomes], target: str, at: Mapping[Key, int]
-) -> list[dict[str, Any]]:
+def by_size(outcomes: Mapping[Key, Outcomes], target: str) -> list[dict[str, Any]]:
     """A row of mean scores for every (method, layer) and size of the object, see `SIZES`."""
     if not outcomes:
         return []
     share = 100 * next(iter(outcomes.values())).size
     bins = np.where(np.isnan(share), -1, np.digitize(share, SIZES[1:-1]))
     facts = {i: {'size': f'{a}-{b} %'} for i, (a, b) in enumerate(pairwise(SIZES))}
-    return _rows(outcomes, {i: bins == i for i in facts}, facts, target, at)
+    return _rows(outcomes, {i: bins == i for i in facts}, facts, target)
 
 
-def _rows(outcomes, groups: Mapping, facts: Mapping, target: str, at) -> list[dict[str, Any]]:
+def _rows(
+    outcomes: Mapping[Key, Outcomes],
+    groups: Mapping[int, np.ndarray],
+    facts: Mapping[int, dict[str, Any]],
+    target: str,
+) -> list[dict[str, Any]]:
     rows = []
     for key, found in outcomes.items():
-        scores = found.scores(target, at[key])
+        scores = found.scores(target)
         for group, members in groups.items():
             some = {name: values[members] for name, values in scores.items()}
             means = {k: float(np.nanmean(v)) for k, v in some.items() if not _empty(v)}
             if means:
                 row = {'method': key[0], 'layer': key[1], **facts[group]}
-                rows.append({**row, 'images': int(members.sum()), **means})
+                images = max(int((~np.isnan(v)).sum()) for v in some.values())
+                rows.append({**row, 'images': images, **means})
     return rows
 
 

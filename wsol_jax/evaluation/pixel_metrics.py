@@ -95,6 +95,19 @@ def histograms(
     return np.histogram(scores[mask == 1], edges)[0], np.histogram(scores[mask == 0], edges)[0]
 
 
+def mask_iou(predicted: np.ndarray, mask: np.ndarray | None) -> float:
+    """IoU of a predicted mask [h, w] with the true one; NaN without foreground.
+
+    Args:
+        predicted: bool.
+        mask: with 1 foreground, 0 background, 255 ignored; None where it is not known.
+    """
+    if mask is None or not (mask == 1).any():
+        return np.nan
+    counted = predicted & (mask != 255)
+    return float((counted & (mask == 1)).sum() / (counted | (mask == 1)).sum())
+
+
 def average_precision(foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
     """PxAP in percent of histograms [..., T + 2]; NaN without foreground."""
     true = np.cumsum(foreground[..., ::-1], axis=-1)

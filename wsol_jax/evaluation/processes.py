@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import partial
+from typing import Any
 
-Item = TypeVar('Item')
-Result = TypeVar('Result')
+AT_ONCE = 16  # images that a process counts before it hands its counts over
 
 
 class ProcessKilled(OSError):
@@ -20,46 +20,58 @@ class ProcessKilled(OSError):
 
 
 @contextmanager
-def mapped(
-    function: Callable[[Item], Result], items: Iterable[Item], processes: int
-) -> Iterator[Iterator[Result]]:
-    """Results of a function, in order; the items are drawn as they are needed.
+def mapper(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A function like `map`: results in order, items drawn as they are needed.
 
     Args:
-        function: that can be pickled.
-        items: its arguments, which can be pickled, too.
-        processes: how many; 1 runs it here.
+        processes: how many; 1 works here. More need functions, items and results that can be
+            pickled.
 
     Raises:
         ProcessKilled: while results are drawn, if a process was killed.
     """
     if processes == 1:
-        yield map(function, items)
+        yield map
         return
     # JAX has threads: a forked process could hang in a lock that one of them held.
     spawn = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(processes, spawn, initializer=_start_worker) as pool:
         try:
-            yield _results(pool, function, items, 2 * processes)
-        except BrokenProcessPool:
-            raise ProcessKilled('a process was killed (memory?); no scores were written') from None
+            yield partial(_results, pool, 2 * processes)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _results(pool, function, items: Iterable[Item], ahead: int) -> Iterator[Result]:
+def _results(
+    pool: ProcessPoolExecutor,
+    ahead: int,
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+) -> Iterator[Any]:
     """Keeps only some items on their way: all of them might not fit into memory."""
-    pending: deque[Future[Result]] = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
-        if len(pending) > ahead:
+    pending: deque[Future[Any]] = deque()
+    try:
+        for item in items:
+            pending.append(_submit(pool, function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
             yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise ProcessKilled('a process was killed (memory?); no scores were written') from None
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable[[Any], Any], item: Any) -> Future[Any]:
+    """Ctrl-C reaches all processes of a terminal; those started here never see it, and are ended
+    by this one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(function, item)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the pool
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -16,10 +16,9 @@ from wsol_jax.data.folders import read_ids, read_labels, read_localization, read
 from wsol_jax.data.records import DataError, Record
 from wsol_jax.evaluation.counts import Counts, ground_truth
 from wsol_jax.evaluation.presets import Preset, preset
-from wsol_jax.evaluation.processes import mapped
+from wsol_jax.evaluation.processes import AT_ONCE, mapper
 
 CANVAS = (224, 224)
-_CHUNK = 16  # images that a process counts at once
 
 
 def evaluate_scoremaps(
@@ -45,7 +44,7 @@ def evaluate_scoremaps(
     Returns:
         'images' and 'thresholds'; for boxes 'MaxBoxAcc', 'MaxBoxAccV2' and
         'curves'['largest' or 'all']['30', '50' or '70'], a list over the thresholds; for masks
-        'PxAP', 'PeakIoU' (the best mean IoU, LID challenge), 'PooledIoU' and
+        'PxAP', 'PeakIoU' (the best mean IoU, LID challenge), 'PeakPooledIoU' and
         'curves'['mIoU' or 'PooledIoU']; 'presets'[name]. All scores are percentages.
 
     Raises:
@@ -88,7 +87,8 @@ def scoremap_records(
     if (metadata / 'class_labels.txt').exists():
         labels = read_labels(metadata, list(labels), None)
     sizes = read_sizes(metadata / 'image_sizes.txt', labels)
-    boxes, instances = read_localization(file, Path(masks or ''), labels, sizes)
+    # Without sizes, boxes may reach beyond the image, as wsolevaluation lets them.
+    boxes, instances = read_localization(file, Path(masks or ''), labels, {})
     if bool(boxes) == bool(instances):
         raise DataError(f'{file}: expected boxes, or masks, of every image')
     if boxes and not sizes:
@@ -202,13 +202,13 @@ def _count_all(
     records: Sequence[Record], thresholds: np.ndarray, presets: Sequence[Preset], processes: int
 ) -> Counts:
     counts = Counts.zero(thresholds, presets)
-    chunks = [records[i : i + _CHUNK] for i in range(0, len(records), _CHUNK)]
+    chunks = [records[i : i + AT_ONCE] for i in range(0, len(records), AT_ONCE)]
     count = partial(count_scoremaps, thresholds=thresholds, presets=presets)
     with (
         tqdm(total=len(records), desc='evaluate', unit='image', disable=None) as bar,
-        mapped(count, chunks, processes) as counted,
+        mapper(processes) as over,
     ):
-        for more in counted:
+        for more in over(count, chunks):
             counts += more
             bar.update(more.images)
     return counts

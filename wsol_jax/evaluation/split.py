@@ -7,9 +7,8 @@ from functools import cached_property
 import numpy as np
 
 from wsol_jax.data import DataError, Record, Source, stored_size
+from wsol_jax.evaluation.processes import AT_ONCE
 from wsol_jax.localization.store import DONE, SKIPPED, Key, MapStore
-
-AT_ONCE = 16  # images that are counted at once, by one process
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,11 @@ class Split:
                 raise DataError(others)
             if readable[i]:
                 yield replace(record, size=stored_size(record), image=b'')
+
+    @property
+    def target(self) -> str:
+        """The classes that the maps are for; '' where images have no label to compare them with."""
+        return self.store.target if all(record.labels for record in self.records) else ''
 
     @cached_property
     def classes(self) -> np.ndarray:

@@ -6,6 +6,7 @@ scored split itself is an oracle and is named MaxBoxAcc, or PeakIoU for masks.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,12 +17,12 @@ from tqdm import tqdm
 
 from wsol_jax.config import Config, EvaluateConfig
 from wsol_jax.data import Source, evaluation_batches, evenly_spaced
-from wsol_jax.evaluation.counts import Counts, ground_truth, scores_at, thresholds_of
+from wsol_jax.evaluation.counts import CURVES, Counts, ground_truth, thresholds_of
 from wsol_jax.evaluation.faithfulness import faithfulness, summarize
 from wsol_jax.evaluation.outcomes import Outcomes, by_class, by_size, intervals, outcomes_of
 from wsol_jax.evaluation.presets import preset
-from wsol_jax.evaluation.processes import mapped
-from wsol_jax.evaluation.split import AT_ONCE, Part, Split
+from wsol_jax.evaluation.processes import AT_ONCE, mapper
+from wsol_jax.evaluation.split import Part, Split
 from wsol_jax.localization.maps import score_map
 from wsol_jax.localization.store import Key, MapStore
 from wsol_jax.models import Network
@@ -29,12 +30,7 @@ from wsol_jax.workdir import write_csv, write_text
 
 _BOX_COLUMNS = ('image_id', 'method', 'layer', 'class', 'class_score', 'threshold')
 _Result = TypeVar('_Result')
-_LEVELS = (30, 50, 70)
-CURVES = (
-    *(f'{kind}_{level}' for kind in ('largest', 'all') for level in _LEVELS),
-    'mIoU',
-    'PooledIoU',
-)
+_Map = Callable[..., Iterator[Any]]  # as `mapper` gives it
 
 
 def evaluate(
@@ -60,16 +56,15 @@ def evaluate(
     """
     setting = config.evaluate
     splits = [Split(n, s, MapStore(workdir / 'maps' / n)) for n, s in sources.items()]
-    counts = {split.name: _counted(split, setting) for split in splits}
-    on_val, last = counts.get(setting.choose_on, {}), splits[-1]
-    chosen = choose(on_val)
-    best = _best_layers(on_val)
-    rows = []
-    for split in splits:
-        cut = {key: chosen.get(key, setting.threshold) for key in split.store.arrays}
-        outcomes = _outcomes(split, cut, setting)
-        rows += _rows(split, counts[split.name], outcomes, cut, chosen, best, setting)
-        _write_boxes(split, outcomes, cut, workdir / 'boxes' / f'{split.name}.csv')
+    with mapper(setting.processes) as over:
+        counts = {split.name: _counted(split, setting, over) for split in splits}
+        on_val, last, rows = counts.get(setting.choose_on, {}), splits[-1], []
+        chosen, best = choose(on_val), _best_layers(on_val)
+        for split in splits:
+            cut = {key: chosen.get(key, setting.threshold) for key in split.store.arrays}
+            outcomes = _outcomes(split, cut, setting, over)
+            rows += _rows(split, counts[split.name], outcomes, cut, chosen, best, setting)
+            _write_boxes(split, outcomes, cut, workdir / 'boxes' / f'{split.name}.csv')
     if setting.faithfulness:
         if network is None:
             raise ValueError('evaluate.faithfulness needs the network')
@@ -80,7 +75,7 @@ def evaluate(
         'classification': _classification(last),
         'skipped': {split.name: split.skipped for split in splits},
         'localization': rows,
-        **_tables(last, outcomes, counts[last.name], cut, best),
+        **_tables(last, outcomes, best),
     }
     _write_curves(counts, workdir / 'curves.csv')
     write_text(workdir / 'metrics.json', json.dumps(metrics, indent=2) + '\n')
@@ -105,28 +100,28 @@ def _best_layers(counts: Mapping[Key, Counts]) -> dict[str, str]:
     return dict(best.values())
 
 
-def _counted(split: Split, setting: EvaluateConfig) -> dict[Key, Counts]:
+def _counted(split: Split, setting: EvaluateConfig, over: _Map) -> dict[Key, Counts]:
     counts = {key: _nothing(setting) for key in split.store.arrays}
-    for part in _over_parts(partial(_count, setting=setting), split, 'evaluate', setting):
+    for part in _over_parts(partial(_count, setting=setting), split, 'evaluate', over):
         counts = {key: counts[key] + more for key, more in part.items()}
     return counts
 
 
-def _outcomes(split: Split, cut: Mapping[Key, float], setting) -> dict[Key, Outcomes]:
+def _outcomes(
+    split: Split, cut: Mapping[Key, float], setting: EvaluateConfig, over: _Map
+) -> dict[Key, Outcomes]:
     of_part = partial(outcomes_of, thresholds=cut, setting=setting)
-    parts = list(_over_parts(of_part, split, 'boxes', setting))
+    parts = list(_over_parts(of_part, split, 'boxes', over))
     return {key: Outcomes.joined(part[key] for part in parts) for key in cut} if parts else {}
 
 
 def _over_parts(
-    function: Callable[[Part], _Result], split: Split, what: str, setting: EvaluateConfig
+    function: Callable[[Part], _Result], split: Split, what: str, over: _Map
 ) -> Iterator[_Result]:
     """Results of a function for all parts of a split."""
     total = len(split.readable)
-    with (
-        tqdm(total=total, desc=f'{what} {split.name}', unit='image', disable=None) as bar,
-        mapped(function, split.parts(), setting.processes) as results,
-    ):
+    results = over(function, split.parts())
+    with tqdm(total=total, desc=f'{what} {split.name}', unit='image', disable=None) as bar:
         for start, result in zip(range(0, total, AT_ONCE), results, strict=True):
             yield result
             bar.update(min(AT_ONCE, total - start))
@@ -149,8 +144,19 @@ def _count(part: Part, setting: EvaluateConfig) -> dict[Key, Counts]:
             if column:
                 right = score_map(maps[column], canvas, closing=setting.closing)
             so_far.add(scores, *truth, top1_right=part.top1_right(i), top5_scores=right)
-            so_far.add_presets(maps, record, canvas, part.classes[i], part.top[i])
+            with _naming(key):
+                so_far.add_presets(maps, record, canvas, part.classes[i], part.top[i])
     return counts
+
+
+@contextmanager
+def _naming(key: Key) -> Iterator[None]:
+    """Says whose maps a preset is not for."""
+    try:
+        yield
+    except ValueError as error:
+        of = f'{key[0]} at {key[1]}'
+        raise ValueError(f'config.evaluate.presets: {error} ({of})') from None
 
 
 def canvas_scores(
@@ -181,28 +187,29 @@ def _rows(
     setting: EvaluateConfig,
 ) -> list[dict[str, Any]]:
     """The rows of metrics.json of one split."""
-    target, rows = split.store.target, []
-    at = {key: counts[key].nearest(threshold) for key, threshold in cut.items()}
-    ends = intervals(outcomes, target, at)
+    ends, rows = intervals(outcomes, split.target), []
     for key, counted in counts.items():
-        row: dict[str, Any] = {'method': key[0], 'layer': key[1], 'split': split.name}
-        row |= {'images': counted.images, **scores_at(counted, cut[key], target)}
-        row['threshold'] = cut[key]
-        row['threshold_from'] = setting.choose_on if key in chosen else 'config'
-        if best:
-            row['chosen'] = best[key[0]] == key[1]
-        rows.append({**row, 'intervals': ends[key]} if ends.get(key) else row)
+        row = {'method': key[0], 'layer': key[1], 'split': split.name, 'images': counted.images}
+        row |= counted.oracles() | (outcomes[key].means(split.target) if key in outcomes else {})
+        presets = {p.preset.name: p.scores(split.target) for p in counted.presets}
+        row |= {'presets': presets} if any(presets.values()) else {}
+        row |= {'intervals': ends[key]} if ends.get(key) else {}
+        row |= {'chosen': best[key[0]] == key[1]} if best else {}
+        row |= {'blank_maps': counted.blank, 'threshold': cut[key]}
+        rows.append({**row, 'threshold_from': setting.choose_on if key in chosen else 'config'})
     return rows
 
 
-def _tables(split: Split, outcomes, counts, cut, best: Mapping[str, str]) -> dict[str, Any]:
-    """Scores by class and by size of the chosen layers; of all where none could be chosen."""
-    shown = {k: found for k, found in outcomes.items() if best.get(k[0], k[1]) == k[1]}
-    at = {key: counts[key].nearest(cut[key]) for key in shown}
-    target, name_of = split.store.target, split.source.class_name
+def _tables(
+    split: Split, outcomes: Mapping[Key, Outcomes], best: Mapping[str, str]
+) -> dict[str, Any]:
+    """Scores by class and by size, of each method at its chosen layer, or its last one."""
+    layers = {**dict(outcomes.keys()), **best}
+    shown = {key: outcomes[key] for key in layers.items() if key in outcomes}
+    names = split.source.class_name
     return {
-        'by_class': by_class(shown, split.records, target, at, name_of),
-        'by_size': by_size(shown, target, at),
+        'by_class': by_class(shown, split.records, split.target, names),
+        'by_size': by_size(shown, split.target),
     }
 
 
@@ -243,7 +250,9 @@ def _classification(split: Split) -> dict[str, float]:
     return {'top1': 100.0 * float(right[:, 0].mean()), 'top5': 100.0 * float(right.any(1).mean())}
 
 
-def _write_boxes(split: Split, outcomes, cut: Mapping[Key, float], path: Path) -> None:
+def _write_boxes(
+    split: Split, outcomes: Mapping[Key, Outcomes], cut: Mapping[Key, float], path: Path
+) -> None:
     scores = split.store.fact('class_scores')[split.readable]
     rows = (
         (record.image_id, *key, int(label), f'{score:.6f}', f'{cut[key]:g}', *box)

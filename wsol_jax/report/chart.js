@@ -26,6 +26,9 @@ const chartOf = (chart, curve) => {
   return series.length ? { ...chart, series } : null;
 };
 
+/** Two digits, or three where it has them. */
+const thresholdText = (threshold) => threshold.toFixed(3).replace(/0$/, '');
+
 /** Index of the counted threshold next to one. */
 const nearest = (thresholds, threshold) => {
   const distances = thresholds.map((t) => Math.abs(t - threshold));
@@ -96,5 +99,5 @@ const legendMarkup = (chart, curve, index) => {
     return `<li><svg aria-hidden="true" viewBox="0 0 28 12"><path class="line ${look}" d="M1,6H27"/></svg>
       ${text} <b>${value === null ? '–' : value.toFixed(1)}</b></li>`;
   });
-  return `<p class="note">At threshold ${curve.threshold[index].toFixed(2)}, in percent:</p><ul class="legend">${items.join('')}</ul>`;
+  return `<p class="note">At threshold ${thresholdText(curve.threshold[index])}, in percent:</p><ul class="legend">${items.join('')}</ul>`;
 };

@@ -3,7 +3,6 @@
 import base64
 import io
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from wsol_jax.config import Config
+from wsol_jax.config import Config, EvaluateConfig
 from wsol_jax.data import Record, Source, decode_image, evenly_spaced, resize_image
 from wsol_jax.evaluation.boxes import threshold_boxes
 from wsol_jax.evaluation.counts import ground_truth
@@ -103,13 +102,15 @@ def collect(config: Config, source: Source, store: MapStore) -> Gallery:
     gallery = Gallery(setting.size, images, {}, {}, {})
     for key in tqdm(store.arrays if images else (), desc='gallery', unit='layer', disable=None):
         raw = store.arrays[key][positions].read().result()
-        scores = [[canvas_scores(store, key, m, setting) for m in maps] for maps in raw]
-        # A closing works on the canvas; the raw map does not have it.
-        gallery.maps[key] = _thumbnails(scores if setting.closing else raw, store.relu[key])
-        boxes = np.array([[_box_line(s) for s in of_image] for of_image in scores])
+        found = [
+            [_of_map(m, image, store, key, setting) for m in maps]
+            for maps, image in zip(raw, images, strict=True)
+        ]
+        maps, boxes, overlaps = (np.array([[m[i] for m in of] for of in found]) for i in range(3))
+        gallery.maps[key] = maps.astype(np.float32)
         gallery.boxes[key] = boxes.astype(np.min_scalar_type(setting.size))
         if any(image.outline for image in images):
-            gallery.overlaps[key] = _mask_overlaps(scores, images)
+            gallery.overlaps[key] = overlaps
     return gallery
 
 
@@ -144,14 +145,16 @@ def _outline(mask: Array) -> str:
     return ''.join(f'M{line}Z' for line in lines)
 
 
-def _box_line(scores: Array) -> Array:
-    """[4, T] the largest contour's box at each threshold."""
-    return np.stack([found[0] for found in threshold_boxes(scores, THRESHOLDS)], axis=1)
-
-
-def _mask_overlaps(scores: Sequence[Sequence[Array]], images: Sequence[Shown]) -> Array:
-    pairs = zip(scores, images, strict=True)
-    return np.array([[_overlap_line(s, image.mask) for s in maps] for maps, image in pairs])
+def _of_map(
+    raw: Array, image: Shown, store: MapStore, key: Key, setting: EvaluateConfig
+) -> tuple[Array, Array, Array]:
+    """The map [h, w] of at most 28 x 28, its boxes [4, T] and its overlaps with the mask [T]."""
+    scores = canvas_scores(store, key, raw, setting)
+    # A closing works on the canvas; the raw map does not have it.
+    small = scores if setting.closing else raw
+    boxes = np.stack([found[0] for found in threshold_boxes(scores, THRESHOLDS)], axis=1)
+    thumbnail = reduced(small, SIDES[0], relu=store.relu[key])
+    return thumbnail, boxes, _overlap_line(scores, image.mask)
 
 
 def _overlap_line(scores: Array, mask: Array | None) -> Array:
@@ -160,12 +163,6 @@ def _overlap_line(scores: Array, mask: Array | None) -> Array:
         counts.add(scores, mask)
     # The margin keeps 0.57 * 100 from becoming 56; no IoU of a canvas is that close below.
     return (counts.image_ious * 100 + 1e-6).astype(np.uint8)
-
-
-def _thumbnails(maps: Sequence[Sequence[Array]] | Array, relu: bool) -> Array:
-    """[N, K, h, w] maps in [0, 1] of at most 28 x 28."""
-    small = [[reduced(m, SIDES[0], relu=relu) for m in of_image] for of_image in maps]
-    return np.array(small, np.float32)
 
 
 def reduced(raw: Array, side: int, *, relu: bool = False) -> Array:

@@ -177,8 +177,8 @@ const drawCharts = () => {
     if (!chart) return;
     const index = nearest(curve.threshold, state.hovered ?? state.step / 100);
     const best = bestOf(curve, chart.best);
-    const marks = [{ threshold: row.threshold, text: `${escaped(row.threshold_from)} ${row.threshold.toFixed(2)}` }];
-    if (best !== null) marks.push({ threshold: best, text: `best* ${best.toFixed(2)}` });
+    const marks = [{ threshold: row.threshold, text: `${escaped(row.threshold_from)} ${thresholdText(row.threshold)}` }];
+    if (best !== null) marks.push({ threshold: best, text: `best* ${thresholdText(best)}` });
     const plot = figure.querySelector('.plot');
     plot.innerHTML = chartMarkup(chart, curve, marks, index, plot.clientWidth);
     figure.querySelector('.values').innerHTML = legendMarkup(chart, curve, index);
@@ -264,8 +264,8 @@ const showCount = () => {
   const shown = shownCards().length;
   const scored = chosen.filter((i) => state.overlaps[i] !== null);
   const hits = scored.filter((i) => isHit(state.overlaps[i])).length;
-  const rest = shown === chosen.length ? 'shown' : `· ${shown} shown`;
-  find('count').textContent = scored.length ? `hit ${hits} of ${chosen.length} ${rest}` : `${shown} shown`;
+  const rest = shown === scored.length ? 'shown' : `· ${shown} shown`;
+  find('count').textContent = scored.length ? `hit ${hits} of ${scored.length} ${rest}` : `${shown} shown`;
 };
 
 /** One card is reached by Tab; the arrow keys go on from it. */

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from absl import logging
 from jinja2 import Environment, FileSystemLoader, Template
 
 from wsol_jax.config import Config
@@ -16,7 +17,7 @@ from wsol_jax.data import Source
 from wsol_jax.evaluation.stage import CURVES
 from wsol_jax.localization.store import DONE, MapStore
 from wsol_jax.report.gallery import SIDES, THRESHOLDS, Gallery, Shown, blob, collect, map_blobs
-from wsol_jax.report.table import Row, columns, heading
+from wsol_jax.report.table import Row, blank_maps, columns, heading, threshold_text
 from wsol_jax.workdir import read_csv, write_text
 
 _LIMIT = 15_000_000  # bytes of the whole page
@@ -59,6 +60,8 @@ def _tables(metrics: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
     known = [{name: row[name] for name in _ROW if name in row} for row in rows]
     return {
         'rows': rows,
+        'blank': blank_maps([row for row in rows if row['split'] == metrics['split']]),
+        'threshold_text': threshold_text,
         'splits': list(dict.fromkeys(row['split'] for row in rows)),
         'headings': [*map(heading, scores), *(f'{heading(s)} {p}' for p, s in presets)],
         'cells': [_cells(row, scores, presets) for row in rows],
@@ -114,6 +117,8 @@ def _fitting(page: dict[str, Any], gallery: Gallery | None) -> str:
                 return text
         count = len(gallery.images)
         gallery = gallery.take(min(count - 1, count * room // (size - _LIMIT + room)))
+        left = len(gallery.images)
+        logging.warning('report.html shows %d images: more would exceed 15 MB', left)
     return bare
 
 

@@ -28,6 +28,8 @@ def report(config: Config, metrics: dict[str, Any], source: Source, workdir: Pat
         workdir: with its maps.
     """
     store = MapStore(workdir / 'maps' / metrics['split'])
+    for old in (workdir / 'figures').glob('*.*'):
+        old.unlink()  # of another format, or of methods that are not here any more
 
     def path(name: str) -> Path:
         return workdir / 'figures' / f'{name}.{config.report.format}'

@@ -15,6 +15,7 @@ _SCORES = (
     'PxAP',
     'mIoU',
     'PeakIoU',
+    'PeakPooledIoU',
     *_FAITHFULNESS,
 )
 _HEADINGS = {
@@ -26,6 +27,7 @@ _HEADINGS = {
     'PxAP': 'PxAP',
     'mIoU': 'mIoU',
     'PeakIoU': 'PeakIoU*',
+    'PeakPooledIoU': 'pooled IoU*',
     'AverageDrop': 'drop',
     'Increase': 'increase',
     'Insertion': 'insertion',
@@ -44,15 +46,43 @@ def summary(metrics: dict[str, Any]) -> str:
     rows = [r for r in metrics['localization'] if r['split'] == metrics['split']]
     best = [r for r in rows if r.get('chosen')]
     shown = best or rows
-    lines = [_title(metrics, shown), *_table(shown)]
+    lines = [_title(metrics, shown), *_table(shown), *_notes(shown)]
     if best:
         oracle = _table(_oracle_rows(rows))
-        origin = best[0]['threshold_from']
-        note = f'Layer and threshold chosen on {origin}. * best threshold on this split.'
-        sure = any('intervals' in row for row in shown)
-        lines += [f'{note} 95 %: bootstrap interval.' if sure else note]
         lines += ['', f'Oracle: the layer that is best on {metrics["split"]} itself', *oracle]
     return '\n'.join([*lines, *_presets(shown)])
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """What is below the table; nothing where it has no scores."""
+    if not columns(rows):
+        return []
+    what = (
+        'Layer and threshold chosen on' if any(r.get('chosen') for r in rows) else 'Threshold from'
+    )
+    notes = [f'{what} {rows[0]["threshold_from"]}.']
+    if any('*' in heading(name) for name in columns(rows)):
+        notes.append('* best threshold on this split.')
+    if any('intervals' in row for row in rows):
+        notes.append('95 %: bootstrap interval.')
+    blank = blank_maps(rows)
+    return [' '.join(notes), *([blank] if blank else [])]
+
+
+def blank_maps(rows: Sequence[Row]) -> str:
+    """Which maps were constant or NaN, in a line; '' if none were."""
+    found = [
+        f'{row["method"]} at {row["layer"]}: {row["blank_maps"]}'
+        for row in rows
+        if row.get('blank_maps')
+    ]
+    return f'Blank maps (constant or NaN), which have no box: {", ".join(found)}.' if found else ''
+
+
+def threshold_text(threshold: float) -> str:
+    """A threshold with two digits, or three where it has them."""
+    text = f'{threshold:.3f}'
+    return text[:-1] if text.endswith('0') else text
 
 
 def _presets(rows: Sequence[Row]) -> list[str]:
@@ -115,7 +145,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
     names = [name for s in scores for name in ([heading(s), '95 %'] if s == sure else [heading(s)])]
     cells = [['method', 'layer', 'threshold', *names]]
     for row in rows:
-        threshold = '' if row['threshold'] is None else f'{row["threshold"]:.2f}'
+        threshold = '' if row['threshold'] is None else threshold_text(row['threshold'])
         cells.append([row['method'], row['layer'], threshold])
         for score in scores:
             cells[-1].append(f'{row[score]:.1f}' if score in row else '')
