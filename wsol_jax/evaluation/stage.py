@@ -55,6 +55,8 @@ def evaluate(
         FileNotFoundError: a split has no maps at all.
     """
     setting = config.evaluate
+    if setting.faithfulness and network is None:
+        raise ValueError('evaluate.faithfulness needs the network')
     splits = [Split(n, s, MapStore(workdir / 'maps' / n)) for n, s in sources.items()]
     with mapper(setting.processes) as over:
         counts = {split.name: _counted(split, setting, over) for split in splits}
@@ -65,9 +67,7 @@ def evaluate(
             outcomes = _outcomes(split, cut, setting, over)
             rows += _rows(split, counts[split.name], outcomes, cut, chosen, best, setting)
             _write_boxes(split, outcomes, cut, workdir / 'boxes' / f'{split.name}.csv')
-    if setting.faithfulness:
-        if network is None:
-            raise ValueError('evaluate.faithfulness needs the network')
+    if network and setting.faithfulness:
         _add_faithfulness(rows, last, network, config)
     metrics = {
         'split': last.name,
