@@ -292,8 +292,18 @@ def test_mean_iou_at_the_threshold_of_val_and_its_peak(tmp_path):
     assert 'GTKnownLoc' not in test and 'MaxBoxAcc' not in test
     low, high = test['intervals']['PxAP']
     assert [line.split() for line in summary(metrics).split('\n')[1:4:2]] == [
-        ['method', 'layer', 'threshold', 'PxAP', '95', '%', 'mIoU', 'PeakIoU*'],
-        ['dgl', 'a', '0.75', f'{test["PxAP"]:.1f}', f'{low:.0f}-{high:.0f}', '50.0', '75.0'],
+        ['method', 'layer', 'threshold', 'PxAP', '95', '%', 'mIoU', 'PeakIoU*', 'pooled', 'IoU*'],
+        # Pooled: 36 + 144 + 144 of 3 * 144 pixels.
+        [
+            'dgl',
+            'a',
+            '0.75',
+            f'{test["PxAP"]:.1f}',
+            f'{low:.0f}-{high:.0f}',
+            '50.0',
+            '75.0',
+            '75.0',
+        ],
     ]
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import resource_tracker
 from typing import Any
 
 AT_ONCE = 16  # images that a process counts before it hands its counts over
@@ -35,6 +36,7 @@ def mapper(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
         return
     # JAX has threads: a forked process could hang in a lock that one of them held.
     spawn = multiprocessing.get_context('spawn')
+    resource_tracker.ensure_running()  # now: started later it would unblock Ctrl-C
     with ProcessPoolExecutor(processes, spawn, initializer=_start_worker) as pool:
         try:
             yield partial(_results, pool, 2 * processes)
@@ -52,7 +54,8 @@ def _results(
     pending: deque[Future[Any]] = deque()
     try:
         for item in items:
-            pending.append(_submit(pool, function, item))
+            with _ctrl_c_put_off():
+                pending.append(pool.submit(function, item))
             if len(pending) > ahead:
                 yield pending.popleft().result()
         while pending:
@@ -61,14 +64,25 @@ def _results(
         raise ProcessKilled('a process was killed (memory?); no scores were written') from None
 
 
-def _submit(pool: ProcessPoolExecutor, function: Callable[[Any], Any], item: Any) -> Future[Any]:
-    """Ctrl-C reaches all processes of a terminal; those started here never see it, and are ended
-    by this one."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+@contextmanager
+def _ctrl_c_put_off() -> Iterator[None]:
+    """Ctrl-C goes to all processes of a terminal: those that start here never see it.
+
+    They inherit that it is blocked. Here it waits, so that no process is left half started.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return pool.submit(function, item)
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if seen and callable(handler):
+        handler(signal.SIGINT, None)
 
 
 def _start_worker() -> None:
