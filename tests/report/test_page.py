@@ -227,3 +227,13 @@ def test_blobs_lie_in_the_page(tmp_path, part):
     assert (facts['size'], facts['steps'], facts['classes']) == (48, 100, 1)
     colors = np.frombuffer(base64.b64decode(facts['colors']), np.uint8).reshape(256, 3)
     assert colors[[0, 255]].tolist() == [[68, 1, 84], [253, 231, 36]]  # viridis, as published
+
+
+def test_blank_maps_are_a_column_where_there_are_any(tmp_path):
+    assert 'blank' not in Reader(page_of(tmp_path)).rows[0]
+    counts = (0, 3, 0)
+    rows = [
+        {**row, 'blank_maps': n} for row, n in zip(METRICS['localization'], counts, strict=True)
+    ]
+    lines = Reader(page_of(tmp_path, {**METRICS, 'localization': rows})).rows
+    assert lines[0][-1] == 'blank' and sorted(line[-1] for line in lines[1:]) == ['0', '0', '3']

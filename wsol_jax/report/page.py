@@ -17,7 +17,7 @@ from wsol_jax.data import Source
 from wsol_jax.evaluation.stage import CURVES
 from wsol_jax.localization.store import DONE, MapStore
 from wsol_jax.report.gallery import SIDES, THRESHOLDS, Gallery, Shown, blob, collect, map_blobs
-from wsol_jax.report.table import Row, blank_maps, columns, heading, threshold_text
+from wsol_jax.report.table import Row, columns, heading, threshold_text
 from wsol_jax.workdir import read_csv, write_text
 
 _LIMIT = 15_000_000  # bytes of the whole page
@@ -60,7 +60,7 @@ def _tables(metrics: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
     known = [{name: row[name] for name in _ROW if name in row} for row in rows]
     return {
         'rows': rows,
-        'blank': blank_maps([row for row in rows if row['split'] == metrics['split']]),
+        'blank': any(row.get('blank_maps') for row in rows),
         'threshold_text': threshold_text,
         'splits': list(dict.fromkeys(row['split'] for row in rows)),
         'headings': [*map(heading, scores), *(f'{heading(s)} {p}' for p, s in presets)],

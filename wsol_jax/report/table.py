@@ -65,18 +65,10 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         notes.append('* best threshold on this split.')
     if any('intervals' in row for row in rows):
         notes.append('95 %: bootstrap interval.')
-    blank = blank_maps(rows)
-    return [' '.join(notes), *([blank] if blank else [])]
-
-
-def blank_maps(rows: Sequence[Row]) -> str:
-    """Which maps were constant or NaN, in a line; '' if none were."""
-    found = [
-        f'{row["method"]} at {row["layer"]}: {row["blank_maps"]}'
-        for row in rows
-        if row.get('blank_maps')
-    ]
-    return f'Blank maps (constant or NaN), which have no box: {", ".join(found)}.' if found else ''
+    blank = [r for r in rows if r.get('blank_maps')]
+    named = ', '.join(f'{r["method"]} at {r["layer"]}: {r["blank_maps"]}' for r in blank)
+    more = [f'Blank maps (constant or NaN), which have no box: {named}.'] if blank else []
+    return [' '.join(notes), *more]
 
 
 def threshold_text(threshold: float) -> str:
