@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -23,6 +24,13 @@ def end(number):
     if number == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
+
+
+def end_while_answering(number):
+    """A large answer is still on its way when the process is killed."""
+    if number == 3:
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return bytes(200_000_000)
 
 
 @pytest.mark.parametrize('processes', [1, 2])
@@ -48,10 +56,18 @@ def test_errors_reach_the_caller(processes):
         list(over(inverse, [1, 0, 2]))
 
 
-def test_a_killed_process_is_an_error_of_one_line():
+@pytest.mark.parametrize('function', [end, end_while_answering])
+def test_a_killed_process_is_an_error_of_one_line(function):
     killed = pytest.raises(ProcessKilled, match='a process was killed')
     with killed, mapper(2) as over:
-        list(over(end, range(9)))
+        for _ in over(function, range(9)):
+            pass
+
+
+def test_an_error_says_where_it_was_raised():
+    with pytest.raises(ZeroDivisionError) as raised, mapper(2) as over:
+        list(over(inverse, [0]))
+    assert 'return 1 / number' in raised.value.__notes__[0]
 
 
 def test_ctrl_c_while_processes_start_is_one_line(tmp_path):
@@ -68,7 +84,7 @@ def test_ctrl_c_while_processes_start_is_one_line(tmp_path):
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from wsol_jax.evaluation.processes import mapper
 
 def main():
@@ -77,6 +93,7 @@ def main():
         list(over(time.sleep, [0.2] * 60))
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     try:
         main()
     except KeyboardInterrupt:

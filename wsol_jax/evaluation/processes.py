@@ -1,16 +1,18 @@
 """Counting in several processes at once."""
 
 import multiprocessing
-import os
 import signal
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
 from typing import Any
 
 AT_ONCE = 16  # images that a process counts before it hands its counts over
@@ -24,6 +26,9 @@ class ProcessKilled(OSError):
 def mapper(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """A function like `map`: results in order, items drawn as they are needed.
 
+    Each process has a pipe of its own: the shared queue of a ProcessPoolExecutor stays locked for
+    ever when a process is killed while it writes.
+
     Args:
         processes: how many; 1 works here. More need functions, items and results that can be
             pickled.
@@ -34,34 +39,79 @@ def mapper(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
     if processes == 1:
         yield map
         return
-    # JAX has threads: a forked process could hang in a lock that one of them held.
-    spawn = multiprocessing.get_context('spawn')
     resource_tracker.ensure_running()  # now: started later it would unblock Ctrl-C
-    with ProcessPoolExecutor(processes, spawn, initializer=_start_worker) as pool:
+    with _ctrl_c_put_off():
+        workers = [_start() for _ in range(processes)]
+    idle: SimpleQueue[Connection] = SimpleQueue()
+    for _, connection in workers:
+        idle.put(connection)
+    with ThreadPoolExecutor(processes) as threads:
         try:
-            yield partial(_results, pool, 2 * processes)
+            yield partial(_results, threads, idle, 2 * processes)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for process, _ in workers:
+                process.terminate()
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _results(
-    pool: ProcessPoolExecutor,
+    threads: ThreadPoolExecutor,
+    idle: 'SimpleQueue[Connection]',
     ahead: int,
     function: Callable[[Any], Any],
     items: Iterable[Any],
 ) -> Iterator[Any]:
     """Keeps only some items on their way: all of them might not fit into memory."""
     pending: deque[Future[Any]] = deque()
-    try:
-        for item in items:
-            with _ctrl_c_put_off():
-                pending.append(pool.submit(function, item))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
+    for item in items:
+        pending.append(threads.submit(_ask, idle, function, item))
+        if len(pending) > ahead:
             yield pending.popleft().result()
-    except BrokenProcessPool:
+    while pending:
+        yield pending.popleft().result()
+
+
+def _ask(idle: 'SimpleQueue[Connection]', function: Callable[[Any], Any], item: Any) -> Any:
+    """Has an idle process work; there are as many threads as processes, so there is one."""
+    connection = idle.get()
+    try:
+        connection.send((function, item))
+        done, result = connection.recv()
+    except (EOFError, ConnectionError):
         raise ProcessKilled('a process was killed (memory?); no scores were written') from None
+    finally:
+        idle.put(connection)
+    if done:
+        return result
+    raise result
+
+
+def _start() -> tuple[BaseProcess, Connection]:
+    # JAX has threads: a forked process could hang in a lock that one of them held.
+    spawn = multiprocessing.get_context('spawn')
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_work, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()  # the process alone has it now: it is closed when the process is killed
+    return process, ours
+
+
+def _work(connection: Connection) -> None:
+    """What a process does, until the one that started it closes the pipe, or ends."""
+    while True:
+        try:
+            function, item = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = True, function(item)
+        except Exception as error:
+            error.add_note(traceback.format_exc())  # where it was raised does not travel with it
+            answer = False, error
+        try:
+            connection.send(answer)
+        except ConnectionError:
+            return
 
 
 @contextmanager
@@ -83,15 +133,3 @@ def _ctrl_c_put_off() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
     if seen and callable(handler):
         handler(signal.SIGINT, None)
-
-
-def _start_worker() -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Ends this process when its parent is gone: the pool would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
