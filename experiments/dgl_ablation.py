@@ -25,12 +25,7 @@ from tqdm import tqdm
 import wsol_jax
 from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, read_config
-from wsol_jax.data import (
-    Record,
-    Source,
-    evaluation_batches,
-    evenly_spaced,
-)
+from wsol_jax.data import Record, Source, evaluation_batches, evenly_spaced
 from wsol_jax.evaluation.counts import Counts, ground_truth, thresholds_of
 from wsol_jax.evaluation.stage import choose
 from wsol_jax.localization.cam import hires_cam
@@ -186,8 +181,7 @@ def ablate(
 
 def _scores(counts: Counts, threshold: float) -> dict[str, float]:
     name = 'GTKnownLoc' if counts.boxes.images else 'mIoU'
-    at_threshold = counts.curves()['largest_50' if counts.boxes.images else 'mIoU']
-    score = float(at_threshold[counts.nearest(threshold)])
+    score = float(counts.curve[counts.nearest(threshold)])
     return {'threshold': threshold, name: score, **counts.oracles()}
 
 

@@ -175,7 +175,14 @@ def ground_truth(record: Record, canvas: tuple[int, int]) -> tuple[np.ndarray, n
     Raises:
         DataError: a mask, or what tells the size of the image, cannot be read.
     """
+    return true_boxes(record, canvas), decode_mask(record, canvas) if record.masks else None
+
+
+def true_boxes(record: Record, canvas: tuple[int, int]) -> np.ndarray:
+    """Boxes [m, 4] of a record on a canvas (width, height).
+
+    Raises:
+        BadImage: what tells the size of the image cannot be read.
+    """
     boxes = np.array(record.boxes, int).reshape(-1, 4)
-    if len(boxes):
-        boxes = rescale_boxes(boxes, stored_size(record), canvas)
-    return boxes, decode_mask(record, canvas) if record.masks else None
+    return rescale_boxes(boxes, stored_size(record), canvas) if len(boxes) else boxes

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from wsol_jax.config import EvaluateConfig
-from wsol_jax.data import Record
+from wsol_jax.data import Record, stored_size
 from wsol_jax.evaluation.box_metrics import RIGHT, defined_for
 from wsol_jax.evaluation.boxes import box_iou, rescale_boxes, threshold_boxes
 from wsol_jax.evaluation.counts import ground_truth, thresholds_of
@@ -114,7 +114,7 @@ def _of_image(
     bins = np.zeros((2, len(edges) + 2 if part.masked else 0), np.int32)
     if mask is not None:
         bins[:] = histograms(scores[0], mask, edges)
-    stored = rescale_boxes(boxes, canvas, part.records[i].size or canvas)
+    stored = rescale_boxes(boxes, canvas, stored_size(part.records[i]))
     size = _size(true_boxes, mask, setting.size**2)
     covered = mask_iou(scores[0] >= threshold, mask)
     if not len(true_boxes):

@@ -85,7 +85,7 @@ class Split:
             if readable[i]:
                 yield replace(record, size=stored_size(record), image=b'')
 
-    @property
+    @cached_property
     def target(self) -> str:
         """The classes that the maps are for; '' where images have no label to compare them with."""
         return self.store.target if all(record.labels for record in self.records) else ''

@@ -5,7 +5,7 @@ scored split itself is an oracle and is named MaxBoxAcc, or PeakIoU for masks.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -101,7 +101,7 @@ def _best_layers(counts: Mapping[Key, Counts]) -> dict[str, str]:
 
 
 def _counted(split: Split, setting: EvaluateConfig, over: _Map) -> dict[Key, Counts]:
-    counts = {key: _nothing(setting) for key in split.store.arrays}
+    counts = _nothing(split.store.arrays, setting)
     for part in _over_parts(partial(_count, setting=setting), split, 'evaluate', over):
         counts = {key: counts[key] + more for key, more in part.items()}
     return counts
@@ -127,12 +127,13 @@ def _over_parts(
             bar.update(min(AT_ONCE, total - start))
 
 
-def _nothing(setting: EvaluateConfig) -> Counts:
-    return Counts.zero(thresholds_of(setting), map(preset, setting.presets))
+def _nothing(keys: Iterable[Key], setting: EvaluateConfig) -> dict[Key, Counts]:
+    rules = [preset(name) for name in setting.presets]
+    return {key: Counts.zero(thresholds_of(setting), rules) for key in keys}
 
 
 def _count(part: Part, setting: EvaluateConfig) -> dict[Key, Counts]:
-    counts = {key: _nothing(setting) for key in part.maps}
+    counts = _nothing(part.maps, setting)
     canvas = (setting.size, setting.size)
     for i, record in enumerate(part.records):
         truth = ground_truth(record, canvas)

@@ -17,15 +17,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from wsol_jax.config import Config
-from wsol_jax.data import Source, decode_image, evenly_spaced, resize_image, stored_size
-from wsol_jax.evaluation.boxes import rescale_boxes
+from wsol_jax.data import Source, decode_image, evenly_spaced, resize_image
+from wsol_jax.evaluation.counts import true_boxes
 from wsol_jax.evaluation.stage import canvas_scores
 from wsol_jax.localization.store import DONE, Key, MapStore
 from wsol_jax.report.overlay import DPI, Cell, draw_grid, map_title
-from wsol_jax.report.table import heading
+from wsol_jax.report.table import Row, heading, split_rows
 from wsol_jax.workdir import written_whole
-
-Row = dict[str, Any]
 
 # The colours of Okabe and Ito, told apart with any colour vision, without the yellow that is too
 # light for a line on white. Each goes with one marker; styles of lines tell more methods apart.
@@ -55,7 +53,7 @@ def layer_figure(
     path: Path,
 ) -> None:
     """Images by layers of one method."""
-    rows = [row for row in _split_rows(metrics) if row['method'] == method]
+    rows = [row for row in split_rows(metrics) if row['method'] == method]
     _overlays(config, rows, source, store, path)
 
 
@@ -68,7 +66,7 @@ def score_figure(metrics: dict[str, Any], path: Path) -> None:
         metrics: what metrics.json holds; without scores there is no figure.
         path: ends in .png or .svg.
     """
-    rows = _split_rows(metrics)
+    rows = split_rows(metrics)
     score = next(iter(_scores(rows)), None)
     if score is None:
         return
@@ -114,7 +112,7 @@ def curve_figure(metrics: dict[str, Any], curves: Sequence[dict[str, str]], path
     panels = [name for name in titles if any(np.isfinite(curve[name]).any() for _, curve in rows)]
     if not panels:
         return
-    styles = _styles(_split_rows(metrics))
+    styles = _styles(split_rows(metrics))
     figure = _figure(3.4 * len(panels) + 2.0, len(rows))
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, name in zip(grid, panels, strict=True):
@@ -179,13 +177,9 @@ def _draw_comparison(axes: Axes, rows: Sequence[Row], score: str) -> None:
     _frame(axes, 'both')
 
 
-def _split_rows(metrics: dict[str, Any]) -> list[Row]:
-    return [row for row in metrics['localization'] if row['split'] == metrics['split']]
-
-
 def _best_rows(metrics: dict[str, Any]) -> list[Row]:
     """The row of each method at its chosen layer; where none is chosen, at its last one."""
-    rows = _split_rows(metrics)
+    rows = split_rows(metrics)
     last = {row['method']: row for row in rows}
     return list((last | {row['method']: row for row in rows if row.get('chosen')}).values())
 
@@ -291,8 +285,7 @@ def _overlay_line(
 ) -> list[Cell]:
     record, size = source[position], config.evaluate.size
     image = resize_image(decode_image(record), (size, size))
-    truth = np.array(record.boxes).reshape(-1, 4)
-    truth = rescale_boxes(truth, stored_size(record), (size, size))
+    truth = true_boxes(record, (size, size))
     line = [Cell(image, truth)]
     for row in rows:
         key: Key = (row['method'], row['layer'])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # it takes a third as long as all else that `import wsol_jax`
 # White, and an orange of Okabe and Ito: told apart, and from the map, with any colour vision.
 TRUE_COLOR, BOX_COLOR = '#FFFFFF', '#E69F00'
 DPI = 150
-_MAP_COLORS = 'viridis'
+MAP_COLORS = 'viridis'
 _OPACITY = 0.6
 _CELL, _HEAD = 1.6, 0.4  # inches
 
@@ -78,7 +78,7 @@ def blend(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """
     from matplotlib import colormaps
 
-    colors = 255 * colormaps[_MAP_COLORS](scores)[..., :3]
+    colors = 255 * colormaps[MAP_COLORS](scores)[..., :3]
     return (_OPACITY * colors + (1 - _OPACITY) * image).round().astype(np.uint8)
 
 

@@ -17,6 +17,7 @@ from wsol_jax.data import Source
 from wsol_jax.evaluation.stage import CURVES
 from wsol_jax.localization.store import DONE, MapStore
 from wsol_jax.report.gallery import SIDES, THRESHOLDS, Gallery, Shown, blob, collect, map_blobs
+from wsol_jax.report.overlay import MAP_COLORS
 from wsol_jax.report.table import Row, columns, heading, threshold_text
 from wsol_jax.workdir import read_csv, write_text
 
@@ -164,7 +165,7 @@ def _labels(gallery: Gallery) -> list[tuple[int, str]]:
 
 def _colors() -> np.ndarray:
     """uint8 [256, 3] colours of a map's levels, in an order that any colour vision can follow."""
-    return matplotlib.colormaps['viridis'](np.arange(256), bytes=True)[:, :3]
+    return matplotlib.colormaps[MAP_COLORS](np.arange(256), bytes=True)[:, :3]
 
 
 @cache

@@ -43,7 +43,7 @@ def summary(metrics: dict[str, Any]) -> str:
     Args:
         metrics: what metrics.json holds.
     """
-    rows = [r for r in metrics['localization'] if r['split'] == metrics['split']]
+    rows = split_rows(metrics)
     best = [r for r in rows if r.get('chosen')]
     shown = best or rows
     lines = [_title(metrics, shown), *_table(shown), *_notes(shown)]
@@ -51,6 +51,11 @@ def summary(metrics: dict[str, Any]) -> str:
         oracle = _table(_oracle_rows(rows))
         lines += ['', f'Oracle: the layer that is best on {metrics["split"]} itself', *oracle]
     return '\n'.join([*lines, *_presets(shown)])
+
+
+def split_rows(metrics: dict[str, Any]) -> list[Row]:
+    """The rows of the split that metrics.json names."""
+    return [row for row in metrics['localization'] if row['split'] == metrics['split']]
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
