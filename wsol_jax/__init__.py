@@ -1,23 +1,28 @@
 """Weakly supervised object localization in JAX/Flax: maps, boxes and scores from image labels."""
 
-from wsol_jax.evaluation.boxes import boxes_from_map
-from wsol_jax.evaluation.faithfulness import faithfulness
-from wsol_jax.exported import export, load_exported
-from wsol_jax.localization.gradients import Method, Run
-from wsol_jax.localization.localize import Localization, localize
-from wsol_jax.localization.maps import score_map
-from wsol_jax.localization.methods import METHODS
-from wsol_jax.localization.targets import SCORES, FinerCAM
-from wsol_jax.models import (
-    NETWORKS,
-    Network,
-    Preprocessing,
-    from_function,
-    from_linen,
-    from_nnx,
-    load_network,
-)
-from wsol_jax.report.show import show
+from typing import TYPE_CHECKING
+
+from wsol_jax.names import lazy
+
+if TYPE_CHECKING:
+    from wsol_jax.evaluation.boxes import boxes_from_map
+    from wsol_jax.evaluation.faithfulness import faithfulness
+    from wsol_jax.exported import export, load_exported
+    from wsol_jax.localization.gradients import Method, Run
+    from wsol_jax.localization.localize import Localization, localize
+    from wsol_jax.localization.methods import METHODS
+    from wsol_jax.localization.targets import SCORES, FinerCAM
+    from wsol_jax.maps.score import score_map
+    from wsol_jax.models import (
+        NETWORKS,
+        Network,
+        Preprocessing,
+        from_function,
+        from_linen,
+        from_nnx,
+        load_network,
+    )
+    from wsol_jax.report.show import show
 
 __all__ = [
     'METHODS',
@@ -41,3 +46,31 @@ __all__ = [
     'score_map',
     'show',
 ]
+
+# Scores of maps on disk are counted in processes that need no JAX.
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        'METHODS': 'localization.methods',
+        'NETWORKS': 'models',
+        'SCORES': 'localization.targets',
+        'FinerCAM': 'localization.targets',
+        'Localization': 'localization.localize',
+        'Method': 'localization.gradients',
+        'Network': 'models',
+        'Preprocessing': 'models',
+        'Run': 'localization.gradients',
+        'boxes_from_map': 'evaluation.boxes',
+        'export': 'exported',
+        'faithfulness': 'evaluation.faithfulness',
+        'from_function': 'models',
+        'from_linen': 'models',
+        'from_nnx': 'models',
+        'load_exported': 'exported',
+        'load_network': 'models',
+        'localize': 'localization.localize',
+        'score_map': 'maps.score',
+        'show': 'report.show',
+        **dict.fromkeys(('data', 'evaluation', 'localization', 'maps', 'models', 'report'), ''),
+    },
+)

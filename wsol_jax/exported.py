@@ -24,7 +24,7 @@ from jax.export import deserialize, symbolic_shape
 from jax.export import export as export_program
 from safetensors.numpy import load, save
 
-from wsol_jax.localization.gradients import Key, Method
+from wsol_jax.localization.gradients import Method
 from wsol_jax.localization.localize import (
     Localization,
     check_gradients,
@@ -34,6 +34,7 @@ from wsol_jax.localization.localize import (
     top_count,
 )
 from wsol_jax.localization.plan import MapPlan, make_plan
+from wsol_jax.maps import Key
 from wsol_jax.workdir import written_whole
 
 if TYPE_CHECKING:  # an exported file is loaded without the networks

@@ -14,8 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from wsol_jax.config import Config, ConfigError, flatten
 
 # Folder of computed results: (what is in it once an epoch or a batch is done, the groups of
@@ -106,6 +104,8 @@ def _remove_scores(path: Path) -> None:
 
 
 def _environment() -> dict[str, Any]:
+    import jax  # here: counting processes write files of results without it
+
     return {
         'versions': {name: metadata.version(name) for name in _PACKAGES},
         'python': platform.python_version(),

@@ -10,7 +10,7 @@ from wsol_jax.evaluation.boxes import (
     rescale_boxes,
     threshold_boxes,
 )
-from wsol_jax.localization.maps import score_map
+from wsol_jax.maps.score import score_map
 
 FIFTHS = [0, 0.2, 0.4, 0.6, 0.8]
 FINE = np.arange(0, 1, 0.01)

@@ -15,10 +15,11 @@ from conftest import _toy_apply, _toy_network
 
 from wsol_jax.localization.gradients import channel_sum, raw_maps
 from wsol_jax.localization.localize import check_gradients, compute_maps
-from wsol_jax.localization.maps import min_max, score_map
 from wsol_jax.localization.methods import METHODS
 from wsol_jax.localization.plan import make_plan
 from wsol_jax.localization.views import scaled
+from wsol_jax.maps.fuse import min_max
+from wsol_jax.maps.score import score_map
 from wsol_jax.parallel import local_devices
 
 COUNT = 11

@@ -2,12 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wsol_jax.data.check import Report, check_folder, check_training
 from wsol_jax.data.class_folder import ClassFolder
 from wsol_jax.data.folders import ImageFolder, WsolFolder
-from wsol_jax.data.loader import Batch, evaluation_batches, steps_per_epoch, training_batches
 from wsol_jax.data.records import (
     BadImage,
     DataError,
@@ -20,8 +18,12 @@ from wsol_jax.data.records import (
     stored_size,
 )
 from wsol_jax.data.shapes import Shapes
-from wsol_jax.data.tfds import TfdsSource
-from wsol_jax.names import unknown_name
+from wsol_jax.names import lazy, unknown_name
+
+if TYPE_CHECKING:
+    from wsol_jax.data.check import Report, check_folder, check_training
+    from wsol_jax.data.loader import Batch, evaluation_batches, steps_per_epoch, training_batches
+    from wsol_jax.data.tfds import TfdsSource
 
 __all__ = [
     'BadImage',
@@ -48,11 +50,33 @@ __all__ = [
     'training_batches',
 ]
 
+# Counting processes decode masks without grain and TensorFlow Datasets.
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        'Report': 'check',
+        'check_folder': 'check',
+        'check_training': 'check',
+        'Batch': 'loader',
+        'evaluation_batches': 'loader',
+        'steps_per_epoch': 'loader',
+        'training_batches': 'loader',
+        'TfdsSource': 'tfds',
+    },
+)
+
+
+def _tfds(root: str | Path, split: str, name: str = '') -> Source:
+    from wsol_jax.data.tfds import TfdsSource
+
+    return TfdsSource(name, root, split)
+
+
 _SOURCES: dict[str, Callable[..., Source]] = {
     'shapes': lambda root, split, **options: Shapes(split, **options),
     'wsol_folder': WsolFolder,
     'class_folder': ClassFolder,
-    'tfds': lambda root, split, name='': TfdsSource(name, root, split),
+    'tfds': _tfds,
     'image_folder': lambda root, split, **options: ImageFolder(root, **options),
 }
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from wsol_jax.localization.maps import score_map
+from wsol_jax.maps.score import score_map
 
 Array = np.ndarray
 

@@ -1,17 +1,23 @@
 """What one set of maps scored on one set of images: counts that add up, and what they amount to."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsol_jax.config import EvaluateConfig
 from wsol_jax.data import Record, decode_mask, stored_size
 from wsol_jax.evaluation.box_metrics import IOUS, BoxCounts
 from wsol_jax.evaluation.boxes import rescale_boxes, threshold_boxes
 from wsol_jax.evaluation.pixel_metrics import PixelCounts
-from wsol_jax.evaluation.presets import Preset, PresetCounts
+from wsol_jax.evaluation.presets import Preset, PresetCounts, preset
+from wsol_jax.maps import Key
+from wsol_jax.maps.score import score_map
+
+if TYPE_CHECKING:  # counting processes start without what only names types
+    from wsol_jax.config import EvaluateConfig
+    from wsol_jax.evaluation.split import Part
 
 # What curves.csv has of every threshold, see `Counts.curves`.
 CURVES = (
@@ -106,8 +112,8 @@ class Counts:
             return
         label = record.labels[0] if record.labels else None
         sizes = {'size': stored_size(record), 'canvas': canvas}
-        for preset in self.presets:
-            preset.add(maps, classes, ranked, label, record.boxes, **sizes)
+        for rules in self.presets:
+            rules.add(maps, classes, ranked, label, record.boxes, **sizes)
 
     @property
     def thresholds(self) -> np.ndarray:
@@ -164,7 +170,7 @@ class Counts:
         return best
 
 
-def thresholds_of(setting: EvaluateConfig) -> np.ndarray:
+def thresholds_of(setting: 'EvaluateConfig') -> np.ndarray:
     """[T] what maps are cut at."""
     return np.arange(0, 1, setting.threshold_step)
 
@@ -186,3 +192,49 @@ def true_boxes(record: Record, canvas: tuple[int, int]) -> np.ndarray:
     """
     boxes = np.array(record.boxes, int).reshape(-1, 4)
     return rescale_boxes(boxes, stored_size(record), canvas) if len(boxes) else boxes
+
+
+def nothing(keys: Iterable[Key], setting: 'EvaluateConfig') -> dict[Key, Counts]:
+    """Nothing counted yet, for every (method, layer)."""
+    rules = [preset(name) for name in setting.presets]
+    return {key: Counts.zero(thresholds_of(setting), rules) for key in keys}
+
+
+def count_part(part: 'Part', setting: 'EvaluateConfig') -> dict[Key, Counts]:
+    """Counts some images; runs in processes of their own.
+
+    Args:
+        part: the images with all their maps.
+        setting: what is counted, and on which canvas.
+
+    Returns:
+        Counts of every (method, layer).
+
+    Raises:
+        ValueError: a preset is not for these maps.
+    """
+    counts = nothing(part.maps, setting)
+    canvas = (setting.size, setting.size)
+    for i, record in enumerate(part.records):
+        truth = ground_truth(record, canvas)
+        column = part.label_column(i)
+        for key, so_far in counts.items():
+            maps = part.maps[key][i]
+            scores = score_map(maps[0], canvas, closing=setting.closing)
+            right = scores if column == 0 else None
+            if column:
+                right = score_map(maps[column], canvas, closing=setting.closing)
+            so_far.add(scores, *truth, top1_right=part.top1_right(i), top5_scores=right)
+            with _naming(key):
+                so_far.add_presets(maps, record, canvas, part.classes[i], part.top[i])
+    return counts
+
+
+@contextmanager
+def _naming(key: Key) -> Iterator[None]:
+    """Says whose maps a preset is not for."""
+    try:
+        yield
+    except ValueError as error:
+        of = f'{key[0]} at {key[1]}'
+        raise ValueError(f'config.evaluate.presets: {error} ({of})') from None

@@ -20,7 +20,7 @@ import numpy as np
 from jax.scipy.sparse.linalg import cg
 
 from wsol_jax.localization.gradients import Apply
-from wsol_jax.localization.maps import min_max, resize
+from wsol_jax.maps.fuse import min_max, resize
 from wsol_jax.models import Network, Preprocessing
 from wsol_jax.names import unknown_name
 from wsol_jax.parallel import in_parts

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsol_jax.config import EvaluateConfig
 from wsol_jax.data import Record, stored_size
 from wsol_jax.evaluation.box_metrics import RIGHT, defined_for
 from wsol_jax.evaluation.boxes import box_iou, rescale_boxes, threshold_boxes
@@ -15,8 +14,11 @@ from wsol_jax.evaluation.counts import ground_truth, thresholds_of
 from wsol_jax.evaluation.intervals import mean_intervals, pxap_interval
 from wsol_jax.evaluation.pixel_metrics import histograms, mask_iou
 from wsol_jax.evaluation.split import Part
-from wsol_jax.localization.maps import score_map
-from wsol_jax.localization.store import Key
+from wsol_jax.maps import Key
+from wsol_jax.maps.score import score_map
+
+if TYPE_CHECKING:
+    from wsol_jax.config import EvaluateConfig
 
 # Between sizes of objects: the share of the image that they take, in percent.
 SIZES = (0, 10, 30, 50, 100)
@@ -75,7 +77,7 @@ class Outcomes:
 
 
 def outcomes_of(
-    part: Part, thresholds: Mapping[Key, float], setting: EvaluateConfig
+    part: Part, thresholds: Mapping[Key, float], setting: 'EvaluateConfig'
 ) -> dict[Key, Outcomes]:
     """What comes of some images.
 
@@ -89,7 +91,7 @@ def outcomes_of(
 
 
 def _of_key(
-    part: Part, key: Key, truths: Sequence[_Truth], threshold: float, setting: EvaluateConfig
+    part: Part, key: Key, truths: Sequence[_Truth], threshold: float, setting: 'EvaluateConfig'
 ) -> Outcomes:
     images = [
         _of_image(part, i, maps, truth, threshold, setting)
@@ -104,7 +106,7 @@ def _of_image(
     maps: np.ndarray,
     truth: _Truth,
     threshold: float,
-    setting: EvaluateConfig,
+    setting: 'EvaluateConfig',
 ) -> tuple:
     """The fields of `Outcomes` for one image."""
     canvas, (true_boxes, mask) = (setting.size, setting.size), truth

@@ -21,7 +21,7 @@ import numpy as np
 
 from wsol_jax.evaluation.box_metrics import defined_for
 from wsol_jax.evaluation.boxes import box_iou, boxes_from_map, rescale_boxes, threshold_boxes
-from wsol_jax.localization.maps import is_blank
+from wsol_jax.maps.score import is_blank
 from wsol_jax.names import unknown_name
 
 Array = np.ndarray

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
@@ -13,6 +14,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
+from types import ModuleType
 from typing import Any
 
 AT_ONCE = 16  # images that a process counts before it hands its counts over
@@ -91,7 +93,8 @@ def _start() -> tuple[BaseProcess, Connection]:
     spawn = multiprocessing.get_context('spawn')
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_work, args=(theirs,), daemon=True)
-    process.start()
+    with _main_left_alone():
+        process.start()
     theirs.close()  # the process alone has it now: it is closed when the process is killed
     return process, ours
 
@@ -112,6 +115,20 @@ def _work(connection: Connection) -> None:
             connection.send(answer)
         except ConnectionError:
             return
+
+
+@contextmanager
+def _main_left_alone() -> Iterator[None]:
+    """A process that starts here does not run the script again, which would import JAX there.
+
+    What it is sent lies in modules that it imports by name; scripts need no `__main__` guard.
+    """
+    main = sys.modules['__main__']
+    sys.modules['__main__'] = ModuleType('__main__')
+    try:
+        yield
+    finally:
+        sys.modules['__main__'] = main
 
 
 @contextmanager

@@ -36,8 +36,7 @@ def evaluate_scoremaps(
         metadata: folder with image_ids.txt, localization.txt and, for boxes, image_sizes.txt.
         masks: folder that the masks in localization.txt are relative to.
         interval: thresholds are np.arange(0, 1, interval).
-        processes: how many to count with. With more than one, a script that calls this needs the
-            usual `if __name__ == '__main__':`.
+        processes: how many to count with.
         presets: how older tables counted boxes, such as 'cvpr16' or 'bas:0.15'; see
             `wsol_jax.evaluation.presets`.
 

@@ -5,8 +5,7 @@ scored split itself is an oracle and is named MaxBoxAcc, or PeakIoU for masks.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,14 +16,14 @@ from tqdm import tqdm
 
 from wsol_jax.config import Config, EvaluateConfig
 from wsol_jax.data import Source, evaluation_batches, evenly_spaced
-from wsol_jax.evaluation.counts import CURVES, Counts, ground_truth, thresholds_of
+from wsol_jax.evaluation.counts import CURVES, Counts, count_part, nothing
 from wsol_jax.evaluation.faithfulness import faithfulness, summarize
 from wsol_jax.evaluation.outcomes import Outcomes, by_class, by_size, intervals, outcomes_of
-from wsol_jax.evaluation.presets import preset
 from wsol_jax.evaluation.processes import AT_ONCE, mapper
 from wsol_jax.evaluation.split import Part, Split
-from wsol_jax.localization.maps import score_map
-from wsol_jax.localization.store import Key, MapStore
+from wsol_jax.localization.store import MapStore
+from wsol_jax.maps import Key
+from wsol_jax.maps.score import score_map
 from wsol_jax.models import Network
 from wsol_jax.workdir import write_csv, write_text
 
@@ -101,8 +100,8 @@ def _best_layers(counts: Mapping[Key, Counts]) -> dict[str, str]:
 
 
 def _counted(split: Split, setting: EvaluateConfig, over: _Map) -> dict[Key, Counts]:
-    counts = _nothing(split.store.arrays, setting)
-    for part in _over_parts(partial(_count, setting=setting), split, 'evaluate', over):
+    counts = nothing(split.store.arrays, setting)
+    for part in _over_parts(partial(count_part, setting=setting), split, 'evaluate', over):
         counts = {key: counts[key] + more for key, more in part.items()}
     return counts
 
@@ -125,39 +124,6 @@ def _over_parts(
         for start, result in zip(range(0, total, AT_ONCE), results, strict=True):
             yield result
             bar.update(min(AT_ONCE, total - start))
-
-
-def _nothing(keys: Iterable[Key], setting: EvaluateConfig) -> dict[Key, Counts]:
-    rules = [preset(name) for name in setting.presets]
-    return {key: Counts.zero(thresholds_of(setting), rules) for key in keys}
-
-
-def _count(part: Part, setting: EvaluateConfig) -> dict[Key, Counts]:
-    counts = _nothing(part.maps, setting)
-    canvas = (setting.size, setting.size)
-    for i, record in enumerate(part.records):
-        truth = ground_truth(record, canvas)
-        column = part.label_column(i)
-        for key, so_far in counts.items():
-            maps = part.maps[key][i]
-            scores = score_map(maps[0], canvas, closing=setting.closing)
-            right = scores if column == 0 else None
-            if column:
-                right = score_map(maps[column], canvas, closing=setting.closing)
-            so_far.add(scores, *truth, top1_right=part.top1_right(i), top5_scores=right)
-            with _naming(key):
-                so_far.add_presets(maps, record, canvas, part.classes[i], part.top[i])
-    return counts
-
-
-@contextmanager
-def _naming(key: Key) -> Iterator[None]:
-    """Says whose maps a preset is not for."""
-    try:
-        yield
-    except ValueError as error:
-        of = f'{key[0]} at {key[1]}'
-        raise ValueError(f'config.evaluate.presets: {error} ({of})') from None
 
 
 def canvas_scores(

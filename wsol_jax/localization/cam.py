@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from wsol_jax.localization.factors import principal_component
 from wsol_jax.localization.gradients import ALL, Method, Run, class_score
-from wsol_jax.localization.maps import fuse
 from wsol_jax.localization.targets import score_gradients
 from wsol_jax.localization.views import noisy
+from wsol_jax.maps.fuse import fuse
 
 _SPACE = (-3, -2)
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from wsol_jax.localization.gradients import ALL, Method, Run
-from wsol_jax.localization.maps import min_max, resize
 from wsol_jax.localization.targets import score_gradients
+from wsol_jax.maps.fuse import min_max, resize
 
 
 def full_grad() -> Method:

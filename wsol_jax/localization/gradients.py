@@ -22,7 +22,6 @@ Apply = Callable[[Any, jax.Array, Mapping[str, jax.Array] | None], tuple[jax.Arr
 Cotangent = Callable[[jax.Array, jax.Array], jax.Array]
 # class indices [B,K] or bool [B,C] (see `target_scores`), or logits [B,C] -> [B,K]
 Classes = jax.Array | Callable[[jax.Array], jax.Array]
-Key = tuple[str, str]  # (method, layer)
 
 DEAD, UNEVEN = 1, 2
 ALL = 'all'  # the layer in the key of a map that is made of all main layers

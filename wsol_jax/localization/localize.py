@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsol_jax.localization.gradients import DEAD, UNEVEN, Apply, Classes, Key, Method, raw_maps
-from wsol_jax.localization.maps import fuse, min_max, resize
+from wsol_jax.localization.gradients import DEAD, UNEVEN, Apply, Classes, Method, raw_maps
 from wsol_jax.localization.plan import MapPlan, make_plan
 from wsol_jax.localization.targets import FreeScore
 from wsol_jax.localization.views import AS_IT_IS, View, mirrored, scaled, seen
+from wsol_jax.maps import Key
+from wsol_jax.maps.fuse import fuse, min_max, resize
 
 if TYPE_CHECKING:  # what is exported runs without the networks
     from wsol_jax.models import Network, Preprocessing

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from wsol_jax.localization.gradients import Method, Run
-from wsol_jax.localization.maps import min_max, resize
 from wsol_jax.localization.views import image_keys
+from wsol_jax.maps.fuse import min_max, resize
 from wsol_jax.parallel import in_parts
 
 

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from wsol_jax.localization.factors import principal_component
-from wsol_jax.localization.gradients import ALL, Key, Method, channel_sum
-from wsol_jax.localization.maps import FUSIONS
+from wsol_jax.localization.gradients import ALL, Method, channel_sum
 from wsol_jax.localization.methods import resolve_methods
 from wsol_jax.localization.targets import Score, logit, resolve_score
 from wsol_jax.localization.views import AS_IT_IS, GAINS, View
+from wsol_jax.maps import Key
+from wsol_jax.maps.fuse import FUSIONS
 from wsol_jax.names import unknown_name
 
 if TYPE_CHECKING:  # what is exported runs without the networks

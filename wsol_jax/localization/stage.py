@@ -17,7 +17,8 @@ from wsol_jax.localization.localize import (
     top_count,
 )
 from wsol_jax.localization.plan import MapPlan, make_plan
-from wsol_jax.localization.store import DONE, SKIPPED, TOP, Key, MapStore
+from wsol_jax.localization.store import DONE, SKIPPED, TOP, MapStore
+from wsol_jax.maps import Key
 from wsol_jax.models import Network
 from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.workdir import ProgressLog

@@ -3,14 +3,16 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorstore as ts
 
 from wsol_jax.data import DataError
-from wsol_jax.localization.gradients import Key
+from wsol_jax.maps import Key
 from wsol_jax.workdir import read_csv, read_json, write_csv, write_text
+
+if TYPE_CHECKING:  # counting processes know of the store, and open none
+    import tensorstore as ts
 
 PENDING, DONE, SKIPPED = 0, 1, 2
 TOP = 5
@@ -140,7 +142,9 @@ def _metadata(shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> di
     return {'shape': shape, 'chunks': chunks, 'dtype': dtype, 'fill_value': 0}
 
 
-def _open(path: Path, metadata: dict[str, Any] | None = None) -> ts.TensorStore:
+def _open(path: Path, metadata: dict[str, Any] | None = None) -> 'ts.TensorStore':
+    import tensorstore as ts
+
     spec: dict[str, Any] = {
         'driver': 'zarr',
         'kvstore': {'driver': 'file', 'path': str(path.absolute())},

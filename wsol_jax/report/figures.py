@@ -20,7 +20,8 @@ from wsol_jax.config import Config
 from wsol_jax.data import Source, decode_image, evenly_spaced, resize_image
 from wsol_jax.evaluation.counts import true_boxes
 from wsol_jax.evaluation.stage import canvas_scores
-from wsol_jax.localization.store import DONE, Key, MapStore
+from wsol_jax.localization.store import DONE, MapStore
+from wsol_jax.maps import Key
 from wsol_jax.report.overlay import DPI, Cell, draw_grid, map_title
 from wsol_jax.report.table import Row, heading, split_rows
 from wsol_jax.workdir import written_whole

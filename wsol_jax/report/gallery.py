@@ -16,8 +16,9 @@ from wsol_jax.evaluation.boxes import threshold_boxes
 from wsol_jax.evaluation.counts import ground_truth
 from wsol_jax.evaluation.pixel_metrics import PixelCounts
 from wsol_jax.evaluation.stage import canvas_scores
-from wsol_jax.localization.maps import score_map
-from wsol_jax.localization.store import DONE, Key, MapStore
+from wsol_jax.localization.store import DONE, MapStore
+from wsol_jax.maps import Key
+from wsol_jax.maps.score import score_map
 
 Array = np.ndarray
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsol_jax.localization.gradients import Key
 from wsol_jax.localization.localize import NO_CLASS, Localization
-from wsol_jax.localization.maps import score_map
 from wsol_jax.localization.methods import METHODS
+from wsol_jax.maps import Key
+from wsol_jax.maps.score import score_map
 from wsol_jax.names import unknown_name
 from wsol_jax.report.overlay import DPI, Cell, draw_grid, map_title
 
