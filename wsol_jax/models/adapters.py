@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, field, fields
 from functools import cache, partial, wraps
 from typing import Any
 
@@ -12,9 +13,17 @@ from flax import linen, nnx
 from flax.errors import InvalidRngError, ModifyScopeVariableError
 
 from wsol_jax.models.layers import Perturbations
-from wsol_jax.models.network import Network, Preprocessing, freeze
+from wsol_jax.models.network import (
+    Network,
+    Preprocessing,
+    Thaw,
+    by_identity_unless_hashable,
+    freeze,
+)
 from wsol_jax.models.taps import Forward, Recorder, Tokens, add_taps
 from wsol_jax.names import unknown_name
+
+CallOptions = tuple[tuple[str, Any], ...]
 
 # What the flags by which models are told to run in inference mode must be.
 INFERENCE = {
@@ -75,22 +84,8 @@ def from_linen(
             f'{list(variables)}'
         )
     options = _call_options(module, call_options)
-
-    def forward(state: Any, inputs: jax.Array, recorder: Recorder) -> jax.Array:
-        def intercept(function, args, kwargs, context):
-            if context.method_name != '__call__':
-                return function(*args, **kwargs)
-            return recorder.call('/'.join(context.module.path), function, args, kwargs)
-
-        try:
-            with linen.intercept_methods(intercept):
-                result = module.apply(state, inputs, **options)
-        except (InvalidRngError, ModifyScopeVariableError) as error:
-            raise _training(str(error).split(' (http')[0], options) from error
-        return _logits(result, output, inputs.shape[0])
-
     return _network(
-        forward,
+        _LinenForward(module, options, output, _as_tuples((module, options))),
         variables,
         layers,
         tokens,
@@ -135,23 +130,8 @@ def from_nnx(
     """
     thaw, state = freeze(module)
     options = _call_options(module, call_options)
-
-    def forward(state: Any, inputs: jax.Array, recorder: Recorder) -> jax.Array:
-        copy = thaw(state)
-        for path, part in list(nnx.iter_modules(copy)):
-            if callable(part):
-                _show(part, '/'.join(map(str, path)))
-        previous = _recorder.set(recorder)
-        try:
-            result = copy(inputs, **options)
-        except _TrainingError as error:
-            raise _training(str(error), options) from error
-        finally:
-            _recorder.reset(previous)
-        return _logits(result, output, inputs.shape[0])
-
     return _network(
-        forward,
+        _NnxForward(thaw, options, output),
         state,
         layers,
         tokens,
@@ -189,11 +169,8 @@ def from_function(
             `last_layer`.
     """
 
-    def with_state(state: Any, inputs: jax.Array, perturb: Perturbations | None = None):
-        return apply(inputs, perturb)
-
     return Network.from_apply(
-        with_state,
+        by_identity_unless_hashable(_WithoutState(apply)),
         {},
         name=name,
         preprocessing=preprocessing,
@@ -217,10 +194,81 @@ def _network(
     except ValueError as error:
         raise ValueError(f'{name}: {error}') from error
     main = chosen if layers else None
+    apply = by_identity_unless_hashable(apply)
     return Network.from_apply(apply, state, name=name, input_size=input_size, main=main, **facts)
 
 
-def _call_options(module: Any, given: Mapping[str, Any] | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _LinenForward:
+    """`Forward` of a Linen module; compared by `made_of` and `output`."""
+
+    module: linen.Module = field(compare=False)
+    options: CallOptions = field(compare=False)
+    output: Callable[[Any], jax.Array] | None
+    made_of: Any
+
+    def __call__(self, state: Any, inputs: jax.Array, recorder: Recorder) -> jax.Array:
+        def intercept(function, args, kwargs, context):
+            if context.method_name != '__call__':
+                return function(*args, **kwargs)
+            return recorder.call('/'.join(context.module.path), function, args, kwargs)
+
+        options = dict(self.options)
+        try:
+            with linen.intercept_methods(intercept):
+                result = self.module.apply(state, inputs, **options)
+        except (InvalidRngError, ModifyScopeVariableError) as error:
+            raise _training(str(error).split(' (http')[0], options) from error
+        return _logits(result, self.output, inputs.shape[0])
+
+
+def _as_tuples(value: Any) -> Any:
+    """The attributes of Linen modules, lists and dictionaries as tuples, which can be hashed."""
+    if isinstance(value, linen.Module):
+        names = [f.name for f in fields(value) if f.name != 'parent']
+        value = {name: getattr(value, name) for name in names} | {'': type(value)}
+    if isinstance(value, Mapping):
+        return ('{}', *((key, _as_tuples(item)) for key, item in value.items()))
+    if isinstance(value, list | tuple):
+        return (type(value), *map(_as_tuples, value))
+    return value
+
+
+@dataclass(frozen=True)
+class _NnxForward:
+    """`Forward` of an NNX module."""
+
+    thaw: Thaw
+    options: CallOptions
+    output: Callable[[Any], jax.Array] | None
+
+    def __call__(self, state: Any, inputs: jax.Array, recorder: Recorder) -> jax.Array:
+        copy = self.thaw(state)
+        for path, part in list(nnx.iter_modules(copy)):
+            if callable(part):
+                _show(part, '/'.join(map(str, path)))
+        options = dict(self.options)
+        previous = _recorder.set(recorder)
+        try:
+            result = copy(inputs, **options)
+        except _TrainingError as error:
+            raise _training(str(error), options) from error
+        finally:
+            _recorder.reset(previous)
+        return _logits(result, self.output, inputs.shape[0])
+
+
+@dataclass(frozen=True)
+class _WithoutState:
+    """`apply` of a function that holds its weights itself."""
+
+    function: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+
+    def __call__(self, state: Any, inputs: jax.Array, perturb: Perturbations | None = None) -> Any:
+        return self.function(inputs, perturb)
+
+
+def _call_options(module: Any, given: Mapping[str, Any] | None) -> CallOptions:
     """The inference flags that the module's call takes, and what the user gives."""
     parameters = inspect.signature(module.__call__).parameters
     kinds = {p.kind for p in parameters.values()}
@@ -228,7 +276,7 @@ def _call_options(module: Any, given: Mapping[str, Any] | None) -> dict[str, Any
         if name not in parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
             raise ValueError(unknown_name('call option', name, list(parameters)[1:]))
     flags = {name: value for name, value in INFERENCE.items() if name in parameters}
-    return flags | dict(given or {})
+    return tuple((flags | dict(given or {})).items())
 
 
 def _logits(result: Any, output: Callable | None, batch: int) -> jax.Array:

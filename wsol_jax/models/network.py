@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -125,12 +126,12 @@ class Network:
         The module itself keeps its mode; the network holds its values of now.
         """
         thaw, state = freeze(module)
-
-        def apply(state: Any, inputs: jax.Array, perturb: Perturbations | None = None):
-            return thaw(state)(inputs, perturb)
-
         return cls.from_apply(
-            apply, state, name=name, preprocessing=preprocessing, input_size=input_size
+            by_identity_unless_hashable(_ModuleApply(thaw)),
+            state,
+            name=name,
+            preprocessing=preprocessing,
+            input_size=input_size,
         )
 
     def __call__(
@@ -154,7 +155,62 @@ class Network:
         return self.main or _main_endpoints(self.shapes)
 
 
-def freeze(module: nnx.Module) -> tuple[Callable[[Any], Any], Any]:
+@dataclass(frozen=True)
+class Thaw:
+    """`thaw(state) -> module` in inference mode; equal for modules that compute the same.
+
+    Programs are compiled for it, not for the values of one module: the same module after more
+    training, or another one of the same make, finds them again.
+
+    Attributes:
+        graph: the module without its values.
+        random: structure of the random number generators, and shape and type of their values.
+    """
+
+    graph: nnx.GraphDef
+    random: tuple[Any, tuple[tuple[tuple[int, ...], Any], ...]]
+
+    def __call__(self, state: Any) -> Any:
+        """The module with the values of `state`."""
+        structure, facts = self.random
+        # Nothing is drawn in inference: any values do, and constants keep programs the same.
+        unread = jax.tree.unflatten(structure, [jnp.zeros(*fact) for fact in facts])
+        # Variables of its own: those of another trace could not be set.
+        return nnx.merge(self.graph, *jax.tree.map(lambda leaf: leaf, (unread, state)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Once: it takes milliseconds for a large module, and every call of a program asks for it.
+        return hash((self.graph, self.random))
+
+
+@dataclass(frozen=True)
+class _ModuleApply:
+    """`apply` of a module that shows its endpoints itself."""
+
+    thaw: Thaw
+
+    def __call__(self, state: Any, inputs: jax.Array, perturb: Perturbations | None = None) -> Any:
+        return self.thaw(state)(inputs, perturb)
+
+
+def by_identity_unless_hashable(apply: Callable) -> Callable:
+    """`apply` itself, or the same function as an object that equals nothing else.
+
+    Programs are keyed by `apply`. What it is made of may be unhashable, such as a list among the
+    attributes of somebody's module; then every network has programs of its own.
+    """
+    try:
+        hash(apply)
+    except TypeError:
+        return partial(apply)
+    return apply
+
+
+def freeze(module: nnx.Module) -> tuple[Thaw, Any]:
     """A module in inference mode, as a function and the state it takes.
 
     The module itself keeps its mode; the state holds its values of now.
@@ -171,13 +227,10 @@ def freeze(module: nnx.Module) -> tuple[Callable[[Any], Any], Any]:
     frozen = nnx.merge(*jax.tree.map(lambda leaf: leaf, shared))
     frozen.eval()
     graph, *parts = nnx.split(frozen, nnx.RngState, ...)
-    rng_state, state = parts
-
-    def thaw(state: Any) -> Any:
-        # Variables of its own again: those of another trace could not be set.
-        return nnx.merge(graph, *jax.tree.map(lambda leaf: leaf, (rng_state, state)))
-
-    return thaw, state
+    random, state = parts
+    leaves, structure = jax.tree.flatten(random)
+    facts = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    return Thaw(graph, (structure, facts)), state
 
 
 def _main_endpoints(names: Iterable[str]) -> tuple[str, ...]:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax.nnx.tracers import TraceState
 
-from wsol_jax.models.layers import Endpoints
+from wsol_jax.models.layers import Endpoints, Perturbations
 from wsol_jax.names import unknown_name
 
 # ((H, W) of the patches, number of class and register tokens in front of them)
@@ -73,19 +74,29 @@ def add_taps(
     if isinstance(layers, str):
         raise ValueError(f'layers must be a sequence such as ({layers!r},), got the string')
     chosen = _choose(*_survey(forward, state, size), layers, tokens)
+    return _Tapped(forward, chosen, tokens), chosen
 
-    def apply(state, inputs, perturb=None):
+
+@dataclass(frozen=True)
+class _Tapped:
+    """The `apply` that `add_taps` makes; equal where model, layers and tokens are equal."""
+
+    forward: Forward
+    chosen: tuple[str, ...]
+    tokens: Tokens | None
+
+    def __call__(
+        self, state: Any, inputs: jax.Array, perturb: Perturbations | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         endpoints = Endpoints(perturb)
 
         def see(name: str, args: tuple, output: Any) -> Any:
-            if name not in chosen:
+            if name not in self.chosen:
                 return output
-            return _tap(endpoints, name, output, inputs.shape, tokens)
+            return _tap(endpoints, name, output, inputs.shape, self.tokens)
 
-        logits = forward(state, inputs, Recorder(see))
+        logits = self.forward(state, inputs, Recorder(see))
         return logits, endpoints.finish()
-
-    return apply, chosen
 
 
 # Of each call of a submodule: dimensions of its first argument, shape of what it returned.
