@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 from wsol_jax.names import lazy
 
 if TYPE_CHECKING:
-    from wsol_jax.evaluation.boxes import boxes_from_map
     from wsol_jax.evaluation.faithfulness import faithfulness
     from wsol_jax.exported import export, load_exported
     from wsol_jax.localization.gradients import Method, Run
     from wsol_jax.localization.localize import Localization, localize
     from wsol_jax.localization.methods import METHODS
     from wsol_jax.localization.targets import SCORES, FinerCAM
+    from wsol_jax.maps.boxes import boxes_from_map
     from wsol_jax.maps.score import score_map
     from wsol_jax.models import (
         NETWORKS,
@@ -60,7 +60,7 @@ __getattr__, __dir__ = lazy(
         'Network': 'models',
         'Preprocessing': 'models',
         'Run': 'localization.gradients',
-        'boxes_from_map': 'evaluation.boxes',
+        'boxes_from_map': 'maps.boxes',
         'export': 'exported',
         'faithfulness': 'evaluation.faithfulness',
         'from_function': 'models',

@@ -4,12 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from wsol_jax.evaluation.boxes import (
-    box_iou,
-    boxes_from_map,
-    rescale_boxes,
-    threshold_boxes,
-)
+from wsol_jax.evaluation.boxes import box_iou, rescale_boxes
+from wsol_jax.maps.boxes import boxes_from_map, threshold_boxes
 from wsol_jax.maps.score import score_map
 
 FIFTHS = [0, 0.2, 0.4, 0.6, 0.8]

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from wsol_jax.evaluation.boxes import boxes_from_map
 from wsol_jax.evaluation.presets import PRESETS, Preset, PresetCounts, preset
+from wsol_jax.maps.boxes import boxes_from_map
 
 NOTHING = [[0, 0, 0, 0]]
 

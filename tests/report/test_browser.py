@@ -12,7 +12,8 @@ from test_gallery import CONFIG, SIDE, A, B, mask_pair, record, smooth_maps, wri
 from test_page import SCRIPT
 
 from wsol_jax.config import ReportConfig
-from wsol_jax.evaluation.boxes import box_iou, threshold_boxes
+from wsol_jax.evaluation.boxes import box_iou
+from wsol_jax.maps.boxes import threshold_boxes
 from wsol_jax.maps.score import score_map
 from wsol_jax.report.page import write_page
 from wsol_jax.workdir import write_csv

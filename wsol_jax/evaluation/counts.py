@@ -9,10 +9,11 @@ import numpy as np
 
 from wsol_jax.data import Record, decode_mask, stored_size
 from wsol_jax.evaluation.box_metrics import IOUS, BoxCounts
-from wsol_jax.evaluation.boxes import rescale_boxes, threshold_boxes
+from wsol_jax.evaluation.boxes import rescale_boxes
 from wsol_jax.evaluation.pixel_metrics import PixelCounts
 from wsol_jax.evaluation.presets import Preset, PresetCounts, preset
 from wsol_jax.maps import Key
+from wsol_jax.maps.boxes import threshold_boxes
 from wsol_jax.maps.score import score_map
 
 if TYPE_CHECKING:  # counting processes start without what only names types

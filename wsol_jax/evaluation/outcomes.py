@@ -9,12 +9,13 @@ import numpy as np
 
 from wsol_jax.data import Record, stored_size
 from wsol_jax.evaluation.box_metrics import RIGHT, defined_for
-from wsol_jax.evaluation.boxes import box_iou, rescale_boxes, threshold_boxes
+from wsol_jax.evaluation.boxes import box_iou, rescale_boxes
 from wsol_jax.evaluation.counts import ground_truth, thresholds_of
 from wsol_jax.evaluation.intervals import mean_intervals, pxap_interval
 from wsol_jax.evaluation.pixel_metrics import histograms, mask_iou
 from wsol_jax.evaluation.split import Part
 from wsol_jax.maps import Key
+from wsol_jax.maps.boxes import threshold_boxes
 from wsol_jax.maps.score import score_map
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 
 from wsol_jax.evaluation.box_metrics import defined_for
-from wsol_jax.evaluation.boxes import box_iou, boxes_from_map, rescale_boxes, threshold_boxes
+from wsol_jax.evaluation.boxes import box_iou, rescale_boxes
+from wsol_jax.maps.boxes import boxes_from_map, threshold_boxes
 from wsol_jax.maps.score import is_blank
 from wsol_jax.names import unknown_name
 

@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from wsol_jax.config import Config, EvaluateConfig
 from wsol_jax.data import Record, Source, decode_image, evenly_spaced, resize_image
-from wsol_jax.evaluation.boxes import threshold_boxes
 from wsol_jax.evaluation.counts import ground_truth
 from wsol_jax.evaluation.pixel_metrics import PixelCounts
 from wsol_jax.evaluation.stage import canvas_scores
 from wsol_jax.localization.store import DONE, MapStore
 from wsol_jax.maps import Key
+from wsol_jax.maps.boxes import threshold_boxes
 from wsol_jax.maps.score import score_map
 
 Array = np.ndarray

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsol_jax.evaluation.boxes import box_iou, threshold_boxes
+from wsol_jax.evaluation.boxes import box_iou
+from wsol_jax.maps.boxes import threshold_boxes
 
 if TYPE_CHECKING:  # it takes a third as long as all else that `import wsol_jax` does
     from matplotlib.axes import Axes
