@@ -104,7 +104,7 @@ def test_what_results_do_not_depend_on_is_allowed(tmp_path, made, path, value, s
     assert recorded == (list(value) if isinstance(value, tuple) else value)
 
 
-@pytest.mark.parametrize('prepared', ['checkpoints/last', 'maps/val/status/.zarray'])
+@pytest.mark.parametrize('prepared', ['checkpoints/last', 'maps/val/status/zarr.json'])
 def test_folders_without_a_result_bind_nothing(tmp_path, prepared):
     open_workdir(tmp_path, CONFIG)
     path = tmp_path / prepared

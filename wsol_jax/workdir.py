@@ -20,7 +20,7 @@ from wsol_jax.config import Config, ConfigError, flatten
 # settings that it depends on).
 _RESULTS = {
     'checkpoints': ('*/[0-9]*', ('seed', 'data', 'augment', 'network', 'train')),
-    'maps': ('*/status/0', ('seed', 'data', 'augment', 'network', 'train', 'localize')),
+    'maps': ('*/status/[0-9]*', ('seed', 'data', 'augment', 'network', 'train', 'localize')),
 }
 # Changes which maps are scored, not what they are; and which checkpoint is localized with.
 _NO_PART = {'maps': ('localize.splits',), 'checkpoints': ('train.keep',)}

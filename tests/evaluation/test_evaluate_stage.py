@@ -75,7 +75,6 @@ def write_store(workdir, split, source, maps, *, target='ground_truth', relu=Fal
         {k: v.shape[1:] for k, v in maps.items()},
         dict.fromkeys(maps, relu),
         5,
-        2,
     )
     status = np.array(facts.get('status', [DONE] * count))
     store.write(np.arange(count), status, values, maps)

@@ -9,6 +9,7 @@ from conftest import Listed
 
 from wsol_jax.config import Config, ConfigError, LocalizeConfig, NetworkConfig
 from wsol_jax.data import Shapes, decode_image, resize_image
+from wsol_jax.localization import store as store_module
 from wsol_jax.localization.localize import localize
 from wsol_jax.localization.stage import localize_split
 from wsol_jax.localization.store import DONE, SKIPPED, MapStore
@@ -23,6 +24,14 @@ def settings(**changed):
     options = {'methods': ('dgl', 'cam'), 'layers': ('stage2',), 'batch_size': 4} | changed
     network = NetworkConfig(name='resnet10', input_size=SIDE)
     return Config(network=network, localize=LocalizeConfig(**options))
+
+
+@pytest.fixture(autouse=True, scope='module')
+def small_chunks():
+    """Four images in a chunk, as in a batch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, 'CHUNK', 4)
+        yield
 
 
 @pytest.fixture(scope='module')

@@ -1,20 +1,31 @@
 """Maps on disk: what is written comes back, in which order, and whose maps they are."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 
 from wsol_jax.data import DataError
-from wsol_jax.localization.store import DONE, PENDING, SKIPPED, MapStore
+from wsol_jax.localization import store as module
+from wsol_jax.localization.store import DONE, PENDING, SKIPPED, ChunkWriter, MapStore
 
-SHAPES = {('dgl', 'stage1/block1'): (2, 3, 4), ('cam', 'a+b'): (2, 2, 2)}
-RELU = {('dgl', 'stage1/block1'): False, ('cam', 'a+b'): True}
+BLOCK = ('dgl', 'stage1/block1')
+SHAPES = {BLOCK: (2, 3, 4), ('cam', 'a+b'): (2, 2, 2)}
+RELU = {BLOCK: False, ('cam', 'a+b'): True}
 IDS = ['x/0.png', 'x/1.png', 'é, 2.png', '3.png', '4.png']
+ARRAYS = ('status', 'classes', 'class_scores', 'top', 'dgl/stage1.block1', 'cam/a+b')
 
 
-def create(folder, ids=IDS, chunk=2):
-    return MapStore.create(folder, ids, 'top1', SHAPES, RELU, 3, chunk)
+@pytest.fixture(autouse=True)
+def pairs(monkeypatch):
+    """Two images in a chunk."""
+    monkeypatch.setattr(module, 'CHUNK', 2)
+
+
+def create(folder, ids=IDS, target='top1', shapes=SHAPES):
+    return MapStore.create(folder, ids, target, shapes, RELU, 3)
 
 
 def batch(index, seed=0):
@@ -27,6 +38,17 @@ def batch(index, seed=0):
     }
     maps = {key: rng.normal(size=(n, *s)).astype(np.float32) for key, s in SHAPES.items()}
     return np.array(index), np.full(n, DONE), facts, maps
+
+
+def full(folder):
+    store = create(folder)
+    store.write(*batch(range(5)))
+    return store
+
+
+def files(folder):
+    found = (path for path in folder.rglob('*') if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
 def test_what_is_written_comes_back(tmp_path):
@@ -45,18 +67,20 @@ def test_what_is_written_comes_back(tmp_path):
         for key, values in maps.items():
             np.testing.assert_array_equal(opened.read(key, 0, 5)[[4, 0, 3]], values)
             np.testing.assert_array_equal(opened.read(key, 3, 5), values[[2, 0]])
+            np.testing.assert_array_equal(opened.take(key, np.array([3, 0, 4])), values[[2, 1, 0]])
 
 
 def test_index_lists_every_array_and_its_path(tmp_path):
     store = create(tmp_path / 's')
     index = json.loads((tmp_path / 's/index.json').read_text())
-    assert index['classes'] == 'top1' and index['images'] == 5
+    assert (index['classes'], index['images'], index['top'], index['chunk']) == ('top1', 5, 3, 2)
+    block = {'method': 'dgl', 'layer': 'stage1/block1', 'path': 'dgl/stage1.block1'}
     assert index['maps'] == [
-        {'method': 'dgl', 'layer': 'stage1/block1', 'path': 'dgl/stage1.block1', 'relu': False},
-        {'method': 'cam', 'layer': 'a+b', 'path': 'cam/a+b', 'relu': True},
+        {**block, 'shape': [2, 3, 4], 'relu': False},
+        {'method': 'cam', 'layer': 'a+b', 'path': 'cam/a+b', 'shape': [2, 2, 2], 'relu': True},
     ]
-    for entry in index['maps']:
-        assert (tmp_path / 's' / entry['path'] / '.zarray').exists()
+    for name in ARRAYS:
+        assert json.loads((tmp_path / 's' / name / 'zarr.json').read_text())['shape'][0] == 5
     assert (tmp_path / 's/image_ids.txt').read_text(encoding='utf-8').split('\n') == [*IDS, '']
     opened = MapStore(tmp_path / 's')
     assert list(opened.arrays) == list(SHAPES) and opened.relu == RELU
@@ -96,8 +120,8 @@ def test_status_waits_until_the_maps_are_stored(tmp_path):
 
             return Future()
 
+    store._arrays = {k: Recorded(k, a) for k, a in store._arrays.items()}
     store.arrays = {k: Recorded('map', a) for k, a in store.arrays.items()}
-    store._facts = {k: Recorded(k, a) for k, a in store._facts.items()}
     store.write(*batch([0, 1]))
     assert order[-2:] == ['write status', 'stored status']
     before = order[:-2]
@@ -107,25 +131,218 @@ def test_status_waits_until_the_maps_are_stored(tmp_path):
 def test_an_empty_batch_writes_nothing(tmp_path):
     store = create(tmp_path / 's')
     store.write(*batch([]))
+    with ChunkWriter(store) as writer:
+        writer.add(*batch([]))
     assert len(store.pending()) == 5
 
 
-def test_opening_again_keeps_what_is_there_whatever_the_chunk(tmp_path):
+def test_opening_again_keeps_what_is_there(tmp_path):
     store = create(tmp_path / 's')
-    store.write(*batch([0, 1]))
-    again = create(tmp_path / 's', chunk=5)
-    assert again.pending().tolist() == [2, 3, 4]
-    again.write(*batch([2, 3, 4], seed=1))
+    store.write(*batch([0, 1, 2]))  # the second chunk is half done
+    before = files(tmp_path / 's')
+    again = create(tmp_path / 's')
+    assert files(tmp_path / 's') == before
+    assert again.pending().tolist() == [3, 4]
+    again.write(*batch([3, 4], seed=1))
     assert len(MapStore(tmp_path / 's').pending()) == 0
-    key = next(iter(SHAPES))
-    np.testing.assert_array_equal(again.read(key, 0, 2), batch([0, 1])[3][key])
+    np.testing.assert_array_equal(again.read(BLOCK, 0, 3), batch([0, 1, 2])[3][BLOCK])
 
 
-def test_other_images_are_refused(tmp_path):
+@pytest.mark.parametrize('size', [1, 2, 3, 4, 5])
+def test_each_chunk_is_written_once_whatever_the_batch(tmp_path, monkeypatch, size):
+    written, write = [], MapStore.write
+    monkeypatch.setattr(
+        MapStore, 'write', lambda s, *rows: (written.append(rows[0].tolist()), write(s, *rows))
+    )
+    index, status, facts, maps = batch(range(5))
+    store = create(tmp_path / 's')
+    with ChunkWriter(store) as writer:
+        for start in range(0, 5, size):
+            rows = slice(start, start + size)
+            writer.add(
+                index[rows],
+                status[rows],
+                {name: values[rows] for name, values in facts.items()},
+                {key: values[rows] for key, values in maps.items()},
+            )
+    assert [i for rows in written for i in rows] == [0, 1, 2, 3, 4]
+    assert all(rows[0] % 2 == 0 for rows in written)  # each write starts with a chunk
+    for key, values in maps.items():
+        np.testing.assert_array_equal(store.read(key, 0, 5), values)
+    for name, values in facts.items():
+        np.testing.assert_array_equal(store.fact(name), values)
+
+
+def test_what_was_added_is_written_whatever_ends_the_run(tmp_path):
+    store = create(tmp_path / 's')
+    with pytest.raises(KeyboardInterrupt), ChunkWriter(store) as writer:
+        writer.add(*batch([0]))
+        raise KeyboardInterrupt
+    assert store.pending().tolist() == [1, 2, 3, 4]
+
+
+def test_a_chunk_that_fills_slowly_is_written_before_it_is_whole(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(module.time, 'monotonic', lambda: clock[0])
+    monkeypatch.setattr(module, 'CHUNK', 5)
+    store = create(tmp_path / 's')
+    with ChunkWriter(store) as writer:
+        for i, left in enumerate((5, 3, 3, 1, 0)):
+            clock[0] += 2.0
+            writer.add(*batch([i]))
+            assert len(store.pending()) == left
+
+
+def test_other_images_maps_or_classes_are_refused(tmp_path):
     create(tmp_path / 's')
     for ids in (IDS[:4], [*IDS, 'new.png'], IDS[::-1]):
         with pytest.raises(DataError, match='maps of other images'):
             create(tmp_path / 's', ids)
+    for changed in ({'target': 'top2'}, {'shapes': {BLOCK: (2, 3, 4)}}):
+        with pytest.raises(DataError, match='other images, methods, layers or classes'):
+            create(tmp_path / 's', **changed)
+
+
+@pytest.mark.parametrize('name', ARRAYS)
+@pytest.mark.parametrize('damage', ['missing', 'empty', 'truncated', 'flipped', 'another'])
+def test_a_damaged_chunk_is_never_read_and_done_again(tmp_path, name, damage):
+    whole, expected = full(tmp_path / 's'), batch(range(5))
+    key = next((k for k in SHAPES if module._path(k) == name), None)
+    undisturbed = files(tmp_path / 's')
+    chunk = next((tmp_path / 's' / name).glob('1*'))
+    data = chunk.read_bytes()
+    if damage == 'missing':
+        chunk.unlink()
+    elif damage == 'another':
+        other = 'top' if name == 'status' else 'status'
+        shutil.copy(next((tmp_path / 's' / other).glob('1*')), chunk)
+    else:
+        flipped = data[:-6] + bytes([data[-6] ^ 1]) + data[-5:]
+        chunk.write_bytes({'empty': b'', 'truncated': data[:-3], 'flipped': flipped}[damage])
+    store = MapStore(tmp_path / 's')
+    if (name, damage) == ('status', 'missing'):
+        assert store.pending().tolist() == [2, 3]
+    else:
+        with pytest.raises(DataError, match=rf'{name.split("/")[0]}.*images 2 to 3 \(é, 2.png'):
+            store.take(key, np.array([0, 3])) if key else store.fact(name)
+    again = create(tmp_path / 's')
+    assert again.pending().tolist() == [2, 3]
+    index, status, facts, maps = expected
+    rows = [2, 3]
+    again.write(
+        index[rows],
+        status[rows],
+        {n: values[rows] for n, values in facts.items()},
+        {k: values[rows] for k, values in maps.items()},
+    )
+    assert files(tmp_path / 's') == undisturbed
+    assert len(whole.pending()) == 0
+
+
+@pytest.mark.parametrize('name', ARRAYS)
+@pytest.mark.parametrize('damage', ['missing', 'junk', 'shape'])
+def test_a_damaged_array_is_made_again(tmp_path, name, damage):
+    full(tmp_path / 's')
+    metadata = tmp_path / 's' / name / 'zarr.json'
+    if damage == 'missing':
+        metadata.unlink()
+    else:
+        shape = metadata.read_text().replace('"shape":[5', '"shape":[7')
+        metadata.write_text({'junk': '{"zarr_format"', 'shape': shape}[damage])
+    with pytest.raises(DataError, match=rf'{name.split("/")[0]}.*; run the stage localize again$'):
+        MapStore(tmp_path / 's')
+    # Without its metadata all of its chunks are still there.
+    again = [] if damage == 'missing' else [0, 1, 2, 3, 4]
+    assert create(tmp_path / 's').pending().tolist() == again
+
+
+def test_an_unreadable_chunk_is_no_damage(tmp_path, monkeypatch):
+    full(tmp_path / 's')
+    monkeypatch.setattr(module, '_reason', lambda error: 'PERMISSION_DENIED: so')
+    next((tmp_path / 's/top').glob('1*')).unlink()
+    with pytest.raises(DataError, match='PERMISSION_DENIED'):
+        create(tmp_path / 's')
+    assert MapStore(tmp_path / 's').fact('status').tolist() == [DONE] * 5
+
+
+def entry(**changed):
+    good = {'method': 'dgl', 'layer': 'a', 'path': 'dgl/a', 'shape': [1, 2, 2], 'relu': False}
+    return {'classes': 'top1', 'images': 5, 'top': 3, 'chunk': 2, 'maps': [good | changed]}
+
+
+@pytest.mark.parametrize(
+    'index',
+    [
+        {},
+        {'classes': 'top1'},
+        entry(path='../../outside'),
+        entry(path='/etc'),
+        entry(path='dgl/b'),
+        entry(layer='..', path='dgl/..'),
+        entry(method='..', path='../a'),
+        entry(method='status', path='status/a'),
+        entry(layer=3),
+        entry(shape=[1, 2]),
+        entry(shape=[1, 2, 10**30]),
+        entry(shape='abc'),
+        entry(relu='no'),
+        entry() | {'images': -1},
+        entry() | {'images': 5.0},
+        entry() | {'images': 10**12},
+        entry() | {'chunk': 0},
+        entry() | {'maps': []},
+        entry() | {'maps': {'a': 1}},
+        entry() | {'maps': [3]},
+        entry() | {'maps': None},
+        entry() | {'classes': ['top1']},
+    ],
+)
+def test_an_index_of_another_shape_is_one_line(tmp_path, index):
+    full(tmp_path / 's')
+    (tmp_path / 's/index.json').write_text(json.dumps(index))
+    for use in (MapStore, create):
+        with pytest.raises(DataError, match=r'index.json is no index of maps') as error:
+            use(tmp_path / 's')
+        assert '\n' not in str(error.value)
+    (tmp_path / 's/index.json').unlink()
+    assert len(create(tmp_path / 's').pending()) == 0  # all the rest is there
+
+
+def test_maps_of_an_older_version_are_refused(tmp_path):
+    (tmp_path / 's').mkdir()
+    old = {'classes': 'top1', 'images': 5, 'maps': []}
+    (tmp_path / 's/index.json').write_text(json.dumps(old))
+    for use in (MapStore, create):
+        with pytest.raises(DataError, match='older version of wsol_jax'):
+            use(tmp_path / 's')
+
+
+@pytest.mark.parametrize(
+    'keys',
+    [
+        [('dgl', '..')],
+        [('dgl', '')],
+        [('..', 'a')],
+        [('top', 'a')],
+        [('a/b', 'c')],
+        [('dgl', 'a/b'), ('dgl', 'a.b')],
+    ],
+)
+def test_names_that_leave_the_store_or_share_a_folder_are_refused(tmp_path, keys):
+    with pytest.raises(DataError, match='stored under'):
+        shapes, relu = dict.fromkeys(keys, (1, 2, 2)), dict.fromkeys(keys, False)
+        MapStore.create(tmp_path / 's', IDS, 'top1', shapes, relu, 3)
+    assert os.listdir(tmp_path) == []
+
+
+def test_ids_that_do_not_agree_are_one_line(tmp_path):
+    full(tmp_path / 's')
+    (tmp_path / 's/image_ids.txt').write_text('x/0.png\n')
+    with pytest.raises(DataError, match=r'lists 1 images, index.json 5'):
+        MapStore(tmp_path / 's')
+    (tmp_path / 's/image_ids.txt').write_bytes(b'\xff\n')
+    with pytest.raises(DataError, match=r'image_ids.txt: .*run the stage localize again'):
+        MapStore(tmp_path / 's')
 
 
 def test_skipped_images_add_up_sorted(tmp_path):

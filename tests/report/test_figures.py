@@ -43,9 +43,8 @@ def records(count, **truth):
 def store_of(workdir, count, keys, skipped=()):
     shapes = dict.fromkeys(keys, (1, 4, 4))
     ids = [f'{k}.png' for k in range(count)]
-    store = MapStore.create(
-        workdir / 'maps/val', ids, 'top1', shapes, dict.fromkeys(keys, False), 2, count
-    )
+    relu = dict.fromkeys(keys, False)
+    store = MapStore.create(workdir / 'maps/val', ids, 'top1', shapes, relu, 2)
     status = np.full(count, DONE)
     status[list(skipped)] = SKIPPED
     maps = np.zeros((count, 1, 4, 4), np.float32)

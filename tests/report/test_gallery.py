@@ -45,7 +45,7 @@ def write_maps(workdir, source, maps, *, split='test', relu=False, classes=None,
     shapes = {key: m.shape[1:] for key, m in maps.items()}
     chosen = dict.fromkeys(maps, relu)
     folder = workdir / 'maps' / split
-    store = MapStore.create(folder, ids, 'ground_truth', shapes, chosen, 2, len(ids))
+    store = MapStore.create(folder, ids, 'ground_truth', shapes, chosen, 2)
     num_classes = next(iter(shapes.values()))[0]
     labels = [[r.labels[0]] * num_classes for r in source.records] if classes is None else classes
     facts = {

@@ -102,18 +102,25 @@ class Split:
         return self.store.fact('top')[self.readable]
 
     def parts(self) -> Iterator[Part]:
-        """All readable images in order."""
+        """All readable images in order, at most `AT_ONCE` at a time."""
         masked = any(record.masks for record in self.records)
-        for start in range(0, len(self.readable), AT_ONCE):
-            some = slice(start, start + AT_ONCE)
-            index = self.readable[some]
-            maps = {key: self._maps(key, index) for key in self.store.arrays}
-            yield Part(self.records[some], maps, self.classes[some], self.top[some], masked)
+        for first in range(0, self.store.count, self.store.chunk):
+            stop = min(first + self.store.chunk, self.store.count)
+            start, end = np.searchsorted(self.readable, (first, stop))
+            inside = self.readable[start:end] - first
+            maps = {k: self._rectified(k, self.store.read(k, first, stop)) for k in self.store.relu}
+            for i in range(0, len(inside), AT_ONCE):
+                rows, some = (
+                    inside[i : i + AT_ONCE],
+                    slice(start + i, min(start + i + AT_ONCE, end)),
+                )
+                of_part = {key: m[rows] for key, m in maps.items()}
+                records = self.records[some]
+                yield Part(records, of_part, self.classes[some], self.top[some], masked)
 
     def rectified(self, key: Key, index: np.ndarray) -> np.ndarray:
         """Maps [n,h,w] of the first class of some images, after the ReLU of the method, if any."""
-        return self._maps(key, index)[:, 0]
+        return self._rectified(key, self.store.take(key, index))[:, 0]
 
-    def _maps(self, key: Key, index: np.ndarray) -> np.ndarray:
-        maps = self.store.arrays[key][index].read().result()
+    def _rectified(self, key: Key, maps: np.ndarray) -> np.ndarray:
         return np.maximum(maps, 0) if self.store.relu[key] else maps

@@ -5,6 +5,7 @@ scored split itself is an oracle and is named MaxBoxAcc, or PeakIoU for masks.
 """
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from wsol_jax.data import Source, evaluation_batches, evenly_spaced
 from wsol_jax.evaluation.counts import CURVES, Counts, count_part, nothing
 from wsol_jax.evaluation.faithfulness import faithfulness, summarize
 from wsol_jax.evaluation.outcomes import Outcomes, by_class, by_size, intervals, outcomes_of
-from wsol_jax.evaluation.processes import AT_ONCE, mapper
+from wsol_jax.evaluation.processes import mapper
 from wsol_jax.evaluation.split import Part, Split
 from wsol_jax.localization.store import MapStore
 from wsol_jax.maps import Key
@@ -118,12 +119,18 @@ def _over_parts(
     function: Callable[[Part], _Result], split: Split, what: str, over: _Map
 ) -> Iterator[_Result]:
     """Results of a function for all parts of a split."""
+    sizes: deque[int] = deque()
+
+    def counted() -> Iterator[Part]:
+        for part in split.parts():
+            sizes.append(len(part.records))
+            yield part
+
     total = len(split.readable)
-    results = over(function, split.parts())
     with tqdm(total=total, desc=f'{what} {split.name}', unit='image', disable=None) as bar:
-        for start, result in zip(range(0, total, AT_ONCE), results, strict=True):
+        for result in over(function, counted()):
             yield result
-            bar.update(min(AT_ONCE, total - start))
+            bar.update(sizes.popleft())
 
 
 def canvas_scores(

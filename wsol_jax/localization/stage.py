@@ -17,7 +17,7 @@ from wsol_jax.localization.localize import (
     top_count,
 )
 from wsol_jax.localization.plan import MapPlan, make_plan
-from wsol_jax.localization.store import DONE, SKIPPED, TOP, MapStore
+from wsol_jax.localization.store import DONE, SKIPPED, TOP, ChunkWriter, MapStore
 from wsol_jax.maps import Key
 from wsol_jax.models import Network
 from wsol_jax.parallel import Devices, local_devices, one_ahead
@@ -73,9 +73,7 @@ def localize_split(
     devices = local_devices(config.parallel)
     batch_size = devices.round_up(min(setting.batch_size, len(source)))
     size = config.network.input_size or network.input_size
-    store = _open_store(
-        setting.classes, network, plan, source, size, batch_size, workdir / 'maps' / split
-    )
+    store = _open_store(setting.classes, network, plan, source, size, workdir / 'maps' / split)
     pending = store.pending()
     state = devices.replicate(network.state)
     top = _top(setting.classes, network)
@@ -88,12 +86,12 @@ def localize_split(
         classes = _classes_of(setting.classes, batch)
         return batch, program(state, *devices.shard((batch.images, classes)))
 
-    with progress:
+    with progress, ChunkWriter(store) as writer:
         for step, (batch, launched) in enumerate(one_ahead(map(launch, reader))):
             outputs = devices.gather(launched)
             if step == 0:
                 check_gradients(outputs.dead, batch.valid)
-            _store(store, source, batch, outputs)
+            _store(store, writer, source, batch, outputs)
             done = int((batch.index >= 0).sum())
             log.row('localize', split, step, done)
             progress.update(done)
@@ -111,7 +109,7 @@ def _compile(devices: Devices, apply, preprocessing, plan: MapPlan, top: int):
     return devices.compile(program)
 
 
-def _open_store(target, network, plan: MapPlan, source, size, batch_size, folder) -> MapStore:
+def _open_store(target, network, plan: MapPlan, source, size, folder) -> MapStore:
     def shapes(images, classes):
         arguments = (network.apply, network.preprocessing, plan, network.state)
         return compute_maps(*arguments, images, _top(target, network), classes)
@@ -125,7 +123,6 @@ def _open_store(target, network, plan: MapPlan, source, size, batch_size, folder
         {key: maps[key].shape[1:] for key in plan.keys},
         plan.relu,
         min(TOP, network.num_classes),
-        batch_size,
     )
 
 
@@ -168,12 +165,14 @@ def _check_label(record: Record, network: Network) -> None:
         )
 
 
-def _store(store: MapStore, source: Source, batch: Batch, outputs: _Outputs) -> None:
+def _store(
+    store: MapStore, writer: ChunkWriter, source: Source, batch: Batch, outputs: _Outputs
+) -> None:
     real = batch.index >= 0
     index = batch.index[real]
     facts = _facts(outputs.logits.astype(np.float64), outputs.classes)
     store.skip({source[i].image_id: reason for i, reason in batch.errors.items()})
-    store.write(
+    writer.add(
         index,
         np.where(batch.valid[real], DONE, SKIPPED),
         {name: value[real] for name, value in facts.items()},

@@ -1,7 +1,9 @@
-"""Raw maps on disk: zarr arrays through tensorstore, filled batch by batch, resumable."""
+"""Raw maps on disk: zarr arrays through tensorstore, filled chunk by chunk, resumable."""
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,13 @@ if TYPE_CHECKING:  # counting processes know of the store, and open none
 
 PENDING, DONE, SKIPPED = 0, 1, 2
 TOP = 5
+CHUNK = 64  # images: few files, and little is read or written that is not asked for
+_AT_ONCE = 16  # chunks that are read side by side
+_SECONDS = 3.0  # of work that a kill can cost where a chunk fills slowly
+_FACTS = {'status': 'uint8', 'classes': 'int32', 'class_scores': 'float32', 'top': 'int32'}
+# What tensorstore says of a file that is there, but not whole, or not of this array.
+_DAMAGED = ('DATA_LOSS', 'FAILED_PRECONDITION', 'INVALID_ARGUMENT', 'OUT_OF_RANGE')
+_AGAIN = 'run the stage localize again'
 
 
 class MapStore:
@@ -23,8 +32,11 @@ class MapStore:
 
     One zarr array [images, classes, h, w] per (method, layer); `classes` [images, K], what each
     map is for; `class_scores` [images, K], its softmax probability; `top` [images, 5], the classes
-    ranked first; `status` [images], written last for each batch, so what it does not mark done is
+    ranked first; `status` [images], written last for each chunk, so what it does not mark done is
     computed again. `index.json` lists the arrays, `image_ids.txt` the images in order.
+
+    Every array has a file with a checksum for the same `chunk` images; nothing is ever read from
+    one that is missing or damaged.
     """
 
     def __init__(self, folder: Path):
@@ -32,17 +44,25 @@ class MapStore:
 
         Raises:
             FileNotFoundError: there is none.
+            DataError: it is damaged, or of another version.
         """
         if not (folder / 'index.json').exists():
             raise FileNotFoundError(f'no maps in {folder}; run the stage localize first')
         self.folder = folder
-        index = read_json(folder / 'index.json')
+        index = _read_index(folder)
         self.target: str = index['classes']
         self.count: int = index['images']
-        self.image_ids = (folder / 'image_ids.txt').read_text(encoding='utf-8').split('\n')[:-1]
-        self.arrays = {(m['method'], m['layer']): _open(folder / m['path']) for m in index['maps']}
-        self.relu: dict[Key, bool] = {(m['method'], m['layer']): m['relu'] for m in index['maps']}
-        self._facts = {name: _open(folder / name) for name in _FACTS}
+        self.chunk: int = index['chunk']
+        self.image_ids = _read_ids(folder / 'image_ids.txt')
+        if len(self.image_ids) != self.count:
+            raise DataError(
+                f'{folder / "image_ids.txt"} lists {len(self.image_ids)} images, index.json '
+                f'{self.count}; delete it and {_AGAIN}'
+            )
+        self._arrays = {n: _opened(folder / n, m) for n, m in _layout(index).items()}
+        keys = {(m['method'], m['layer']): m for m in index['maps']}
+        self.arrays = {key: self._arrays[m['path']] for key, m in keys.items()}
+        self.relu: dict[Key, bool] = {key: m['relu'] for key, m in keys.items()}
 
     @classmethod
     def create(
@@ -50,12 +70,13 @@ class MapStore:
         folder: Path,
         image_ids: Sequence[str],
         target: str,
-        shapes: Mapping[Key, tuple[int, int, int]],
+        shapes: Mapping[Key, tuple[int, ...]],
         relu: Mapping[Key, bool],
         num_top: int,
-        chunk: int,
     ) -> 'MapStore':
-        """Opens a store, making its arrays where they do not exist yet.
+        """Opens a store to write to, making what does not exist yet.
+
+        What is damaged is removed; its images are pending again.
 
         Args:
             folder: of the store.
@@ -64,45 +85,62 @@ class MapStore:
             shapes: (K, h, w) of the maps of every (method, layer).
             relu: whether scoring starts with a ReLU.
             num_top: length of the ranking of classes.
-            chunk: images per chunk.
 
         Raises:
-            DataError: the store there is of other images.
+            DataError: the store there is of other images, maps or classes, or of another version.
         """
-        if not (folder / 'index.json').exists():
-            count = len(image_ids)
-            num_classes = next(iter(shapes.values()))[0]
-            widths = {'classes': (num_classes,), 'class_scores': (num_classes,), 'top': (num_top,)}
-            for name, dtype in _FACTS.items():
-                shape = (count, *widths.get(name, ()))
-                _open(folder / name, _metadata(shape, shape, dtype))
-            for key, shape in shapes.items():
-                size = min(chunk, count)
-                _open(folder / _path(key), _metadata((count, *shape), (size, *shape), '<f4'))
-            maps = [
-                {'method': k[0], 'layer': k[1], 'path': _path(k), 'relu': relu[k]} for k in shapes
-            ]
-            index = {'classes': target, 'images': count, 'maps': maps}
+        index = _index(len(image_ids), target, shapes, relu, num_top)
+        there = (folder / 'index.json').exists()
+        if there and _read_index(folder) != index:
+            raise DataError(
+                f'{folder} holds maps of other images, methods, layers or classes than the run '
+                'has now; delete that folder'
+            )
+        fresh = not folder.exists()
+        if len(set(map(_path, shapes))) < len(shapes):
+            raise DataError(f'two layers of {list(shapes)} would be stored under one name')
+        for name, metadata in _layout(index).items():
+            _make(folder / name, metadata)
+        if not (folder / 'image_ids.txt').exists():
             write_text(folder / 'image_ids.txt', ''.join(f'{i}\n' for i in image_ids))
+        if not there:
             write_text(folder / 'index.json', json.dumps(index, indent=2) + '\n')
         store = cls(folder)
         if store.image_ids != list(image_ids):
             raise DataError(
                 f'{folder} holds maps of other images than the split has now; delete that folder'
             )
+        if not fresh:
+            store._repair()
         return store
 
     def fact(self, name: str) -> np.ndarray:
-        """Reads 'status', 'classes', 'class_scores' or 'top' whole."""
-        return self._facts[name].read().result()
+        """Reads 'status', 'classes', 'class_scores' or 'top' whole.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        return self._read(name, slice(0, self.count))
 
     def pending(self) -> np.ndarray:
         """Positions of the images still to be done."""
         return np.flatnonzero(self.fact('status') == PENDING)
 
     def read(self, key: Key, start: int, stop: int) -> np.ndarray:
-        """Raw maps [stop - start, K, h, w] of one (method, layer)."""
-        return self.arrays[key][start:stop].read().result()
+        """Raw maps [stop - start, K, h, w] of one (method, layer).
+
+        Raises:
+            DataError: they are damaged.
+        """
+        return self._read(_path(key), slice(start, stop))
+
+    def take(self, key: Key, positions: np.ndarray) -> np.ndarray:
+        """Raw maps [n, K, h, w] of one (method, layer) at any n positions.
+
+        Raises:
+            DataError: they are damaged.
+        """
+        return self._read(_path(key), positions)
 
     def write(
         self,
@@ -111,14 +149,14 @@ class MapStore:
         facts: Mapping[str, np.ndarray],
         maps: Mapping[Key, np.ndarray],
     ) -> None:
-        """Stores a batch: everything else first, its status last."""
+        """Stores some images: everything else first, their status last."""
         if not len(index):
             return
-        writes = [self._facts[name][index].write(value) for name, value in facts.items()]
+        writes = [self._arrays[name][index].write(value) for name, value in facts.items()]
         writes += [self.arrays[key][index].write(value) for key, value in maps.items()]
         for future in writes:
             future.result()
-        self._facts['status'][index].write(status.astype(np.uint8)).result()
+        self._arrays['status'][index].write(status.astype(np.uint8)).result()
 
     def skipped(self) -> dict[str, str]:
         """{image_id: reason} of the images that could not be read."""
@@ -130,25 +168,233 @@ class MapStore:
             rows = sorted((self.skipped() | dict(reasons)).items())
             write_csv(self.folder / 'skipped.csv', ('image_id', 'reason'), rows)
 
+    def _read(self, name: str, index: slice | np.ndarray) -> np.ndarray:
+        try:
+            return self._arrays[name][index].read().result()
+        except ValueError as error:
+            chunks = np.unique(np.r_[index] // self.chunk).tolist()
+            where, reason = next(self._unreadable(name, chunks), (chunks[0], str(error)))
+            first, stop = self._bounds(where)
+            images = f'images {first} to {stop - 1} ({self.image_ids[first]} ...)'
+            raise DataError(f'{self.folder / name}: {images}: {reason}; {_AGAIN}') from None
 
-_FACTS = {'status': '|u1', 'classes': '<i4', 'class_scores': '<f4', 'top': '<i4'}
+    def _bounds(self, chunk: int) -> tuple[int, int]:
+        """Positions of the first image of a chunk and of the one behind its last."""
+        return chunk * self.chunk, min((chunk + 1) * self.chunk, self.count)
+
+    def _unreadable(self, name: str, chunks: Iterable[int]) -> Iterator[tuple[int, str]]:
+        """Those of the chunks of an array that cannot be read, and what tensorstore says."""
+        chunks = list(chunks)
+        for i in range(0, len(chunks), _AT_ONCE):
+            some = chunks[i : i + _AT_ONCE]
+            slices = [slice(*self._bounds(chunk)) for chunk in some]
+            reads = [self._arrays[name][s].read() for s in slices]
+            for chunk, read in zip(some, reads, strict=True):
+                try:
+                    read.result()
+                except ValueError as error:
+                    yield chunk, _reason(error)
+
+    def _repair(self) -> None:
+        """Removes what is damaged; what is not whole any more is pending again."""
+        chunks = range(-(-self.count // self.chunk))
+        found: set[int] = set()
+        for name in self._arrays:
+            for chunk, reason in self._unreadable(name, chunks):
+                if not reason.startswith(('NOT_FOUND', *_DAMAGED)):
+                    raise DataError(f'{self.folder / name}: {reason}')
+                self._file(name, chunk).unlink(missing_ok=True)
+                found.add(chunk)
+        status = self.fact('status')
+        for first, stop in map(self._bounds, sorted(found)):
+            if status[first:stop].any():
+                self._arrays['status'][first:stop].write(np.uint8(PENDING)).result()
+
+    def _file(self, name: str, chunk: int) -> Path:
+        zeros = '.0' * (self._arrays[name].rank - 1)
+        return self.folder / name / f'{chunk}{zeros}'
+
+
+class ChunkWriter:
+    """Collects batches for a store, and writes each chunk once where it can.
+
+    Whatever ends the `with` block, all that was added is written. Where chunks fill slowly, one is
+    written before it is whole, so that a kill costs some seconds of work.
+    """
+
+    def __init__(self, store: MapStore):
+        """Writes to this store."""
+        self._store = store
+        self._batches: list[dict[Any, np.ndarray]] = []
+        self._written = time.monotonic()
+
+    def __enter__(self) -> 'ChunkWriter':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write(self._store.count)
+
+    def add(
+        self,
+        index: np.ndarray,
+        status: np.ndarray,
+        facts: Mapping[str, np.ndarray],
+        maps: Mapping[Key, np.ndarray],
+    ) -> None:
+        """Takes a batch as `MapStore.write` does; positions must increase over all batches."""
+        if not len(index):
+            return
+        self._batches.append({'index': index, 'status': status, **facts, **maps})
+        first, stop = self._batches[0]['index'][0], index[-1] + 1
+        whole = stop // self._store.chunk
+        if whole > first // self._store.chunk:
+            self._write(whole * self._store.chunk)
+        elif time.monotonic() - self._written > _SECONDS:
+            self._write(self._store.count)
+
+    def _write(self, stop: int) -> None:
+        """Writes the images before a position."""
+        if self._batches:
+            names = list(self._batches[0])
+            rows = {n: np.concatenate([batch[n] for batch in self._batches]) for n in names}
+            count = int(np.searchsorted(rows['index'], stop))
+            now = {name: values[:count] for name, values in rows.items()}
+            index, status = now.pop('index'), now.pop('status')
+            facts = {name: values for name, values in now.items() if name in _FACTS}
+            maps = {name: values for name, values in now.items() if name not in _FACTS}
+            self._store.write(index, status, facts, maps)
+            left = {name: values[count:] for name, values in rows.items()}
+            self._batches = [left] if len(left['index']) else []
+        self._written = time.monotonic()
+
+
+def _index(
+    count: int,
+    target: str,
+    shapes: Mapping[Key, Sequence[int]],
+    relu: Mapping[Key, bool],
+    num_top: int,
+) -> dict[str, Any]:
+    """What index.json holds."""
+    maps = [
+        {'method': k[0], 'layer': k[1], 'path': _path(k), 'shape': [*shape], 'relu': relu[k]}
+        for k, shape in shapes.items()
+    ]
+    return {'classes': target, 'images': count, 'top': num_top, 'chunk': CHUNK, 'maps': maps}
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """index.json of a store.
+
+    Raises:
+        ConfigError: it is no JSON object.
+        DataError: it is not as `_index` makes it.
+    """
+    file = folder / 'index.json'
+    index = read_json(file)
+    if index.keys() == {'classes', 'images', 'maps'}:
+        raise DataError(
+            f'{folder} holds maps of an older version of wsol_jax, in files of another form; '
+            'delete that folder and run the stage localize again'
+        )
+    if not _is_index(index):
+        raise DataError(f'{file} is no index of maps of this version; delete it and {_AGAIN}')
+    return index
+
+
+def _is_index(index: Mapping[str, Any]) -> bool:
+    try:
+        keys = {(m['method'], m['layer']): m for m in index['maps']}
+        shapes = {key: m['shape'] for key, m in keys.items()}
+        relu = {key: bool(m['relu']) for key, m in keys.items()}
+        same = _index(index['images'], str(index['classes']), shapes, relu, index['top'])
+        numbers = [index[name] for name in ('images', 'top', 'chunk')]
+        numbers += [size for shape in shapes.values() for size in shape]
+        return (
+            index == same | {'chunk': index['chunk']}
+            and all(type(n) is int and 0 < n < 2**31 for n in numbers)
+            and {len(shape) for shape in shapes.values()} == {3}
+        )
+    except (AttributeError, DataError, KeyError, TypeError):
+        return False
 
 
 def _path(key: Key) -> str:
-    return f'{key[0]}/{key[1].replace("/", ".")}'
+    """Where the maps of a (method, layer) are, below the folder of the store."""
+    method, layer = key[0], key[1].replace('/', '.')
+    wrong = {'', '.', '..'}
+    if method in wrong.union(_FACTS) or layer in wrong or '/' in method or '\0' in method + layer:
+        raise DataError(f'maps of {key[0]!r} at {key[1]!r} cannot be stored under these names')
+    return f'{method}/{layer}'
+
+
+def _layout(index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{name: metadata} of every array of a store, status first."""
+    num_classes = index['maps'][0]['shape'][0]
+    widths = {'classes': (num_classes,), 'class_scores': (num_classes,), 'top': (index['top'],)}
+    count, chunk = index['images'], min(index['chunk'], index['images'])
+    facts = {name: (widths.get(name, ()), dtype) for name, dtype in _FACTS.items()}
+    maps = {m['path']: (m['shape'], 'float32') for m in index['maps']}
+    return {
+        name: _metadata((count, *shape), (chunk, *shape), dtype)
+        for name, (shape, dtype) in (facts | maps).items()
+    }
 
 
 def _metadata(shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> dict[str, Any]:
-    return {'shape': shape, 'chunks': chunks, 'dtype': dtype, 'fill_value': 0}
+    compression = {'cname': 'lz4', 'clevel': 5, 'shuffle': 'shuffle'}
+    return {
+        'shape': shape,
+        'data_type': dtype,
+        'fill_value': 0,
+        'chunk_grid': {'name': 'regular', 'configuration': {'chunk_shape': chunks}},
+        'chunk_key_encoding': {'name': 'v2', 'configuration': {'separator': '.'}},
+        'codecs': [
+            {'name': 'bytes', 'configuration': {'endian': 'little'}},
+            {'name': 'blosc', 'configuration': compression},
+            {'name': 'crc32c'},
+        ],
+    }
 
 
-def _open(path: Path, metadata: dict[str, Any] | None = None) -> 'ts.TensorStore':
+def _make(path: Path, metadata: dict[str, Any]) -> None:
+    """Makes an array, in place of one that cannot be opened or is another."""
+    try:
+        _open(path, metadata)
+    except ValueError:
+        shutil.rmtree(path, ignore_errors=True)
+        _open(path, metadata)
+
+
+def _opened(path: Path, metadata: dict[str, Any]) -> 'ts.TensorStore':
+    try:
+        return _open(path, metadata, create=False)
+    except ValueError as error:
+        raise DataError(f'{path}: {_reason(error)}; {_AGAIN}') from None
+
+
+def _open(path: Path, metadata: dict[str, Any], create: bool = True) -> 'ts.TensorStore':
     import tensorstore as ts
 
     spec: dict[str, Any] = {
-        'driver': 'zarr',
+        'driver': 'zarr3',
         'kvstore': {'driver': 'file', 'path': str(path.absolute())},
+        'metadata': metadata,
+        # Every chunk that was written has a file, and one without is an error, not zeros; but no
+        # status means pending.
+        'store_data_equal_to_fill_value': True,
+        'fill_missing_data_reads': path.name == 'status',
     }
-    if metadata is not None:
-        return ts.open({**spec, 'metadata': metadata}, open=True, create=True).result()
-    return ts.open(spec, open=True).result()
+    return ts.open(spec, open=True, create=create).result()
+
+
+def _reason(error: Exception) -> str:
+    """The one line of tensorstore's message that says what is wrong."""
+    return ' '.join(str(error).split(' [tensorstore_spec')[0].split())
+
+
+def _read_ids(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding='utf-8').split('\n')[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f'{file}: {error}; delete it and {_AGAIN}') from None

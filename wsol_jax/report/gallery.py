@@ -102,7 +102,7 @@ def collect(config: Config, source: Source, store: MapStore) -> Gallery:
     images = [_shown(source, int(i), classes[i].tolist(), setting.size) for i in positions]
     gallery = Gallery(setting.size, images, {}, {}, {})
     for key in tqdm(store.arrays if images else (), desc='gallery', unit='layer', disable=None):
-        raw = store.arrays[key][positions].read().result()
+        raw = store.take(key, positions)
         found = [
             [_of_map(m, image, store, key, setting) for m in maps]
             for maps, image in zip(raw, images, strict=True)
