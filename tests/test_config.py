@@ -138,7 +138,11 @@ def test_values_are_converted(path, value, read):
         ('evaluate.closing', -1, 'config.evaluate.closing must be at least 0, got -1'),
         ('evaluate.closing', 4, 'config.evaluate.closing must be odd (or 0), got 4'),
         ('evaluate.threshold', 1.0, 'config.evaluate.threshold must lie between 0 and 1, got 1.0'),
-        ('evaluate.threshold_step', 0, 'config.evaluate.threshold_step must lie between 0 and 1'),
+        (
+            'evaluate.threshold_step',
+            0,
+            'config.evaluate.threshold_step must be at least 0.0001 and below 1',
+        ),
         ('report.images', -1, 'config.report.images must be at least 0, got -1'),
         ('data.workers', -1, 'config.data.workers must be at least 0, got -1'),
         ('train.accumulate', 0, 'config.train.accumulate must be at least 1, got 0'),

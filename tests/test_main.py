@@ -323,7 +323,10 @@ NETWORKS = 'inception_v3, resnet10, resnet18, resnet34, resnet50, resnet101'
             ['train.freeze=("fcc",)'],
             "config.train.freeze: 'fcc' finds no parameter; they start with conv1, fc, layer1, ",
         ),
-        (['train.multipliers=(("(",2.0),)'], "config.train.multipliers: '(' is no regex: missing"),
+        (
+            ['train.multipliers=(("(",2.0),)'],
+            'config.train.multipliers[0][0] must be a regex (missing ), unterminated subpattern',
+        ),
         (['train.freeze=("",)'], 'config.train.freeze leaves no parameter to train'),
         (
             ['train.init_from=nowhere.safetensors'],

@@ -10,6 +10,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from wsol_jax.config import ConfigError, check_key
+from wsol_jax.names import shortened
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, as FILE.py[:variant].')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for everything the run writes.')
@@ -49,7 +50,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         positional = flags.FLAGS(argv)
         getattr(CONFIG.value, 'keys', None)  # raises what was put off when the file was loaded
     except Exception as error:  # the config file is code: it may raise anything
-        raise ConfigError(_flags_message(file, error)) from error
+        raise ConfigError(shortened(_flags_message(file, error))) from error
     return positional
 
 

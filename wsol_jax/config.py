@@ -5,15 +5,18 @@ values (`--config.train.epochs=3`). Behind `read_config` nothing sees a ConfigDi
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, get_args, get_origin
 
 import ml_collections
 
-from wsol_jax.names import unknown_name
+from wsol_jax.limits import check
+from wsol_jax.names import shown, unknown_name
 
+_LARGEST = 10**300  # of the whole numbers that are read as floats
 STAGES = ('train', 'localize', 'evaluate', 'report')
 
 
@@ -243,56 +246,6 @@ class ConfigError(ValueError):
     """A setting that is misspelt, of the wrong type, or out of range."""
 
 
-_Range = tuple[Callable[[float], bool], str]
-_POSITIVE: _Range = (lambda value: value > 0, 'be above 0')
-_BELOW_ONE: _Range = (lambda value: 0 <= value < 1, 'be at least 0 and below 1')
-_BETWEEN: _Range = (lambda value: 0 < value < 1, 'lie between 0 and 1')
-_CHOICES = {
-    'parallel': ('jit', 'pmap'),
-    'augment.crop': ('warp', 'short_side', 'resized'),
-    'train.optimizer': ('sgd', 'adamw'),
-    'train.schedule': ('cosine', 'poly', 'step', 'constant'),
-    'train.dtype': ('float32', 'bfloat16'),
-    'train.keep': ('best', 'last'),
-    'report.format': ('png', 'svg'),
-}
-_LEAST = {
-    'seed': 0,
-    'data.workers': 0,
-    'augment.margin': 0,
-    'network.input_size': 0,
-    'train.batch_size': 1,
-    'train.epochs': 1,
-    'train.log_every': 1,
-    'train.checkpoint_every': 1,
-    'train.accumulate': 1,
-    'train.clip': 0,
-    'train.learning_rate': 0,
-    'train.weight_decay': 0,
-    'localize.batch_size': 1,
-    'localize.noise': 0,
-    'localize.chunk_size': 1,
-    'evaluate.size': 2,
-    'evaluate.faithfulness': 0,
-    'evaluate.closing': 0,
-    'evaluate.processes': 1,
-    'report.images': 0,
-    'report.gallery': 0,
-}
-_RANGES = {
-    'augment.jitter': _BELOW_ONE,
-    'train.step_factor': _POSITIVE,
-    'train.power': _POSITIVE,
-    'train.label_smoothing': _BELOW_ONE,
-    'train.ema': _BELOW_ONE,
-    'train.warmup': _BELOW_ONE,
-    'train.momentum': _BELOW_ONE,
-    'localize.sigma': _POSITIVE,
-    'evaluate.threshold_step': _BETWEEN,
-    'evaluate.threshold': _BETWEEN,
-}
-
-
 def default_config() -> ml_collections.ConfigDict:
     """Every setting at its default, for config files to change."""
     return ml_collections.ConfigDict(dataclasses.asdict(Config()))
@@ -304,9 +257,12 @@ def read_config(tree: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: an unknown key (with the nearest right one), a wrong type or a wrong value.
     """
-    plain = tree.to_dict() if isinstance(tree, ml_collections.ConfigDict) else tree
+    try:
+        plain = tree.to_dict() if isinstance(tree, ml_collections.ConfigDict) else tree
+    except ml_collections.config_dict.RequiredValueError as error:
+        raise ConfigError(f'a value that the config file requires is not set: {error}') from None
     if not isinstance(plain, Mapping):
-        raise ConfigError(f'get_config() must return a ConfigDict, got {plain!r}')
+        raise ConfigError(f'get_config() must return a ConfigDict, got {shown(plain)}')
     config = _read(Config, plain, 'config')
     _check(config)
     return config
@@ -364,14 +320,35 @@ def _read(kind: type, values: Mapping[str, Any], path: str) -> Any:
 def _convert(default: Any, kind: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(default):
         if not isinstance(value, Mapping):
-            raise ConfigError(f'{path} is a group of settings, got {value!r}')
+            raise ConfigError(f'{path} is a group of settings, got {shown(value)}')
         return _read(type(default), value, path)
     if isinstance(default, tuple):
         if not isinstance(value, tuple | list):
-            hint = f'write ({value!r},)'
-            raise ConfigError(f'{path} must be of type tuple, got {value!r}; {hint}')
+            hint = f'write ({shown(value)},)'
+            raise ConfigError(f'{path} must be of type tuple, got {shown(value)}; {hint}')
         return _tuple(kind, value, path)
-    return _scalar(Mapping if isinstance(default, dict) else kind, value, path)
+    return _options(value, path) if isinstance(default, dict) else _scalar(kind, value, path)
+
+
+def _options(value: Any, path: str) -> Any:
+    """Free settings: names with values that config.json can record."""
+    _scalar(Mapping, value, path)
+    for key, option in value.items():
+        if not isinstance(key, str):
+            raise ConfigError(f'{path} must have names as keys, got {shown(key)}')
+        if isinstance(option, Mapping):
+            _options(option, f'{path}.{key}')
+        elif not _is_plain(option):
+            raise ConfigError(
+                f'{path}.{key} must be a number, a text or a tuple, got {shown(option)}'
+            )
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)
 
 
 def _tuple(kind: Any, value: Any, path: str) -> tuple:
@@ -379,7 +356,9 @@ def _tuple(kind: Any, value: Any, path: str) -> tuple:
     if elements[-1] is Ellipsis:
         elements = elements[:1] * len(value)
     if not isinstance(value, tuple | list) or len(value) != len(elements):
-        raise ConfigError(f'{path} must be {len(elements)} values in parentheses, got {value!r}')
+        raise ConfigError(
+            f'{path} must be {len(elements)} values in parentheses, got {shown(value)}'
+        )
     return tuple(
         (_tuple if get_origin(e) is tuple else _scalar)(e, v, f'{path}[{i}]')
         for i, (e, v) in enumerate(zip(elements, value, strict=True))
@@ -388,24 +367,17 @@ def _tuple(kind: Any, value: Any, path: str) -> tuple:
 
 def _scalar(kind: type, value: Any, path: str) -> Any:
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < _LARGEST else math.inf
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f'{path} must be of type {kind.__name__}, got {value!r}')
+        raise ConfigError(f'{path} must be of type {kind.__name__}, got {shown(value)}')
     return value
 
 
 def _check(config: Config) -> None:
     _check_names(config)
-    values = flatten(config)
-    for key, known in _CHOICES.items():
-        if values[key] not in known:
-            raise ConfigError(unknown_name(f'value of config.{key}', values[key], known))
-    for key, least in _LEAST.items():
-        if values[key] < least:
-            raise ConfigError(f'config.{key} must be at least {least}, got {values[key]}')
-    for key, (holds, rule) in _RANGES.items():
-        if not holds(values[key]):
-            raise ConfigError(f'config.{key} must {rule}, got {values[key]}')
+    for key, value in flatten(config).items():
+        if fault := check(key, value):
+            raise ConfigError(fault)
     _check_drops(config.train)
     chosen_on, splits = config.evaluate.choose_on, config.localize.splits
     if chosen_on not in (*splits, EvaluateConfig.choose_on):

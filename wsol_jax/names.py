@@ -1,10 +1,12 @@
-"""One wording for every misspelt name, and names that are imported when they are first used."""
+"""One wording for misspelt names and values; names that are imported when they are used."""
 
 import difflib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
+
+_LENGTH = 200  # characters of a value in a message
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
@@ -19,9 +21,24 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
         One line, for the error that the caller raises.
     """
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name)[:_LENGTH], known, n=1, cutoff=0.5)
     hint = f'did you mean {near[0]!r}? ' if near else ''
-    return f'unknown {kind} {name!r}; {hint}known: {", ".join(known) or "none"}'
+    return f'unknown {kind} {shown(name)}; {hint}known: {", ".join(known) or "none"}'
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: its `repr`, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; a list in itself
+        text = f'{type(value).__name__} that is too large to be printed'
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """A text without its middle where it is long."""
+    half = _LENGTH // 2
+    return text if len(text) <= 2 * _LENGTH else f'{text[:half]}...{text[-half:]}'
 
 
 def lazy(
