@@ -60,20 +60,28 @@ class Header:
         jax: version of JAX that wrote it.
         platforms: where it runs.
         network: name of the network.
-        input_size: side of the images in pixels.
+        input_size: side of the images in pixels, or (height, width).
         num_classes: length of the logits.
         predicted: 'top1' or 'top5', the classes that are explained where none are given.
         keys: (method, layer) of every map.
+        channels: of the images.
     """
 
     format: int
     jax: str
     platforms: tuple[str, ...]
     network: str
-    input_size: int
+    input_size: int | tuple[int, int]
     num_classes: int
     predicted: str
     keys: tuple[Key, ...]
+    channels: int = 3
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H,W,C) of the images."""
+        size = self.input_size
+        return *((size, size) if isinstance(size, int) else size), self.channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +109,8 @@ class ExportedMaps:
         Every new batch size (and number of classes) compiles once: pad the last batch.
 
         Args:
-            images: uint8 RGB [B,S,S,3] of the size of the export, any B.
+            images: uint8 RGB [B,H,W,3] of the size of the export, any B; or as many channels as the
+                network takes.
             classes: to explain, one for all images, [B] or [B,K]; None: the predicted ones.
 
         Raises:
@@ -121,10 +130,11 @@ class ExportedMaps:
         return Localization(dict(zip(self.header.keys, maps, strict=True)), logits, chosen)
 
     def _check(self, images: np.ndarray | jax.Array) -> None:
-        size = self.header.input_size
-        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+        shape = self.header.input_shape
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
+            colours = ' RGB' if shape[2] == 3 else ''
             raise ValueError(
-                f'{self.path}: images must be uint8 [B,{size},{size},3] RGB, '
+                f'{self.path}: images must be uint8 [B,{",".join(map(str, shape))}]{colours}, '
                 f'got {images.dtype} {list(images.shape)}'
             )
 
@@ -136,7 +146,7 @@ def export(
     path: str | Path,
     *,
     classes: str = 'top1',
-    input_size: int | None = None,
+    input_size: int | tuple[int, int] | None = None,
     **options: Any,
 ) -> None:
     """Writes maps of a network, weights included, as one file for `load_exported`.
@@ -149,7 +159,7 @@ def export(
         path: the file to write, whole or not at all.
         classes: 'top1' or 'top5', which predicted classes are explained. Given ones can be
             explained from every file.
-        input_size: side of the images in pixels; None: the network's.
+        input_size: side of the images in pixels, or (height, width); None: the network's.
         **options: score, alpha, fusion, scales, flip, ...: see `make_plan`.
 
     Raises:
@@ -163,10 +173,10 @@ def export(
     plan = make_plan(network, methods, layers, **options)
     size = input_size or network.input_size
     facts = (network.name, size, network.num_classes, classes, tuple(plan.keys))
-    header = Header(FORMAT, _JAX, PLATFORMS, *facts)
+    header = Header(FORMAT, _JAX, PLATFORMS, *facts, network.input_shape[2])
     weights, results = _as_function(network, plan, top)
     batch, count = symbolic_shape('b, k')
-    images = jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8)
+    images = jax.ShapeDtypeStruct((batch, *header.input_shape), np.uint8)
     given = jax.ShapeDtypeStruct((batch, count), np.int32)
     program = export_program(jax.jit(results), platforms=PLATFORMS)
     parts: dict[str, bytes | bytearray] = {

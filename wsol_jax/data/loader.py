@@ -52,29 +52,30 @@ class _Item(NamedTuple):
 
 def evaluation_batches(
     source: Source,
-    size: int,
+    size: int | tuple[int, int],
     batch_size: int,
     indices: Sequence[int] | None = None,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """Every image once, in order, squashed to size x size; the last batch is padded.
+    """Every image once, in order, squashed to one size; the last batch is padded.
 
     An image that does not decode keeps its place, with `valid` False and the reason in `errors`.
 
     Args:
         source: the data set.
-        size: side of the images in pixels.
+        size: side of the images in pixels, or (height, width).
         batch_size: images in a batch.
         indices: positions in the source to read; all by default.
         workers: processes that decode (a script then needs its `__main__` guard); 0 decodes in
             threads of this one.
     """
     order = range(len(source)) if indices is None else indices
-    squash = partial(resize_image, size=(size, size))
+    height, width = (size, size) if isinstance(size, int) else size
+    squash = partial(resize_image, size=(width, height))
     items = _read_ahead(order, partial(_load, source, squash), batch_size, workers)
     with closing(items):
         while chunk := list(islice(items, batch_size)):
-            yield _collate(chunk, size, batch_size)
+            yield _collate(chunk, (height, width), batch_size)
 
 
 def training_batches(
@@ -110,7 +111,7 @@ def training_batches(
     items = _read_ahead(order, load, batch_size, workers)
     with closing(items):
         for step in steps:
-            batch = _collate(list(islice(items, batch_size)), size, batch_size)
+            batch = _collate(list(islice(items, batch_size)), (size, size), batch_size)
             _check_usable(source, batch)
             yield replace(batch, valid=order.valid(step))
 
@@ -205,8 +206,8 @@ def _load_augmented(
     return _load(source, partial(augment, size=size, setting=setting, rng=rng), index)
 
 
-def _collate(items: list[_Item], size: int, batch_size: int) -> Batch:
-    images = np.zeros((batch_size, size, size, 3), np.uint8)
+def _collate(items: list[_Item], size: tuple[int, int], batch_size: int) -> Batch:
+    images = np.zeros((batch_size, *size, 3), np.uint8)
     labels = np.full(batch_size, -1, np.int32)
     index = np.full(batch_size, -1, np.int64)
     valid = np.zeros(batch_size, bool)

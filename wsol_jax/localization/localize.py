@@ -171,7 +171,7 @@ def localize(
     Raises:
         ValueError: a wrong name, shape, range or class, or a layer that no class score depends on.
     """
-    _check_images(images)
+    _check_images(images, network.input_shape[2])
     plan = make_plan(network, methods, layers, **options)
     if callable(classes):
         plan = replace(plan, score=FreeScore(classes))
@@ -194,10 +194,11 @@ def is_single(classes: Any) -> bool:
     return callable(classes) or np.ndim(classes) < 2 or np.asarray(classes).dtype == bool
 
 
-def _check_images(images) -> None:
-    if images.ndim != 4 or images.shape[-1] != 3:
+def _check_images(images, channels: int) -> None:
+    if images.ndim != 4 or images.shape[-1] != channels:
         raise ValueError(
-            f'images must be [B,H,W,3], got {list(images.shape)}; for one image pass image[None]'
+            f'images must be [B,H,W,{channels}], got {list(images.shape)}; '
+            'for one image pass image[None]'
         )
     if images.dtype != np.uint8:
         low, high = float(images.min()), float(images.max())

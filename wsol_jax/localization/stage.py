@@ -19,7 +19,7 @@ from wsol_jax.localization.localize import (
 from wsol_jax.localization.plan import MapPlan, make_plan
 from wsol_jax.localization.store import DONE, SKIPPED, TOP, ChunkWriter, MapStore
 from wsol_jax.maps import Key
-from wsol_jax.models import Network
+from wsol_jax.models import Network, sides
 from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.workdir import ProgressLog
 
@@ -114,7 +114,8 @@ def _open_store(target, network, plan: MapPlan, source, size, folder) -> MapStor
         arguments = (network.apply, network.preprocessing, plan, network.state)
         return compute_maps(*arguments, images, _top(target, network), classes)
 
-    images = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+    shape = (*sides(size), network.input_shape[2])
+    images = jax.ShapeDtypeStruct((1, *shape), np.uint8)
     _, _, maps, _ = jax.eval_shape(shapes, images, jax.ShapeDtypeStruct((1, 1), np.int32))
     return MapStore.create(
         folder,

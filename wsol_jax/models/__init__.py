@@ -1,7 +1,7 @@
 """Networks that show their endpoints, and their weights."""
 
 from wsol_jax.models.adapters import from_function, from_linen, from_nnx
-from wsol_jax.models.network import Network, Preprocessing
+from wsol_jax.models.network import Network, Preprocessing, sides
 from wsol_jax.models.zoo import (
     NETWORKS,
     as_network,
@@ -23,4 +23,5 @@ __all__ = [
     'from_nnx',
     'load_module',
     'load_network',
+    'sides',
 ]

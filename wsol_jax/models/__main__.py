@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from flax import nnx
 
-from wsol_jax.models.network import Network
+from wsol_jax.models.network import Network, sides
 from wsol_jax.models.zoo import DEFAULT_CLASSES, NETWORKS, RECIPES, build
 
 SMALLEST = 64
@@ -26,11 +26,11 @@ def describe(name: str, size: int | None = None) -> str:
     network = Network.from_module(
         module, name=name, preprocessing=recipe.preprocessing, input_size=recipe.input_size
     )
-    size = size or network.input_size
     endpoints = network.endpoints(size)
+    height, width = sides(size or network.input_size)
     longest = max(map(len, endpoints))
     rows = [f'  {key:{longest}}  {h:>4} x{w:>4} x{k:>5}' for key, (h, w, k) in endpoints.items()]
-    return '\n'.join([f'{name}, input {size} x {size}, last layer {network.last_layer}', *rows])
+    return '\n'.join([f'{name}, input {height} x {width}, last layer {network.last_layer}', *rows])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,11 +16,13 @@ from wsol_jax.models.layers import Perturbations
 from wsol_jax.models.network import (
     Network,
     Preprocessing,
+    Size,
     Thaw,
     by_identity_unless_hashable,
     freeze,
+    sides,
 )
-from wsol_jax.models.taps import Forward, Recorder, Tokens, add_taps
+from wsol_jax.models.taps import Forward, ModelError, Recorder, Tokens, add_taps
 from wsol_jax.names import unknown_name
 
 CallOptions = tuple[tuple[str, Any], ...]
@@ -40,7 +42,7 @@ def from_linen(
     variables: Mapping[str, Any],
     layers: Sequence[str] | None = None,
     *,
-    input_size: int,
+    input_size: Size,
     preprocessing: Preprocessing,
     name: str | None = None,
     tokens: Tokens | None = None,
@@ -58,13 +60,13 @@ def from_linen(
     train, training, is_training, deterministic or use_running_average are set accordingly.
 
     Args:
-        module: the model; it eats [B,H,W,3].
+        module: the model; it eats [B,H,W,C] of C = len(preprocessing.mean) channels.
         variables: all of its collections, e.g. {'params': ..., 'batch_stats': ...}.
         layers: the paths to show; all are main endpoints. None: every submodule that is called
             once and returns a map; the main endpoints are those that are no part of another.
-        input_size: side in pixels of the images the model was made for.
+        input_size: side in pixels of the square images the model was made for, or (height, width).
         preprocessing: what the model was trained with. `Preprocessing((0,) * 3, (255,) * 3)`
-            hands on RGB in [0, 1].
+            hands on RGB in [0, 1], `Preprocessing((0,), (255,))` grey.
         name: for messages; None: the class of the model.
         tokens: ((H, W), number of class and register tokens in front) of a transformer; None
             takes N or N - 1 tokens as a square. Maps and gradients are those of the patches.
@@ -100,7 +102,7 @@ def from_nnx(
     module: nnx.Module,
     layers: Sequence[str] | None = None,
     *,
-    input_size: int,
+    input_size: Size,
     preprocessing: Preprocessing,
     name: str | None = None,
     tokens: Tokens | None = None,
@@ -115,7 +117,7 @@ def from_nnx(
     path is that of its attributes: 'layers/3/conv'.
 
     Args:
-        module: the model; it eats [B,H,W,3].
+        module: the model; it eats [B,H,W,C] of C = len(preprocessing.mean) channels.
         layers: see `from_linen`.
         input_size: see `from_linen`.
         preprocessing: see `from_linen`.
@@ -145,7 +147,7 @@ def from_nnx(
 def from_function(
     apply: Callable[[jax.Array, Perturbations | None], tuple[jax.Array, dict[str, jax.Array]]],
     *,
-    input_size: int,
+    input_size: Size,
     preprocessing: Preprocessing,
     name: str = 'function',
     last_layer: str | None = None,
@@ -156,10 +158,10 @@ def from_function(
     argument, which is better for large ones.
 
     Args:
-        apply: pure `(inputs [B,H,W,3], perturb) -> (logits [B,C], endpoints {name: [B,H,W,K]})`,
+        apply: pure `(inputs [B,H,W,C], perturb) -> (logits [B,C], endpoints {name: [B,H,W,K]})`,
             endpoints from input to output; `perturb`, a mapping or None, holds what is to be
             added at endpoints. `wsol_jax.models.layers.Endpoints` does both.
-        input_size: side in pixels of the images it was made for.
+        input_size: side in pixels of the square images it was made for, or (height, width).
         preprocessing: what makes its inputs from images.
         name: for messages.
         last_layer: the endpoint directly before global average pooling; None: the last main one.
@@ -186,16 +188,24 @@ def _network(
     tokens: Tokens | None,
     *,
     name: str,
-    input_size: int,
-    **facts: Any,
+    input_size: Size,
+    preprocessing: Preprocessing,
+    last_layer: str | None,
 ) -> Network:
+    shape = (*sides(input_size), preprocessing.channels)
     try:
-        apply, chosen = add_taps(forward, state, layers, input_size, tokens)
+        apply, chosen = add_taps(forward, state, layers, shape, tokens)
     except ValueError as error:
         raise ValueError(f'{name}: {error}') from error
-    main = chosen if layers else None
-    apply = by_identity_unless_hashable(apply)
-    return Network.from_apply(apply, state, name=name, input_size=input_size, main=main, **facts)
+    return Network.from_apply(
+        by_identity_unless_hashable(apply),
+        state,
+        name=name,
+        preprocessing=preprocessing,
+        input_size=input_size,
+        main=chosen if layers else None,
+        last_layer=last_layer,
+    )
 
 
 @dataclass(frozen=True)
@@ -283,15 +293,15 @@ def _logits(result: Any, output: Callable | None, batch: int) -> jax.Array:
     logits = output(result) if output else getattr(result, 'logits', result)
     if not isinstance(logits, jax.Array) or logits.ndim != 2 or logits.shape[0] != batch:
         shapes = [list(jnp.shape(x)) for x in jax.tree.leaves(logits) if hasattr(x, 'shape')]
-        raise ValueError(
+        raise ModelError(
             f'the output is {type(logits).__name__} with arrays {shapes}, not logits [{batch},C]; '
             'pass output=..., a function from what the model returns to its logits'
         )
     return logits.astype(jnp.float32)
 
 
-def _training(what: str, options: Mapping[str, Any]) -> ValueError:
-    return ValueError(
+def _training(what: str, options: Mapping[str, Any]) -> ModelError:
+    return ModelError(
         f'the model runs dropout or batch normalization in training mode: {what} Its call got '
         f'{dict(options)}; pass what turns training off, e.g. call_options={{"train": False}}'
     )

@@ -1,45 +1,68 @@
 """A trained network as the rest of the library sees it: pure functions and names."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from wsol_jax.models.layers import Perturbations
 from wsol_jax.names import unknown_name
 
+# Side of a square in pixels, or (height, width).
+Size = int | tuple[int, int]
+
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From RGB images to what a network eats.
+    """From images to what a network eats: RGB, grey, or as many channels C as `mean` is long.
 
     Attributes:
         mean: subtracted, on the 0..255 scale, in the network's channel order.
         std: divided by, on the same scale and in the same order.
         bgr: the network eats blue first.
+
+    Raises:
+        ValueError: mean and std are not of one length, a std is not above 0, or bgr without three
+            channels.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     bgr: bool = False
 
     def __post_init__(self) -> None:
         for name in ('mean', 'std'):  # lists would not be hashable
-            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+            object.__setattr__(self, name, tuple(map(float, np.atleast_1d(getattr(self, name)))))
+        if len(self.mean) != len(self.std) or not np.isfinite([*self.mean, *self.std]).all():
+            raise ValueError(
+                'mean and std must be as many finite numbers as the network has channels, got '
+                f'{self.mean} and {self.std}'
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f'std must be above 0, got {self.std}')
+        if self.bgr and self.channels != 3:
+            raise ValueError(f'bgr turns three channels around, mean has {self.channels}')
+
+    @property
+    def channels(self) -> int:
+        """How many channels the images have."""
+        return len(self.mean)
 
     def __call__(self, images: Any) -> jax.Array:
-        """RGB [B,H,W,3], uint8 in 0..255 or float in [0,1] -> float32 network input.
+        """[B,H,W,C], uint8 in 0..255 or float in [0,1] -> float32 network input.
 
         Raises:
             ValueError: another shape or number type.
         """
         images = jnp.asarray(images)
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f'images have shape {images.shape}, not [B,H,W,3]')
+        if images.ndim != 4 or images.shape[-1] != self.channels:
+            raise ValueError(f'images have shape {images.shape}, not [B,H,W,{self.channels}]')
         if jnp.issubdtype(images.dtype, jnp.floating):
             pixels = images.astype(jnp.float32) * 255.0
         elif images.dtype == jnp.uint8:
@@ -51,7 +74,7 @@ class Preprocessing:
         return (pixels - jnp.array(self.mean)) / jnp.array(self.std)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Network:
     """A classifier in inference mode that shows its endpoints.
 
@@ -63,7 +86,7 @@ class Network:
             from `endpoints()`.
         state: the pytree of weights and batch statistics that `apply` takes.
         preprocessing: from images to inputs.
-        input_size: the side in pixels the network was made for.
+        input_size: the side in pixels of the squares the network was made for, or (height, width).
         num_classes: the length of the logits.
         last_layer: the endpoint directly before global average pooling and classifier.
         shapes: (H,W,K) of every endpoint at `input_size`, from input to output.
@@ -75,7 +98,7 @@ class Network:
     apply: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
     state: Any
     preprocessing: Preprocessing
-    input_size: int
+    input_size: Size
     num_classes: int
     last_layer: str
     shapes: dict[str, tuple[int, int, int]]
@@ -89,7 +112,7 @@ class Network:
         *,
         name: str,
         preprocessing: Preprocessing,
-        input_size: int,
+        input_size: Size,
         main: tuple[str, ...] | None = None,
         last_layer: str | None = None,
     ) -> 'Network':
@@ -102,11 +125,12 @@ class Network:
             ValueError: the logits are not [B,C], an endpoint is not [B,H,W,K], there is none, or
                 `last_layer` is none of them.
         """
-        num_classes, shapes = _shapes(apply, state, input_size)
-        for endpoint, shape in shapes.items():
-            if len(shape) != 3:
+        shape = (*sides(input_size), preprocessing.channels)
+        num_classes, shapes = _shapes(apply, state, shape)
+        for endpoint, found in shapes.items():
+            if len(found) != 3:
                 raise ValueError(
-                    f'endpoint {endpoint!r} of {name} is {["B", *shape]}, not [B,H,W,K]'
+                    f'endpoint {endpoint!r} of {name} is {["B", *found]}, not [B,H,W,K]'
                 )
         if not shapes:
             raise ValueError(f'{name} has no endpoints')
@@ -119,7 +143,7 @@ class Network:
 
     @classmethod
     def from_module(
-        cls, module: nnx.Module, *, name: str, preprocessing: Preprocessing, input_size: int
+        cls, module: nnx.Module, *, name: str, preprocessing: Preprocessing, input_size: Size
     ) -> 'Network':
         """Freezes a module whose call is `module(inputs, perturb=None) -> (logits, endpoints)`.
 
@@ -137,18 +161,32 @@ class Network:
     def __call__(
         self, images: Any, perturb: Perturbations | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """RGB images, uint8 or float in [0,1], [B,H,W,3] -> (logits [B,C], endpoints)."""
+        """Images, uint8 or float in [0,1], [B,H,W,3] -> (logits [B,C], endpoints)."""
         return self.apply(self.state, self.preprocessing(images), perturb)
 
-    def endpoints(self, size: int | None = None) -> dict[str, tuple[int, int, int]]:
-        """Every endpoint and its (H,W,K) for square inputs, from input to output.
+    def __repr__(self) -> str:
+        size = ' x '.join(map(str, self.input_shape))
+        layers = self.layers()
+        shown = ' … '.join(dict.fromkeys((layers[0], layers[-1])))
+        return (
+            f'Network {self.name!r}: input {size}, {self.num_classes} classes, '
+            f'{_parameters(self.state):,} parameters, layers {shown}'
+        )
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H,W,C) of the images it was made for."""
+        return *sides(self.input_size), self.preprocessing.channels
+
+    def endpoints(self, size: Size | None = None) -> dict[str, tuple[int, int, int]]:
+        """Every endpoint and its (H,W,K), from input to output.
 
         Args:
-            size: side of the input in pixels; None is the network's own.
+            size: side of the input in pixels, or (height, width); None is the network's own.
         """
-        if size in (None, self.input_size):
+        if size is None or sides(size) == self.input_shape[:2]:
             return dict(self.shapes)
-        return _shapes(self.apply, self.state, size)[1]
+        return _shapes(self.apply, self.state, (*sides(size), self.preprocessing.channels))[1]
 
     def layers(self) -> tuple[str, ...]:
         """The main endpoints, from input to output: all layers that are used by default."""
@@ -239,7 +277,31 @@ def _main_endpoints(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(n for n in known if not any(n.startswith(f'{other}/') for other in known))
 
 
-def _shapes(apply: Callable, state: Any, size: int) -> tuple[int, dict[str, tuple[int, int, int]]]:
+def sides(size: Size) -> tuple[int, int]:
+    """(height, width) of a side of a square, or of (height, width).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    both = np.asarray(size)
+    if both.dtype.kind in 'iu' and both.shape in ((), (2,)) and both.min() > 0:
+        height, width = map(int, np.broadcast_to(both, 2))
+        return height, width
+    raise ValueError(f'input_size must be a side in pixels or (height, width), got {size!r}')
+
+
+def _parameters(state: Any) -> int:
+    """How many weights there are; without batch statistics, where these are told apart."""
+    if isinstance(state, nnx.State):
+        state = nnx.filter_state(state, nnx.Param)
+    elif isinstance(state, Mapping):
+        state = state.get('params', state)
+    return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(state))
+
+
+def _shapes(
+    apply: Callable, state: Any, shape: tuple[int, int, int]
+) -> tuple[int, dict[str, tuple[int, int, int]]]:
     """The number of classes and every endpoint's shape, without computing anything."""
     names: list[str] = []
 
@@ -249,7 +311,7 @@ def _shapes(apply: Callable, state: Any, size: int) -> tuple[int, dict[str, tupl
         names.extend(endpoints)
         return logits, list(endpoints.values())
 
-    inputs = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     logits, arrays = jax.eval_shape(ordered, state, inputs)
     if logits.ndim != 2:
         raise ValueError(f'the logits are {list(logits.shape)}, not [B,C]')

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.errors import FlaxError
 from flax.nnx.tracers import TraceState
 
 from wsol_jax.models.layers import Endpoints, Perturbations
@@ -16,9 +17,13 @@ from wsol_jax.names import unknown_name
 Tokens = tuple[tuple[int, int], int]
 # (path of a submodule, arguments of its call, what it returned) -> what it shall return
 See = Callable[[str, tuple, Any], Any]
-# (state, inputs [B,H,W,3], recorder) -> logits [B,C]: a model whose submodules are called through
+# (state, inputs [B,H,W,C], recorder) -> logits [B,C]: a model whose submodules are called through
 # the recorder
 Forward = Callable[[Any, jax.Array, 'Recorder'], jax.Array]
+
+
+class ModelError(ValueError):
+    """A model that cannot be run as a classifier of images in inference mode."""
 
 
 class Recorder:
@@ -52,7 +57,11 @@ class Recorder:
 
 
 def add_taps(
-    forward: Forward, state: Any, layers: Sequence[str] | None, size: int, tokens: Tokens | None
+    forward: Forward,
+    state: Any,
+    layers: Sequence[str] | None,
+    shape: tuple[int, int, int],
+    tokens: Tokens | None,
 ) -> tuple[Callable[..., tuple[jax.Array, dict[str, jax.Array]]], tuple[str, ...]]:
     """The `apply` of a `Network`, with an endpoint at the output of every chosen submodule.
 
@@ -61,7 +70,7 @@ def add_taps(
         state: its state.
         layers: paths of the submodules; None: every one that is called once and returns
             [B,H,W,K] or the tokens of a grid, of more than one position.
-        size: side of the inputs in pixels.
+        shape: (H,W,C) of the inputs.
         tokens: how tokens [B,N,K] form a grid; None: by themselves, N or N - 1 is a square.
 
     Returns:
@@ -73,7 +82,7 @@ def add_taps(
     _check_tokens(tokens)
     if isinstance(layers, str):
         raise ValueError(f'layers must be a sequence such as ({layers!r},), got the string')
-    chosen = _choose(*_survey(forward, state, size), layers, tokens)
+    chosen = _choose(*_survey(forward, state, shape), layers, tokens)
     return _Tapped(forward, chosen, tokens), chosen
 
 
@@ -105,7 +114,9 @@ Calls = dict[str, list[tuple[int, tuple[int, ...]]]]
 SURVEYED = 2
 
 
-def _survey(forward: Forward, state: Any, size: int) -> tuple[Calls, set[str], int]:
+def _survey(
+    forward: Forward, state: Any, shape: tuple[int, int, int]
+) -> tuple[Calls, set[str], tuple[int, ...]]:
     """Every call of every submodule in order of execution, without computing anything."""
     calls: Calls = {}
     hidden: set[str] = set()
@@ -122,18 +133,26 @@ def _survey(forward: Forward, state: Any, size: int) -> tuple[Calls, set[str], i
         hidden.update(recorder.hidden)
         return logits
 
-    jax.eval_shape(run, state, jax.ShapeDtypeStruct((SURVEYED, size, size, 3), jnp.float32))
-    return calls, hidden, size
+    inputs = (SURVEYED, *shape)
+    try:
+        jax.eval_shape(run, state, jax.ShapeDtypeStruct(inputs, jnp.float32))
+    except ModelError:
+        raise
+    except (TypeError, ValueError, FlaxError) as error:
+        raise ModelError(
+            f'the model fails on inputs {["B", *shape]}, which input_size and the length of '
+            f'preprocessing.mean say that it takes: {error}'
+        ) from error
+    return calls, hidden, inputs
 
 
 def _choose(
     calls: Calls,
     hidden: set[str],
-    size: int,
+    inputs: tuple[int, ...],
     layers: Sequence[str] | None,
     tokens: Tokens | None,
 ) -> tuple[str, ...]:
-    inputs = (SURVEYED, size, size, 3)
     if layers:
         for name in layers:
             _check_layer(name, calls, hidden, inputs, tokens)

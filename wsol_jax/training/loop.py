@@ -49,7 +49,9 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
         _check_shares(config.train, module, devices.size)
         program = make_program(config.train, module, network, devices, total, epoch_steps)
         run = _Run(config, devices, program, checkpoints, workdir, epoch_steps)
-        run.to_the_end(train_source, val_source, config.network.input_size or network.input_size)
+        run.to_the_end(
+            train_source, val_source, config.network.input_size or network.input_shape[0]
+        )
 
 
 def _check_shares(setting: TrainConfig, module: nnx.Module, devices: int) -> None:
