@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -47,6 +48,8 @@ _PACKAGES = (
     'numpy',
     'opencv-python-headless',
 )
+# What a spreadsheet takes for a formula, also behind apostrophes: those of the text stay apart.
+_FORMULA = re.compile(r"'*[=+\-@\s\uff1d\uff0b\uff0d\uff20]")
 
 
 def open_workdir(path: Path, config: Config) -> None:
@@ -139,22 +142,67 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a CSV file, whole or not at all."""
+    """Writes a CSV file, whole or not at all.
+
+    A spreadsheet takes a cell that begins with = + - @ or white space for a formula. Unless it is
+    a number, an apostrophe goes before it; `read_csv` takes it away.
+    """
     with (
         written_whole(path) as temporary,
         temporary.open('w', newline='', encoding='utf-8') as file,
     ):
         writer = csv.writer(file)
         writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows([_harmless(cell) for cell in row] for row in rows)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file as dictionaries; [] if there is none."""
+def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Rows of a file of `write_csv` as dictionaries; [] if there is none.
+
+    Args:
+        path: the file.
+        columns: that it must have.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
     if not path.exists():
         return []
-    with path.open(newline='', encoding='utf-8') as file:
-        return list(csv.DictReader(file))
+    _check_regular(path)
+    try:
+        with path.open(newline='', encoding='utf-8') as file:
+            header, *rows = list(csv.reader(file)) or [list(columns)]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise _damaged(path, f'no CSV file that can be read: {error}') from None
+    if absent := [name for name in columns if name not in header]:
+        raise _damaged(path, f'no column {absent[0]!r}')
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise _damaged(path, f'row {number} has {len(row)} cells, not {len(header)}')
+    return [dict(zip(header, map(_as_given, row), strict=True)) for row in rows]
+
+
+def _harmless(cell: Any) -> Any:
+    if not (isinstance(cell, str) and _FORMULA.match(cell)):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def _as_given(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _check_regular(path: Path) -> None:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise _damaged(path, 'not a regular file')
+
+
+def _damaged(path: Path, what: str) -> ConfigError:
+    return ConfigError(f'{path}: {what}; delete it and run again')
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -163,9 +211,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is not JSON, or no object.
     """
+    _check_regular(path)
     try:
         value = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f'{path} is not valid JSON ({error}); delete it and run again') from None
     if not isinstance(value, dict):
         raise ConfigError(f'{path} is not a JSON object; delete it and run again')
