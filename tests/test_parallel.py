@@ -1,7 +1,9 @@
 """Sharing of batches, here and on eight devices forced from one CPU, through the real stages."""
 
+import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +16,16 @@ from jax.sharding import AxisType
 
 from wsol_jax.config import Config, LocalizeConfig, NetworkConfig, TrainConfig
 from wsol_jax.data import Shapes
+from wsol_jax.evaluation.faithfulness import faithfulness_program
+from wsol_jax.localization.localize import compute_maps
+from wsol_jax.localization.plan import make_plan
 from wsol_jax.localization.stage import localize_split
 from wsol_jax.models import load_network, zoo
 from wsol_jax.models.layers import Dropout, conv, global_average_pool
 from wsol_jax.parallel import local_devices, one_ahead
 from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.loop import train, trained_network
+from wsol_jax.training.step import make_program
 from wsol_jax.workdir import read_csv
 
 SIDE = 32
@@ -71,7 +77,7 @@ def config_of(parallel, norm):
         parallel=parallel,
         network=NetworkConfig('tiny', input_size=SIDE, options={'norm': norm}),
         train=TrainConfig(**vars(setting) | batch),
-        localize=LocalizeConfig(methods=('dgl', 'cam'), batch_size=6),
+        localize=LocalizeConfig(methods=('dgl', 'cam', 'random_cam'), noise=1, batch_size=6),
     )
 
 
@@ -84,11 +90,47 @@ def stages(folder, parallel):
     localize_split(config_of(parallel, True), network, sources[1], 'val', folder / 'localized')
 
 
+METHODS = ('dgl', 'layer_cam', 'eigen_cam', 'score_cam', 'random_cam')
+COLLECTIVE = r'= \S+ (all-\w+|reduce-scatter|collective-\w+)(-start)?\('
+
+
+def costs(kind):
+    """{program: [FLOPs of a device, collectives]} of everything that treats images alone."""
+    devices = local_devices(kind)
+    network = load_network('tiny', num_classes=6, seed=2, norm=False)
+    plan = make_plan(network, METHODS)
+
+    def maps(state, images, classes):
+        return compute_maps(network.apply, network.preprocessing, plan, state, images, 0, classes)
+
+    images, classes = np.zeros((16, SIDE, SIDE, 3), np.uint8), np.zeros(16, np.int32)
+    state, setting = devices.replicate(network.state), TrainConfig()
+    module = Tiny(6, norm=False, rngs=nnx.Rngs(0))
+    training = make_program(setting, module, network, devices, 10, 5)
+    train_state = devices.replicate(training.initial)
+    batch = {
+        'maps': (devices.per_image(maps), state, images, classes[:, None]),
+        'faithfulness': (
+            faithfulness_program(network, devices),
+            *(state, images, [np.zeros((16, 8, 8), np.float32)] * 2, classes),
+        ),
+        'prediction': (training.predict, train_state, images),
+    }
+    return {
+        name: cost(program.lower(shared, *devices.shard(tuple(arrays))).compile())
+        for name, (program, shared, *arrays) in batch.items()
+    }
+
+
+def cost(program):
+    return [program.cost_analysis()['flops'], len(re.findall(COLLECTIVE, program.as_text()))]
+
+
 ON_EIGHT = """
-import sys
+import json, sys
 import jax, numpy as np
 from pathlib import Path
-from test_parallel import KINDS, RECIPE, check_devices, stages
+from test_parallel import KINDS, RECIPE, check_devices, costs, stages
 from wsol_jax.models import zoo
 
 if __name__ == '__main__':
@@ -96,7 +138,9 @@ if __name__ == '__main__':
     assert jax.device_count() == 8
     for kind in KINDS:
         check_devices(kind)
-        stages(Path(sys.argv[1]) / f'eight {kind}', kind)
+        folder = Path(sys.argv[1]) / f'eight {kind}'
+        stages(folder, kind)
+        (folder / 'costs.json').write_text(json.dumps(costs(kind)))
 """
 
 
@@ -123,13 +167,25 @@ def check_devices(kind):
     assert len(copies['w'].addressable_shards) == count
     np.testing.assert_array_equal(devices.one(copies)['w'], rows)
 
-    @devices.compile
-    def step(weights, x):
-        return devices.total(x.sum()), x + weights['w'][0, 1]
+    @devices.per_image
+    def moved(weights, x, y):
+        return {'sum': x + y[:, 1] + weights['w'][0, 1]}
 
-    total, moved = step(copies, shards[1])
+    found = devices.gather(moved(copies, shards[1], shards[0]))
+    np.testing.assert_array_equal(found['sum'], rows[:, 0] + rows[:, 1] + rows[0, 1])
+
+    @devices.step
+    def step(weights, x):
+        return jax.tree.map(lambda w: w + 1, weights), devices.total(x.sum())
+
+    # One array under two names: each is given up by itself, the caller's stays.
+    mine = jax.numpy.asarray(rows)
+    given = devices.replicate({'a': mine, 'b': mine}, donated=True)
+    after, total = step(given, shards[1])
     assert float(devices.one(total)) == rows[:, 0].sum()
-    np.testing.assert_array_equal(devices.gather(moved), rows[:, 0] + rows[0, 1])
+    assert all(x.is_deleted() for x in given.values())
+    np.testing.assert_array_equal(devices.one(after)['b'], rows + 1)
+    np.testing.assert_array_equal(mine, rows)
     with pytest.raises(ValueError):
         if count == 1:
             raise ValueError('one device can share anything')
@@ -193,7 +249,7 @@ def test_maps_do_not_depend_on_the_devices(runs, run, tiny):
         return localize_split(config_of('jit', True), network, source, 'val', workdir)
 
     store, other = stored('one jit'), stored(run)
-    assert len(store.arrays) == 2 and not len(other.pending())
+    assert len(store.arrays) == 3 and not len(other.pending())
     for key in store.arrays:
         expected = store.read(key, 0, 11)
         scale = np.abs(expected).max()
@@ -213,6 +269,21 @@ def test_one_device_goes_on_from_what_any_number_left(runs, run):
         for name in ('one jit', run)
     ]
     np.testing.assert_allclose(*(network(images)[0] for network in networks), atol=1e-4)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_each_device_does_its_share_alone(runs, kind, tiny):
+    eight = json.loads((runs / f'eight {kind}' / 'costs.json').read_text())
+    for name, (flops, _) in costs('jit').items():
+        share, collectives = eight[name]
+        assert collectives == 0 and share <= 1.2 * flops / 8, f'{name}: {share} of {flops}'
+
+
+@pytest.mark.parametrize(
+    'operation', ['all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute-start']
+)
+def test_what_counts_as_a_collective(operation):
+    assert re.findall(COLLECTIVE, f'  %r = f32[8]{{0}} {operation}(f32[8]{{0}} %x), channel_id=1')
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -1,7 +1,8 @@
 """Devices: a batch is split over all local ones, everything else lies on each of them.
 
-`jit` over a mesh with the one axis `data`, or `pmap`: the same steps and the same numbers. This is
-the only module that knows which.
+What is computed for each image alone (maps, predictions, faithfulness) runs on every device with
+its own images, without communication; a training step sums over all of them. `jit` over a mesh with
+the one axis `data`, or `pmap`: the same numbers. This is the only module that knows which.
 """
 
 from abc import ABC, abstractmethod
@@ -47,16 +48,37 @@ class Devices(ABC):
         return -(-batch_size // multiple) * multiple
 
     @abstractmethod
-    def compile(self, step: Callable) -> Callable:
-        """A program of `step`, for arguments from `shard` and `replicate`."""
+    def per_image(self, function: Callable) -> Callable:
+        """A program of (shared, *batches) -> results that treats every image alone.
+
+        Args:
+            function: its first argument is from `replicate`, the others from `shard`; every array
+                it returns has the images as leading axis. It must not mix images: each device runs
+                it with its own ones.
+        """
+
+    @abstractmethod
+    def step(self, step: Callable) -> Callable:
+        """A program of a training step (state, shard) -> (state, values).
+
+        The old state is given up for the new one: it is read no more afterwards.
+
+        Args:
+            step: the state is from `replicate` with `donated`, the shard from `shard`.
+        """
 
     @abstractmethod
     def shard(self, tree: Any) -> Any:
         """Splits the leading axis of every array over the devices."""
 
     @abstractmethod
-    def replicate(self, tree: Any) -> Any:
-        """Puts a copy of every array on each device."""
+    def replicate(self, tree: Any, *, donated: bool = False) -> Any:
+        """Puts every array on each device.
+
+        Args:
+            tree: arrays.
+            donated: they will be given up to a step, so they must be copies of their own.
+        """
 
     @abstractmethod
     def one(self, tree: Any) -> Any:
@@ -70,19 +92,35 @@ class Devices(ABC):
         """Inside a step: sums over the batch become sums over all devices."""
         return jax.lax.psum(tree, self.axis) if self.axis else tree
 
-    def _put(self, tree: Any, spec: PartitionSpec) -> Any:
-        return jax.device_put(tree, NamedSharding(self._mesh, spec))
+    def _put(self, tree: Any, spec: PartitionSpec, *, donated: bool = False) -> Any:
+        if donated:  # one array under two names, as a moving average starts, cannot be given twice
+            tree = jax.tree.map(np.array, jax.device_get(tree))
+        sharding = NamedSharding(self._mesh, spec)
+        return jax.device_put(tree, sharding, may_alias=False if donated else None)
 
 
 class _Jit(Devices):
-    def compile(self, step: Callable) -> Callable:
-        return jax.jit(step)
+    def per_image(self, function: Callable) -> Callable:
+        # Not left to the partitioner: a `vmap` over cotangents or channels merges into the batch
+        # of a convolution, and it would gather all images on every device.
+        # check_vma: zeros made inside would count as shared, and their gradient be summed.
+        alone = jax.shard_map(
+            lambda shared, batches: function(shared, *batches),
+            mesh=self._mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+            out_specs=PartitionSpec(AXIS),
+            check_vma=False,
+        )
+        return jax.jit(lambda shared, *batches: alone(shared, batches))
+
+    def step(self, step: Callable) -> Callable:
+        return jax.jit(step, donate_argnums=0)
 
     def shard(self, tree: Any) -> Any:
         return self._put(tree, PartitionSpec(AXIS))
 
-    def replicate(self, tree: Any) -> Any:
-        return self._put(tree, PartitionSpec())
+    def replicate(self, tree: Any, *, donated: bool = False) -> Any:
+        return self._put(tree, PartitionSpec(), donated=donated)
 
     def one(self, tree: Any) -> Any:
         return tree
@@ -96,8 +134,14 @@ class _Pmap(Devices):
 
     axis = AXIS
 
-    def compile(self, step: Callable) -> Callable:
-        return jax.pmap(step, axis_name=AXIS, devices=list(self._mesh.devices))
+    def per_image(self, function: Callable) -> Callable:
+        return self._pmap(function)
+
+    def step(self, step: Callable) -> Callable:
+        return self._pmap(step, donate_argnums=0)
+
+    def _pmap(self, function: Callable, **options: Any) -> Callable:
+        return jax.pmap(function, axis_name=AXIS, devices=list(self._mesh.devices), **options)
 
     def shard(self, tree: Any) -> Any:
         def split(x: Any) -> Any:
@@ -105,11 +149,11 @@ class _Pmap(Devices):
 
         return self._put(jax.tree.map(split, tree), PartitionSpec(AXIS))
 
-    def replicate(self, tree: Any) -> Any:
+    def replicate(self, tree: Any, *, donated: bool = False) -> Any:
         def copies(x: Any) -> Any:
             return np.broadcast_to(jax.device_get(x), (self.size, *np.shape(x)))
 
-        return self._put(jax.tree.map(copies, tree), PartitionSpec(AXIS))
+        return self._put(jax.tree.map(copies, tree), PartitionSpec(AXIS), donated=donated)
 
     def one(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: x[0], tree)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from wsol_jax.localization.dgl import dgl
+from wsol_jax.localization.dgl import dgl, sgl_g2
 from wsol_jax.localization.gradients import (
     activation_gradients,
     class_score,
@@ -14,6 +14,8 @@ from wsol_jax.localization.gradients import (
     softmax_probabilities,
 )
 from wsol_jax.localization.localize import compute_maps, localize, make_plan
+from wsol_jax.localization.methods import METHODS
+from wsol_jax.localization.views import image_keys
 from wsol_jax.models import Network, Preprocessing, build, load_network
 
 BRANCHES = tuple(f'Mixed_6e/Branch_{i}' for i in range(4))
@@ -260,7 +262,7 @@ def test_map_shapes_at_mixed_6e(size, padding, side):
     inputs = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     classes = jax.ShapeDtypeStruct((2, 3), jnp.int32)
     shapes = jax.eval_shape(
-        lambda s, x, c: raw_maps(network.apply, s, x, c, layers_of)[2],
+        lambda s, x, c: raw_maps(network.apply, s, x, c, layers_of, image_keys(x, 0))[2],
         network.state,
         inputs,
         classes,
@@ -318,5 +320,6 @@ def test_zero_activations_and_gradients_give_zero_not_nan():
 
 
 def test_equal_alpha_is_one_method():
-    assert dgl(10.0) is dgl(10.0) and dgl(10.0) == dgl(10.0)
-    assert dgl(1.0) != dgl(10.0)
+    assert dgl() == dgl(10.0) == dgl(alpha=10.0) == dgl(10) != dgl(1.0)
+    assert len({dgl(), dgl(10.0), dgl(alpha=10.0), METHODS['dgl']()}) == 1
+    assert sgl_g2() == sgl_g2(alpha=10.0) != sgl_g2(1.0)

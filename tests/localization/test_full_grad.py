@@ -12,6 +12,7 @@ from wsol_jax.localization.full_grad import contributions
 from wsol_jax.localization.gradients import ALL, Run, activation_gradients, class_score
 from wsol_jax.localization.localize import localize
 from wsol_jax.localization.targets import logit, target_scores
+from wsol_jax.localization.views import image_keys
 from wsol_jax.models import Network, Preprocessing
 from wsol_jax.models.layers import Endpoints
 
@@ -102,6 +103,7 @@ def decomposed(apply, chain, state, inputs, classes):
         gradients={n: g[class_score] for n, g in gradients.items()},
         main_layers=chain,
         chunk_size=16,
+        keys=image_keys(inputs, 0),
     )
     return logits, activations, *contributions(run)
 

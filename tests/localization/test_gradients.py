@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -23,6 +24,7 @@ from wsol_jax.localization.gradients import (
 from wsol_jax.localization.localize import compute_maps, localize
 from wsol_jax.localization.methods import METHODS, resolve_methods
 from wsol_jax.localization.plan import make_plan
+from wsol_jax.localization.views import image_keys
 from wsol_jax.models import build
 from wsol_jax.models.layers import global_average_pool
 
@@ -157,7 +159,7 @@ def test_classes_at_once_equal_a_loop(resnet, stages):
 def everything(network, plan_layers):
     """A function of (state, inputs, classes) giving the maps of all gradient methods."""
     layers_of = {m: ('stage4',) if m.where == 'last' else plan_layers for m in gradient_methods()}
-    return lambda s, x, c: raw_maps(network.apply, s, x, c, layers_of)[2]
+    return lambda s, x, c: raw_maps(network.apply, s, x, c, layers_of, image_keys(x, 0))[2]
 
 
 @pytest.fixture(scope='module')
@@ -184,7 +186,7 @@ def test_jit_equals_no_jit(toy, toy_images):
     x, classes = toy.preprocessing(toy_images), jnp.array([[1], [4], [0], [5]])
 
     def run(state):
-        return raw_maps(toy.apply, state, x, classes, layers_of)[2]
+        return raw_maps(toy.apply, state, x, classes, layers_of, image_keys(x, 0))[2]
 
     plain, compiled = run(toy.state), jax.jit(run)(toy.state)
     assert plain.keys() == compiled.keys() and len(plain) == 19
@@ -220,9 +222,38 @@ def test_a_shared_cotangent_is_pulled_back_once(toy, toy_images):
 
     layers_of = dict.fromkeys((dgl(), cam.cam(), cam.layer_cam()), ('late',))
     x = toy.preprocessing(toy_images)
-    raw_maps(counting, toy.state, x, jnp.zeros((4, 1), int), layers_of)
+    raw_maps(counting, toy.state, x, jnp.zeros((4, 1), int), layers_of, image_keys(x, 0))
     # One backward pass, traced once under vmap, whatever the number of methods and layers.
     assert seen == [(4, 6)]
+
+
+def test_methods_without_cotangents_run_no_backward_pass(toy_with_spare, toy_images):
+    def forward_only(state, inputs, perturb=None):
+        assert not perturb
+        return toy_with_spare.apply(state, inputs, perturb)
+
+    network = replace(toy_with_spare, apply=forward_only)
+    names = ('eigen_cam', 'kpca_cam', 'fem', 'random_cam')
+    result = localize(network, toy_images, names, ('early', 'spare'))  # off the path to the logits
+    assert len(result.maps) == 8
+    beside = localize(toy_with_spare, toy_images, (*names, 'dgl'), ('early',)).maps
+    for name in names:
+        close(result.maps[name, 'early'], beside[name, 'early'], 2e-6)
+
+
+def test_what_is_drawn_depends_on_the_image_alone(resnet, images):
+    def maps_of(rows, seed=0):
+        options = {'noise': 2, 'sigma': 0.5, 'seed': seed}
+        noisy = localize(resnet, images[rows], ('grad_cam',), ('stage2',), 1, **options).maps
+        drawn = localize(resnet, images[rows], ('random_cam', 'ss_cam'), ('stage4',), 1, seed=seed)
+        return [np.asarray(m) for m in (*noisy.values(), *drawn.maps.values())]
+
+    whole = maps_of([0, 1, 2])
+    for rows in ([2, 0, 1], [1], [2, 2, 0, 1, 1]):
+        for m, expected in zip(maps_of(rows), whole, strict=True):
+            close(m, expected[rows], 1e-4)
+    for m, other in zip(whole, maps_of([0, 1, 2], seed=1), strict=True):
+        assert np.abs(m - other).max() > 1e-2 * np.abs(m).max()
 
 
 def test_maps_of_sharded_batches_equal_a_single_device(tmp_path):

@@ -90,8 +90,8 @@ def test_is_cam(maps, exact):
     check(maps, 'is_cam', exact, lambda mask, _: [mask * n / 4 for n in (1, 2, 3, 4)])
 
 
-def test_ss_cam(maps, exact):
-    keys = image_keys(jnp.asarray(exact[1], jnp.float32), 0)
+def test_ss_cam(maps, exact, toy_images):
+    keys = image_keys(toy_images[:2], 0)
 
     def noise(i, sample):
         return np.asarray(jax.random.normal(jax.random.fold_in(keys[i], sample), (8, 8)))

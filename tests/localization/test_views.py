@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from wsol_jax.localization.views import image_keys, noisy, scaled
+from wsol_jax.localization.views import image_keys, noisy, other_keys, scaled
 
 
 @pytest.fixture(scope='module')
@@ -18,7 +18,11 @@ def inputs():
 
 
 compiled_keys = jax.jit(lambda inputs, seed: jax.random.key_data(image_keys(inputs, seed)))
-compiled_noisy = jax.jit(noisy)
+
+
+@jax.jit
+def compiled_noisy(inputs, sigma, sample):
+    return noisy(inputs, sigma, other_keys(image_keys(inputs, 0), sample))
 
 
 def bits(inputs, seed=0):
@@ -53,6 +57,14 @@ def test_images_of_few_values_have_different_keys():
     assert len(set(bits(black_and_white))) == 300
     grey_levels = rng.integers(-128, 128, (2000, 8, 8, 3)) / 64
     assert len(set(bits(grey_levels))) == 2000
+
+
+def test_bytes_have_keys_of_their_own():
+    images = np.random.default_rng(3).integers(0, 4, (500, 6, 5, 3), np.uint8)
+    keys = jax.random.key_data(jax.jit(lambda x: image_keys(x, 0))(images))
+    assert len(np.unique(keys, axis=0)) == 500
+    nudged = images[:1] + np.eye(6, 5, dtype=np.uint8)[..., None]
+    assert not (jax.random.key_data(image_keys(nudged, 0)) == keys).all(1).any()
 
 
 def test_another_seed_gives_other_keys(inputs):

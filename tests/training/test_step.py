@@ -52,11 +52,16 @@ def program_of(setting, module):
     return make_program(setting, module, network, local_devices('jit'), 10, 5), network
 
 
+def one_step(program, state, batch=BATCH):
+    """A step from a copy of a state, which is given up for the new one."""
+    return program.step(jax.tree.map(jnp.copy, state), batch)
+
+
 def steps_of(program):
     """The state after each of three steps, from the initial one, and what they reported."""
     states, sums = [program.initial], []
     for _ in range(3):
-        state, more = program.step(states[-1], BATCH)
+        state, more = one_step(program, states[-1])
         states.append(state)
         sums.append(more)
     return states, sums
@@ -81,7 +86,7 @@ def test_the_loss_is_the_mean_over_valid_images(smoothing):
     setting = replace(SETTING, label_smoothing=smoothing)
     program, network = tiny_program(setting, norm=False, rate=0.0)
     logits, _ = network(IMAGES)
-    state, sums = program.step(program.initial, BATCH)
+    state, sums = one_step(program, program.initial)
     assert float(sums.loss) == pytest.approx(cross_entropy(logits, smoothing), rel=1e-5)
     right = np.argmax(logits, -1) == BATCH.labels
     assert (int(sums.right), int(sums.images), int(state.step)) == (right[:6].sum(), 6, 1)
@@ -92,9 +97,9 @@ def test_images_that_are_not_valid_change_nothing():
     images, labels = IMAGES.copy(), BATCH.labels.copy()
     images[6:], labels[6:] = 255 - images[6:], 2
     changed = BATCH._replace(images=images, labels=labels)
-    one, two = (program.step(program.initial, batch) for batch in (BATCH, changed))
+    one, two = (one_step(program, program.initial, batch) for batch in (BATCH, changed))
     assert_close(one, two, rtol=0, atol=0)
-    more = program.step(program.initial, changed._replace(valid=np.ones(8, bool)))
+    more = one_step(program, program.initial, changed._replace(valid=np.ones(8, bool)))
     assert float(more[1].loss) != float(one[1].loss)
 
 
@@ -103,7 +108,7 @@ def test_dropout_depends_on_seed_step_and_image():
     state = program.initial
 
     def loss(program=program, step=0, batch=BATCH):
-        return float(program.step(state._replace(step=jnp.int32(step)), batch)[1].loss)
+        return float(one_step(program, state._replace(step=jnp.int32(step)), batch)[1].loss)
 
     assert loss() == loss() != loss(step=1)
     order = np.array([3, 0, 5, 1, 4, 2, 7, 6])
@@ -168,6 +173,22 @@ def small_resnet(setting):
     program = make_program(setting, module, network, local_devices('jit'), 10, 5)
     images = RNG.integers(0, 256, (4, 32, 32, 3), np.uint8)
     return program, Shard(images, np.arange(4) % 3, np.ones(4, bool), np.arange(4))
+
+
+@pytest.mark.parametrize('ema', [0.0, 0.5])
+def test_the_state_is_given_up_for_the_new_one(ema):
+    program, batch = small_resnet(replace(SETTING, ema=ema))
+    devices = local_devices('jit')
+    # The moving average starts as the very arrays of the weights.
+    state = devices.replicate(program.initial, donated=True)
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    memory = program.step.lower(state, batch).compile().memory_analysis()
+    assert memory.alias_size_in_bytes == size
+    before = jax.device_get(program.initial)
+    after, _ = program.step(state, devices.shard(batch))
+    assert all(x.is_deleted() for x in jax.tree.leaves(state))
+    assert_close(jax.device_get(program.initial), before, rtol=0, atol=0)
+    assert int(after.step) == 1
 
 
 def test_no_gradient_of_what_is_frozen_is_computed():

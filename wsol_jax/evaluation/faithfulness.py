@@ -10,7 +10,7 @@ keeps the pixels whose rank in the map lies in a range and fills the others: one
 `chunk_size` perturbed copies of the batch at a time.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from wsol_jax.localization.gradients import Apply
 from wsol_jax.maps.fuse import min_max, resize
 from wsol_jax.models import Network, Preprocessing
 from wsol_jax.names import unknown_name
-from wsol_jax.parallel import in_parts
+from wsol_jax.parallel import Devices, in_parts
 
 SCORES = {
     'average_drop': 'AverageDrop',
@@ -34,6 +34,7 @@ SCORES = {
 }
 _IN_PERCENT = ('average_drop', 'increase')
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
+STEPS, CHUNK_SIZE = 20, 10
 BLUR_TAPS, BLUR_SIGMA = 11, 5  # klen and ksig of RISE's Evaluation.ipynb
 NOISE = 0.01  # standard deviation for pixels in [0, 1], as in the authors' road_evaluation
 
@@ -48,8 +49,8 @@ def faithfulness(
     classes: Sequence[int] | np.ndarray | jax.Array,
     *,
     scores: Sequence[str] = tuple(SCORES),
-    steps: int = 20,
-    chunk_size: int = 10,
+    steps: int = STEPS,
+    chunk_size: int = CHUNK_SIZE,
 ) -> dict[Key, dict[str, jax.Array]]:
     """Scores many maps of each image of a batch in one compiled program.
 
@@ -105,7 +106,22 @@ def faithfulness(
         list(maps.values()),
         targets,
     )
-    return {key: {s: values[s][i] for s in scores} for i, key in enumerate(maps)}
+    return {key: {s: values[s][:, i] for s in scores} for i, key in enumerate(maps)}
+
+
+def faithfulness_program(network: Network, devices: Devices) -> Callable[..., dict[str, jax.Array]]:
+    """All scores of `faithfulness` in one program that the devices share.
+
+    Args:
+        network: the classifier.
+        devices: what the program runs on.
+
+    Returns:
+        (state, images [B,H,W,3], [maps [B,h,w]], classes [B]) -> {score: [B,M]} of M maps, the
+        state from `devices.replicate`, the rest from `devices.shard`.
+    """
+    options = (network.apply, network.preprocessing, tuple(SCORES), STEPS, CHUNK_SIZE)
+    return devices.per_image(partial(compute_faithfulness, *options))
 
 
 def summarize(values: Mapping[str, Any]) -> dict[str, float]:
@@ -164,7 +180,7 @@ def compute_faithfulness(
     maps: Sequence[jax.Array],
     classes: jax.Array,
 ) -> dict[str, jax.Array]:
-    """The compiled program of `faithfulness`: {score: [M,B]} of M maps [B,h,w] per image."""
+    """The compiled program of `faithfulness`: {score: [B,M]} of M maps [B,h,w] per image."""
     inputs = preprocessing(images)
     size = (inputs.shape[1], inputs.shape[2])
     scaled = jnp.stack([resize(min_max(jnp.asarray(m, jnp.float32)), size) for m in maps])
@@ -182,7 +198,7 @@ def compute_faithfulness(
         found = jnp.moveaxis(found, 1, 0).reshape(len(inputs), -1)[:, : len(passes)]
         return _scores(scores, ends, {k: found[:, passes[:, 0] == k] for k in range(4)})
 
-    return jax.lax.map(score, scaled)
+    return jax.tree.map(jnp.transpose, jax.lax.map(score, scaled))
 
 
 def _probabilities(apply: Apply, state, classes: jax.Array, inputs: jax.Array) -> jax.Array:

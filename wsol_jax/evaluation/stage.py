@@ -11,14 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from wsol_jax.config import Config, EvaluateConfig
 from wsol_jax.data import Source, evaluation_batches, evenly_spaced
 from wsol_jax.evaluation.counts import CURVES, Counts, count_part, nothing
-from wsol_jax.evaluation.faithfulness import faithfulness, summarize
+from wsol_jax.evaluation.faithfulness import faithfulness_program, summarize
 from wsol_jax.evaluation.outcomes import Outcomes, by_class, by_size, intervals, outcomes_of
 from wsol_jax.evaluation.processes import mapper
 from wsol_jax.evaluation.split import Part, Split
@@ -26,6 +25,7 @@ from wsol_jax.localization.store import MapStore
 from wsol_jax.maps import Key
 from wsol_jax.maps.score import score_map
 from wsol_jax.models import Network
+from wsol_jax.parallel import local_devices
 from wsol_jax.workdir import write_csv, write_text
 
 _BOX_COLUMNS = ('image_id', 'method', 'layer', 'class', 'class_score', 'threshold')
@@ -198,21 +198,22 @@ def _add_faithfulness(
     if not count:
         return
     classes = split.store.fact('classes')[:, 0]
-    values: dict[Key, list[dict[str, np.ndarray]]] = {key: [] for key in keys}
+    values: list[dict[str, np.ndarray]] = []
     size = config.network.input_size or network.input_size
-    batch_size = min(config.localize.batch_size, count)
+    devices = local_devices(config.parallel)
+    batch_size = devices.round_up(min(config.localize.batch_size, count))
+    program, state = faithfulness_program(network, devices), devices.replicate(network.state)
     bar = tqdm(total=count, desc=f'faithfulness {split.name}', unit='image', disable=None)
     with bar:
         for batch in evaluation_batches(split.source, size, batch_size, images.tolist()):
             index = np.maximum(batch.index, 0)  # padding is scored with the first image's maps
-            maps = {key: split.rectified(key, index) for key in keys}
-            scores = faithfulness(network, batch.images, maps, classes[index])
-            for key, of_key in jax.device_get(scores).items():
-                values[key].append({name: v[batch.valid] for name, v in of_key.items()})
+            maps = [split.rectified(key, index) for key in keys]
+            scores = program(state, *devices.shard((batch.images, maps, classes[index])))
+            values.append({k: v[batch.valid] for k, v in devices.gather(scores).items()})
             bar.update(int(batch.valid.sum()))
-    for row, key in zip(shown, keys, strict=True):
-        columns = {name: [v[name] for v in values[key]] for name in values[key][0]}
-        row |= summarize({name: np.concatenate(parts) for name, parts in columns.items()})
+    columns = {name: np.concatenate([v[name] for v in values]) for name in values[0]}
+    for i, row in enumerate(shown):
+        row |= summarize({name: column[:, i] for name, column in columns.items()})
         row['faithfulness_images'] = count
 
 

@@ -18,7 +18,7 @@ from wsol_jax.localization.factors import (
     principal_component,
 )
 from wsol_jax.localization.gradients import Method, Run, class_score
-from wsol_jax.localization.views import image_keys
+from wsol_jax.localization.views import other_keys
 
 
 def eigen_cam(centred: bool = False) -> Method:
@@ -103,7 +103,7 @@ class _Random:
     seed: int
 
     def __call__(self, run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
-        keys = image_keys(run.inputs, self.seed)
+        keys = other_keys(run.keys, self.seed)
         return {n: self._terms(run.activations[n], keys, n) for n in layers}
 
     def _terms(self, s: jax.Array, keys: jax.Array, layer: str) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from wsol_jax.localization.factors import principal_component
 from wsol_jax.localization.gradients import ALL, Method, Run, class_score
 from wsol_jax.localization.targets import score_gradients
-from wsol_jax.localization.views import noisy
+from wsol_jax.localization.views import noisy, other_keys
 from wsol_jax.maps.fuse import fuse
 
 _SPACE = (-3, -2)
@@ -54,7 +54,7 @@ def smooth_grad_cam_pp(samples: int = 4, sigma: float = 0.3) -> Method:
         sigma: of the noise, see `noisy`.
     """
     passes = _Smooth(samples, sigma)
-    return Method('smooth_grad_cam_pp', passes=passes, relu=True)
+    return Method('smooth_grad_cam_pp', (class_score,), passes=passes, relu=True)
 
 
 def xgrad_cam() -> Method:
@@ -94,7 +94,7 @@ def shapley_cam() -> Method:
     the direction S. In a network that is linear by parts the Hessian of a logit is zero and the
     map is Grad-CAM's; with `score='softmax'` it is not.
     """
-    return Method('shapley_cam', passes=_shapley, relu=True)
+    return Method('shapley_cam', (class_score,), passes=_shapley, relu=True)
 
 
 def refine_cam() -> Method:
@@ -102,7 +102,7 @@ def refine_cam() -> Method:
 
     As in pytorch-grad-cam; one map from all layers.
     """
-    return Method('refine_cam', passes=_refine, where='all')
+    return Method('refine_cam', (class_score,), passes=_refine, where='all')
 
 
 def _cam(s: jax.Array, g: jax.Array) -> jax.Array:
@@ -145,7 +145,8 @@ class _Smooth:
 
     def __call__(self, run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
         def moments(sample):
-            gradients = _score_gradients(run, layers, noisy(run.inputs, self.sigma, sample))
+            inputs = noisy(run.inputs, self.sigma, other_keys(run.keys, sample))
+            gradients = _score_gradients(run, layers, inputs)
             # In units of each image's largest gradient: cubes of small ones would be lost.
             return {
                 n: tuple((g / _largest(run.gradients[n])) ** p for p in (1, 2, 3))

@@ -4,7 +4,7 @@ Tan, Gu, Ruan, Wei, Zhao: "Dual-Gradients Localization Framework for Weakly Supe
 Localization", ACM MM 2020.
 """
 
-from functools import cache, partial
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ _BOTH = (class_score, softmax_probabilities)
 _TINY = 1e-12  # guards the squared norms, as in the released code
 
 
-@cache  # one object per alpha: the compiled program is keyed by it
 def dgl(alpha: float = 10.0) -> Method:
     """M = sum_k g A with the class-aware enhanced map A = S/|S| - G/|G|, on any layer.
 
@@ -29,7 +28,7 @@ def dgl(alpha: float = 10.0) -> Method:
         alpha: weight of the class in the loss gradient; the paper uses 10. As it grows the method
           tends to gradient x activation plus squared gradient.
     """
-    return Method('dgl', _BOTH, partial(_dual_terms, alpha=alpha))
+    return Method('dgl', _BOTH, _Dual(alpha))
 
 
 def sgl_g1() -> Method:
@@ -40,7 +39,6 @@ def sgl_g1() -> Method:
     return Method('sgl_g1', (class_score,), _sgl_g1)
 
 
-@cache
 def sgl_g2(alpha: float = 10.0) -> Method:
     """SGL-G2: sum_k (-G/|G|) A with DGL's enhanced map A and loss gradient G.
 
@@ -49,20 +47,28 @@ def sgl_g2(alpha: float = 10.0) -> Method:
     Args:
         alpha: see `dgl`.
     """
-    return Method('sgl_g2', _BOTH, partial(_sgl_g2, alpha=alpha))
+    return Method('sgl_g2', _BOTH, _Steepest(alpha))
 
 
-def _dual_terms(s: jax.Array, g: jax.Array, q: jax.Array, *, alpha: float) -> jax.Array:
-    return g * (_unit(s) - _unit(q - alpha * g))
+@dataclass(frozen=True)
+class _Dual:
+    alpha: float
+
+    def __call__(self, s: jax.Array, g: jax.Array, q: jax.Array) -> jax.Array:
+        return g * (_unit(s) - _unit(q - self.alpha * g))
+
+
+@dataclass(frozen=True)
+class _Steepest:
+    alpha: float
+
+    def __call__(self, s: jax.Array, g: jax.Array, q: jax.Array) -> jax.Array:
+        direction = _unit(q - self.alpha * g)
+        return -direction * (_unit(s) - direction)
 
 
 def _sgl_g1(s: jax.Array, g: jax.Array) -> jax.Array:
     return (_unit(s) + _unit(g)) * _unit(g)
-
-
-def _sgl_g2(s: jax.Array, g: jax.Array, q: jax.Array, *, alpha: float) -> jax.Array:
-    direction = _unit(q - alpha * g)
-    return -direction * (_unit(s) - direction)
 
 
 def _unit(x: jax.Array) -> jax.Array:

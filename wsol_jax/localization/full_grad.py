@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from wsol_jax.localization.gradients import ALL, Method, Run
+from wsol_jax.localization.gradients import ALL, Method, Run, class_score
 from wsol_jax.localization.targets import score_gradients
 from wsol_jax.maps.fuse import min_max, resize
 
@@ -21,7 +21,7 @@ def full_grad() -> Method:
     every bias, batch-norm shift and clipping in between. psi scales each channel to [0, 1] and
     resizes it.
     """
-    return Method('full_grad', passes=_full_grad, where='all')
+    return Method('full_grad', (class_score,), passes=_full_grad, where='all')
 
 
 def _full_grad(run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:

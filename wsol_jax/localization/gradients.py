@@ -2,7 +2,7 @@
 
 A localization method is two small functions: which cotangents it needs on the logits, and how
 it combines activations with the gradients they pull back. Methods asked for together share the
-forward pass and every cotangent they have in common.
+forward pass and every cotangent they have in common; only what they ask for is pulled back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,9 +42,11 @@ class Run:
         scores: logits [B,C] -> the scores of the K targets of every image [B,K].
         logits: [B,C].
         activations: {layer: [B,h,w,K']}, at least at the method's layers.
-        gradients: {layer: [K,B,h,w,K']} of the scores, at the same layers.
+        gradients: {layer: [K,B,h,w,K']} of the scores, at the same layers; only for methods that
+            name `class_score` among their cotangents.
         main_layers: of the network, from input to output.
         chunk_size: copies of the batch that may go through the network at once.
+        keys: random keys [B], of each image alone.
     """
 
     forward: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
@@ -55,16 +57,20 @@ class Run:
     gradients: dict[str, jax.Array]
     main_layers: tuple[str, ...]
     chunk_size: int
+    keys: jax.Array
 
 
 @dataclass(frozen=True)
 class Method:
     """A localization method: either `terms` over shared pull-backs, or `passes` of its own.
 
+    Methods compare by value, and compiled programs are keyed by them: options belong into frozen
+    dataclasses, for every new lambda or partial is a method of its own.
+
     Attributes:
         name: key of its maps in results, tables and files.
         cotangents: what it pulls back from the logits, in the order `terms` takes the gradients;
-            `class_score` stands for whatever score is explained.
+            `class_score` stands for whatever score is explained. () needs no backward pass.
         terms: (activations [B,h,w,K], *gradients [B,h,w,K]) -> [B,h,w,K], which `reduce` makes
             the map of.
         passes: (run, layers) -> {layer: terms [K,B,h,w,K']} for the K targets, or [1,B,h,w,K'].
@@ -106,6 +112,7 @@ def activation_gradients(
     classes: Classes,
     layers: Sequence[str],
     cotangents: Sequence[Cotangent],
+    others: Sequence[str] = (),
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array], dict[str, dict[Cotangent, jax.Array]]]:
     """Runs the network once and pulls every cotangent back to every layer.
 
@@ -114,8 +121,9 @@ def activation_gradients(
         state: its state; no gradient of it is taken.
         inputs: [B,H,W,3], preprocessed.
         classes: see `Classes`.
-        layers: endpoints to pull back to.
+        layers: endpoints to pull back to; without any there is no backward pass.
         cotangents: what to pull back; held constant, never differentiated.
+        others: endpoints whose activations are wanted, too.
 
     Returns:
         logits [B,C], classes [B,K], activations {layer: [B,h,w,K']} and gradients
@@ -124,11 +132,14 @@ def activation_gradients(
 
     def forward(perturb):
         logits, endpoints = apply(state, inputs, perturb)
-        return logits, {layer: endpoints[layer] for layer in layers}
+        return logits, {layer: endpoints[layer] for layer in (*layers, *others)}
 
+    if not layers:
+        logits, activations = forward(None)
+        return logits, _chosen(classes, logits), activations, {}
     zeros = _zero_perturbations(apply, state, inputs, layers)
     logits, pull_back, activations = jax.vjp(forward, zeros, has_aux=True)
-    chosen = classes(logits) if callable(classes) else classes
+    chosen = _chosen(classes, logits)
     groups = [c(logits, chosen) for c in cotangents]
     ends = np.cumsum([g.shape[0] for g in groups])[:-1]
     (pulled,) = jax.vmap(pull_back)(jnp.concatenate(groups))
@@ -136,6 +147,10 @@ def activation_gradients(
         layer: dict(zip(cotangents, jnp.split(g, ends), strict=True)) for layer, g in pulled.items()
     }
     return logits, chosen, activations, gradients
+
+
+def _chosen(classes: Classes, logits: jax.Array) -> jax.Array:
+    return classes(logits) if callable(classes) else classes
 
 
 def _zero_perturbations(apply, state, inputs, layers) -> dict[str, jax.Array]:
@@ -151,6 +166,7 @@ def raw_maps(
     inputs: jax.Array,
     classes: Classes,
     layers_of: Mapping[Method, Sequence[str]],
+    keys: jax.Array,
     *,
     score: Score = logit,
     main_layers: tuple[str, ...] = (),
@@ -164,21 +180,29 @@ def raw_maps(
         inputs: [B,H,W,3], preprocessed.
         classes: see `Classes`.
         layers_of: the methods to compute and the layers of each; (ALL,) for one that needs all.
+        keys: random keys [B], for the methods that draw.
         score: what is explained of a class.
         main_layers: of the network, for the methods that need them all.
         chunk_size: see `Run`.
 
     Returns:
         logits [B,C]; classes [B,K]; raw maps {(method, layer): [B,K,h,w]} at feature resolution;
-        {layer: [B]}: DEAD where no score depends on that layer (gradient zero everywhere), UNEVEN
-        where a method for the last layer finds other gradients at other positions, else 0.
+        {layer: [B]} for the layers with gradients: DEAD where no score depends on that layer
+        (gradient zero everywhere), UNEVEN where a method for the last layer finds other gradients
+        at other positions, else 0.
     """
-    cotangents = list(dict.fromkeys(c for m in layers_of for c in (class_score, *m.cotangents)))
+    cotangents = list(dict.fromkeys(c for m in layers_of for c in m.cotangents))
+    layers = _activations_of(layers_of, main_layers)
+    pulled_at = _activations_of({m: n for m, n in layers_of.items() if m.cotangents}, main_layers)
     explained = partial(target_cotangents, score)
-    named = [layer for chosen in layers_of.values() for layer in chosen]
-    layers = list(dict.fromkeys(n for x in named for n in (main_layers if x == ALL else (x,))))
     logits, chosen, activations, pulled = activation_gradients(
-        apply, state, inputs, classes, layers, [explained, *cotangents[1:]]
+        apply,
+        state,
+        inputs,
+        classes,
+        pulled_at,
+        [explained if c is class_score else c for c in cotangents],
+        [n for n in layers if n not in pulled_at],
     )
     gradients = {n: dict(zip(cotangents, g.values(), strict=True)) for n, g in pulled.items()}
     run = Run(
@@ -187,30 +211,40 @@ def raw_maps(
         lambda z: target_scores(score, z, chosen),
         logits,
         activations,
-        {n: g[class_score] for n, g in gradients.items()},
+        {n: g[class_score] for n, g in gradients.items() if class_score in g},
         main_layers,
         chunk_size,
+        keys,
     )
+    # Of `shape`, not `len`: exported programs leave batch size and number of targets open.
+    targets = 1 if chosen.dtype == bool else chosen.shape[1]
     terms: dict[tuple[Method, str], jax.Array] = {}
     for method, at in layers_of.items():
         if method.passes:
             own = method.passes(run, at)
         else:
-            own = {n: _terms(method, activations[n], gradients[n]) for n in at}
+            own = {n: _terms(method, activations[n], gradients.get(n, {}), targets) for n in at}
         terms |= {(method, n): own[n] for n in at}
-    # Of `shape`, not `len`: exported programs leave batch size and number of targets open.
-    targets = next(iter(run.gradients.values())).shape[0]
     maps = {
         (method.name, n): jnp.broadcast_to(m, (m.shape[0], targets, *m.shape[2:]))
         for (method, n), m in _reduced(terms).items()
     }
     even = {n for method, at in layers_of.items() for n in at if method.where == 'last'}
-    faults = {n: _faults(g, n in even) for n, g in run.gradients.items()}
+    faults = {n: _faults(list(g.values()), n in even) for n, g in gradients.items()}
     return logits, chosen, maps, faults
 
 
-def _faults(gradient: jax.Array, even: bool) -> jax.Array:
-    """What is wrong with gradients [K,B,h,w,K'], for each image: 0, DEAD or UNEVEN."""
+def _activations_of(
+    layers_of: Mapping[Method, Sequence[str]], main_layers: tuple[str, ...]
+) -> list[str]:
+    """The endpoints that the layers of all methods stand for, each once."""
+    named = [layer for chosen in layers_of.values() for layer in chosen]
+    return list(dict.fromkeys(n for x in named for n in (main_layers if x == ALL else (x,))))
+
+
+def _faults(gradients: Sequence[jax.Array], even: bool) -> jax.Array:
+    """What is wrong with gradients [N,B,h,w,K'], for each image: 0, DEAD or UNEVEN."""
+    gradient = jnp.concatenate(gradients)
     size = jnp.max(jnp.abs(gradient), axis=(0, 2, 3, 4))
     faults = jnp.where(size == 0, DEAD, 0)
     if even:
@@ -249,12 +283,11 @@ def _channel_sums(terms: Sequence[jax.Array]) -> Sequence[jax.Array]:
     return jax.lax.reduce(tuple(terms), zeros, add, (terms[0].ndim - 1,))
 
 
-def _terms(method: Method, activations, gradients) -> jax.Array:
+def _terms(method: Method, activations, gradients, targets: int) -> jax.Array:
     """`terms` for each target: gradients [K or 1,B,h,w,K'] -> [K or 1,B,h,w,K']."""
     assert method.terms is not None
     used = [gradients[c] for c in method.cotangents]
     if not used:
         return method.terms(activations)[None]
-    count = gradients[class_score].shape[0]
-    used = [jnp.broadcast_to(g, (count, *g.shape[1:])) for g in used]
+    used = [jnp.broadcast_to(g, (targets, *g.shape[1:])) for g in used]
     return jax.vmap(method.terms, in_axes=(None,) + (0,) * len(used))(activations, *used)

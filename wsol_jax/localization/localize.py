@@ -12,7 +12,7 @@ import numpy as np
 from wsol_jax.localization.gradients import DEAD, UNEVEN, Apply, Classes, Method, raw_maps
 from wsol_jax.localization.plan import MapPlan, make_plan
 from wsol_jax.localization.targets import FreeScore
-from wsol_jax.localization.views import AS_IT_IS, View, mirrored, scaled, seen
+from wsol_jax.localization.views import AS_IT_IS, View, image_keys, mirrored, scaled, seen
 from wsol_jax.maps import Key
 from wsol_jax.maps.fuse import fuse, min_max, resize
 
@@ -63,17 +63,17 @@ def compute_maps(
     Returns:
         logits [B,C], classes [B,K] (NO_CLASS for bool ones), maps {(method, layer): [B,K,h,w]}
         and {layer: [B]}, DEAD where the gradient is zero everywhere on that layer, UNEVEN where it
-        should be the same at all positions and is not, else 0.
+        should be the same at all positions and is not, else 0; only for layers with gradients.
     """
-    inputs = preprocessing(images)
+    inputs, keys = preprocessing(images), image_keys(jnp.asarray(images), plan.seed)
     views = plan.views
     # Logits and predicted classes are those of the image as it is: that view comes first.
     as_is = None if views[0] == AS_IT_IS else apply(state, inputs, None)[0]
     target: Classes = partial(_top_classes, count=top) if top else jnp.asarray(classes)
     if as_is is not None and callable(target):
         target = target(as_is)
-    logits, chosen, first, dead = _view_maps(apply, plan, state, inputs, target, views[0])
-    others = _other_views(apply, plan, state, inputs, chosen, views[1:])
+    logits, chosen, first, dead = _view_maps(apply, plan, state, inputs, keys, target, views[0])
+    others = _other_views(apply, plan, state, inputs, keys, chosen, views[1:])
     maps = {key: _finish(plan, [m[key] for m in (first, *others)]) for key in plan.keys}
     if chosen.dtype == bool:
         chosen = jnp.full((chosen.shape[0], 1), NO_CLASS)
@@ -84,11 +84,11 @@ def _top_classes(logits: jax.Array, count: int) -> jax.Array:
     return jax.lax.top_k(logits, count)[1]
 
 
-def _other_views(apply, plan: MapPlan, state, inputs, classes, views: Sequence[View]):
+def _other_views(apply, plan: MapPlan, state, inputs, keys, classes, views: Sequence[View]):
     """Maps of each view; those of one scale go through one copy of the network in the program."""
 
     def one(view: View) -> dict[Key, jax.Array]:
-        return _view_maps(apply, plan, state, inputs, classes, view)[2]
+        return _view_maps(apply, plan, state, inputs, keys, classes, view)[2]
 
     found: list[dict[Key, jax.Array]] = []
     for scale in dict.fromkeys(view.scale for view in views):
@@ -104,15 +104,16 @@ def _other_views(apply, plan: MapPlan, state, inputs, classes, views: Sequence[V
     return found
 
 
-def _view_maps(apply, plan: MapPlan, state, inputs, classes, view: View):
+def _view_maps(apply, plan: MapPlan, state, inputs, keys, classes, view: View):
     """Maps of one view, turned back and fused over layers and methods."""
-    inputs = seen(scaled(inputs, view.scale), view, plan.sigma)
+    inputs = seen(scaled(inputs, view.scale), view, plan.sigma, keys)
     logits, chosen, raw, dead = raw_maps(
         apply,
         state,
         inputs,
         classes,
         plan.layers_of,
+        keys,
         score=plan.score,
         main_layers=plan.main_layers,
         chunk_size=plan.chunk_size,
@@ -163,7 +164,7 @@ def localize(
           several classes, or a function logits [C] -> score (define it once: the program is
           compiled anew for every other function).
         **options: score, alpha, fusion, scales, flip, aug_smooth, eigen_smooth, noise, sigma,
-          chunk_size, rectify, size, normalize: see `make_plan`.
+          chunk_size, rectify, size, normalize, seed: see `make_plan`.
 
     Returns:
         `Localization` with raw maps, logits and classes.

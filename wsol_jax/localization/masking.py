@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from wsol_jax.localization.gradients import Method, Run
-from wsol_jax.localization.views import image_keys
+from wsol_jax.localization.views import other_keys
 from wsol_jax.maps.fuse import min_max, resize
 from wsol_jax.parallel import in_parts
 
@@ -84,13 +84,9 @@ class _Noises:
     sigma: float
 
     def __call__(self, run: Run, scores_of: Callable, mask: jax.Array) -> jax.Array:
-        keys = image_keys(run.inputs, 0)
-
         def one(sample):
-            draw = jax.vmap(
-                lambda k: jax.random.normal(jax.random.fold_in(k, sample), mask[0].shape)
-            )
-            return scores_of(mask + self.sigma * draw(keys))
+            draw = jax.vmap(lambda key: jax.random.normal(key, mask.shape[1:]))
+            return scores_of(mask + self.sigma * draw(other_keys(run.keys, sample)))
 
         return jnp.mean(jax.lax.map(one, jnp.arange(self.samples)), axis=0)
 

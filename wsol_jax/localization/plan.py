@@ -41,6 +41,7 @@ class MapPlan:
         rectify: set negative values of the maps to zero.
         size: (height, width) that maps are resized to, bilinearly; None leaves them as they are.
         normalize: scale each map to [0, 1], after resizing.
+        seed: of the noise and of random maps; every image draws its own, wherever it stands.
     """
 
     methods: tuple[tuple[Method, ...], ...]
@@ -58,6 +59,7 @@ class MapPlan:
     rectify: bool = False
     size: tuple[int, int] | None = None
     normalize: bool = False
+    seed: int = 0
 
     @property
     def parts(self) -> dict[Key, tuple[tuple[Method, str], ...]]:
@@ -130,6 +132,7 @@ def make_plan(
     rectify: bool = False,
     size: tuple[int, int] | None = None,
     normalize: bool = False,
+    seed: int = 0,
 ) -> MapPlan:
     """Checks names against the network and fixes what to compute.
 
@@ -150,6 +153,7 @@ def make_plan(
         rectify: set negative values of the maps to zero.
         size: (height, width) to resize the maps to.
         normalize: scale each map to [0, 1].
+        seed: of the noise and of random maps.
 
     Raises:
         ValueError: an unknown method, layer, score or fusion, or a number out of range.
@@ -197,6 +201,7 @@ def make_plan(
         rectify,
         None if size is None else (int(size[0]), int(size[1])),
         normalize,
+        seed,
     )
 
 

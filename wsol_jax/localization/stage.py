@@ -34,14 +34,14 @@ class _Outputs(NamedTuple):
     dead: dict[str, Any]
 
 
-def plan_of(setting: LocalizeConfig, network: Network) -> MapPlan:
-    """The maps that the settings ask for; checks their names against the network.
+def plan_of(setting: LocalizeConfig, network: Network, seed: int = 0) -> MapPlan:
+    """The maps that the settings ask for, with the experiment's seed; checks their names.
 
     Raises:
         ValueError: see `make_plan`.
     """
     options = {k: v for k, v in vars(setting).items() if k not in _NOT_PLANNED}
-    return make_plan(network, setting.methods, setting.layers, **options)
+    return make_plan(network, setting.methods, setting.layers, seed=seed, **options)
 
 
 def localize_split(
@@ -68,7 +68,7 @@ def localize_split(
         ValueError: a wrong method, layer or class.
     """
     setting = config.localize
-    plan = plan_of(setting, network)
+    plan = plan_of(setting, network, config.seed)
     _check_target(setting.classes, network, source)
     devices = local_devices(config.parallel)
     batch_size = devices.round_up(min(setting.batch_size, len(source)))
@@ -106,7 +106,7 @@ def _compile(devices: Devices, apply, preprocessing, plan: MapPlan, top: int):
         maps = compute_maps(apply, preprocessing, plan, state, images, top, classes)
         return _Outputs(*maps)
 
-    return devices.compile(program)
+    return devices.per_image(program)
 
 
 def _open_store(target, network, plan: MapPlan, source, size, folder) -> MapStore:

@@ -28,32 +28,40 @@ class View:
 AS_IT_IS = View()
 
 
-def image_keys(inputs: jax.Array, seed: int) -> jax.Array:
+def image_keys(images: jax.Array, seed: int) -> jax.Array:
     """Random keys [B] that depend on each image alone, not on its place in the batch.
 
     Args:
-        inputs: [B,H,W,3].
+        images: [B,H,W,3] as they are given, uint8 or float: what is computed from them differs in
+            its last bits between batches and devices, and every bit counts here.
         seed: another one gives other keys.
     """
-    bits = jax.lax.bitcast_convert_type(inputs.astype(jnp.float32), jnp.uint32)
-    # Coarse values end in zero bits, which would leave few different sums.
-    bits = bits ^ (bits >> 16)
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        bits = jax.lax.bitcast_convert_type(images.astype(jnp.float32), jnp.uint32)
+        # Coarse values end in zero bits, which would leave few different sums.
+        bits = bits ^ (bits >> 16)
+    else:
+        bits = images.astype(jnp.uint32)
     factors = jax.random.bits(jax.random.key(0), bits.shape[1:]) | 1  # odd, one for each pixel
     hashes = jnp.sum(bits * factors, axis=(1, 2, 3), dtype=jnp.uint32)
     return jax.vmap(lambda h: jax.random.fold_in(jax.random.key(seed), h))(hashes)
 
 
-def noisy(inputs: jax.Array, sigma: float, sample: jax.Array | int) -> jax.Array:
+def other_keys(keys: jax.Array, number: jax.Array | int) -> jax.Array:
+    """Keys [B] of the same images for another draw."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def noisy(inputs: jax.Array, sigma: float, keys: jax.Array) -> jax.Array:
     """Adds Gaussian noise.
 
     Args:
         inputs: [B,H,W,3], preprocessed.
         sigma: its standard deviation, in units of that of each image: about 1 in inputs that are
             normalized by mean and standard deviation.
-        sample: number of the noise; every image draws its own.
+        keys: [B], of the noise of each image.
     """
-    keys = jax.vmap(lambda k: jax.random.fold_in(k, sample))(image_keys(inputs, 0))
-    noise = jax.vmap(lambda k: jax.random.normal(k, inputs.shape[1:]))(keys)
+    noise = jax.vmap(lambda key: jax.random.normal(key, inputs.shape[1:]))(keys)
     return inputs + sigma * jnp.std(inputs, axis=(1, 2, 3), keepdims=True) * noise
 
 
@@ -64,17 +72,17 @@ def mirrored(x: jax.Array, mirror: jax.Array | bool, *, axis: int) -> jax.Array:
     return jnp.where(mirror, jnp.flip(x, axis), x)
 
 
-def seen(inputs: jax.Array, view: View, sigma: float) -> jax.Array:
+def seen(inputs: jax.Array, view: View, sigma: float, keys: jax.Array) -> jax.Array:
     """Inputs [B,H,W,3] at the scale of a view -> what it shows of them; noise as in `noisy`.
 
     All but the scale may be traced values.
     """
     inputs = mirrored(inputs, view.mirror, axis=2)
     if isinstance(view.sample, jax.Array):
-        drawn = noisy(inputs, sigma, view.sample)
+        drawn = noisy(inputs, sigma, other_keys(keys, view.sample))
         inputs = jnp.where(view.sample > 0, drawn, inputs)
     elif view.sample:
-        inputs = noisy(inputs, sigma, view.sample)
+        inputs = noisy(inputs, sigma, other_keys(keys, view.sample))
     return inputs * view.gain
 
 

@@ -124,8 +124,10 @@ class Checkpoints:
         return {key.removesuffix('.value'): np.asarray(value) for key, value in named.items()}
 
     def _write(self, kind: str, step: int, parts: Mapping[str, Any]) -> None:
-        # As NumPy arrays: orbax would tie device arrays to the number of devices.
-        items = {name: ocp.args.StandardSave(jax.device_get(p)) for name, p in parts.items()}
+        # As NumPy arrays: orbax would tie device arrays to the number of devices. As copies: the
+        # next step overwrites the state while they are written.
+        copies = jax.tree.map(np.array, jax.device_get(parts))
+        items = {name: ocp.args.StandardSave(part) for name, part in copies.items()}
         self._managers[kind].save(step, args=ocp.args.Composite(**items))
 
     def _read(self, kind: str, parts: Mapping[str, Any]) -> Any:

@@ -85,7 +85,8 @@ class _Run:
         self._step = checkpoints.step()
         self._sums: list[Sums] = []  # of the steps that no row of progress.csv tells yet
         start = program.initial
-        self._state = devices.replicate(checkpoints.restore(start) if self._step else start)
+        start = checkpoints.restore(start) if self._step else start
+        self._state = devices.replicate(start, donated=True)
         self._log = ProgressLog(workdir)
         self._log.forget('train', after=self._step)
 

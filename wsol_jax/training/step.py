@@ -56,7 +56,7 @@ class Program(NamedTuple):
 
     Attributes:
         initial: the state before the first step.
-        step: (state, shard) -> (state, sums).
+        step: (state, shard) -> (state, sums); the old state is given up for the new one.
         predict: (state, images) -> classes [B].
     """
 
@@ -97,7 +97,7 @@ def make_program(
     state = TrainState(jnp.int32(0), params, stats, optimizer.init(trainable), ema)
     loss = partial(_loss, graph, keys, network.preprocessing, setting.label_smoothing)
     step = partial(_step, setting, loss, optimizer, devices)
-    return Program(state, devices.compile(step), devices.compile(partial(_predict, network)))
+    return Program(state, devices.step(step), devices.per_image(partial(_predict, network)))
 
 
 def split_module(module: nnx.Module) -> tuple[Any, Any, Any, Any]:
