@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -233,8 +233,16 @@ def mirrored_and_scaled(tilted, inputs, classes):
     small = inputs[:, :4, 2:6]
     fused = maps_of(tilted, small, classes, ('late',), scales=(2.0,), flip=True)
     large = np.asarray(scaled(jnp.asarray(small), 2.0))
-    program = partial(maps_of, tilted, classes=classes, layers=('early', 'late'))
-    return fused, program(large), program(large[:, :, ::-1])
+    # What is drawn is drawn for the image, whatever the view.
+    keys = image_keys(jnp.asarray(small), 0)
+    plan = make_plan(tilted, NAMES, ('early', 'late'))
+
+    def alone(state, inputs):
+        options = {'main_layers': plan.main_layers}
+        return raw_maps(tilted.apply, state, inputs, classes, plan.layers_of, keys, **options)[2]
+
+    views = (large, large[:, :, ::-1])
+    return fused, *(jax.device_get(jax.jit(alone)(tilted.state, view)) for view in views)
 
 
 @every_method
