@@ -21,6 +21,7 @@ import wsol_jax.main
 from wsol_jax.config import Config
 from wsol_jax.data import Shapes
 from wsol_jax.models import build
+from wsol_jax.workdir import MARKER, locked
 
 # Processes forked from one that has imported everything but started nothing: no wait for imports.
 FORKS = multiprocessing.get_context('forkserver')
@@ -82,7 +83,9 @@ def start(folder, *arguments, failure=None):
 def finish(process, folder):
     process.join(timeout=120)
     assert process.exitcode is not None, 'the command hangs'
-    return Result(process.exitcode, (folder / 'out').read_text(), (folder / 'err').read_text())
+    where = f'{folder.resolve()}/'  # messages name the workdir whole
+    texts = [(folder / name).read_text().replace(where, '') for name in ('out', 'err')]
+    return Result(process.exitcode, *texts)
 
 
 def command(folder, *arguments, failure=None):
@@ -95,8 +98,9 @@ def tiny(folder, *arguments, workdir='W'):
 
 
 def files(*folders):
-    """{path: (content, time of writing)} of everything below."""
+    """{path: (content, time of writing)} of all results below; each run signs the marker."""
     found = (path for folder in folders for path in [folder, *folder.rglob('*')])
+    found = (path for path in found if path.name != MARKER)
     return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in found if p.is_file()}
 
 
@@ -431,10 +435,11 @@ def test_a_whole_run_leaves_what_the_contract_names(finished):
     workdir = folder / 'W'
     names = {path.name for path in workdir.iterdir()}
     assert names == {
-        *('config.json', 'checkpoints', 'progress.csv', 'maps', 'boxes'),
+        *(MARKER, 'config.json', 'checkpoints', 'progress.csv', 'maps', 'boxes'),
         *('metrics.json', 'curves.csv', 'report.html', 'figures'),
     }
-    assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {'best', 'last'}
+    found = {path.name for path in (workdir / 'checkpoints').iterdir()}
+    assert found == {'best', 'last', 'made_from.json'}
     record = json.loads((workdir / 'config.json').read_text())
     assert record['config']['train.epochs'] == 2 and 'jax' in record['versions']
     with (workdir / 'boxes/test.csv').open() as file:
@@ -506,6 +511,58 @@ def test_other_settings_are_refused(copy, argument, message):
     hint = 'choose another --workdir or delete that folder'
     assert result == (2, '', f'error: {message}: {hint}\n')
     assert files(copy / 'W') == before
+
+
+def test_a_deleted_record_lets_no_old_result_pass(copy):
+    (copy / 'W/config.json').unlink()
+    (copy / 'W/metrics.json').unlink()
+    before = files(copy / 'W')
+    result = tiny(copy, '--config.train.learning_rate=0.5')
+    assert (result.code, result.out) == (2, '')
+    assert result.err.startswith('error: W/checkpoints was made with train.learning_rate=0.01, now')
+    assert files(copy / 'W') == before
+
+
+def test_maps_of_a_network_that_was_trained_anew_are_refused(copy):
+    """The same settings, other bits: as another version of a library may give."""
+    origin = json.loads((copy / 'W/maps/val/made_from.json').read_text())
+    (copy / 'W/maps/val/made_from.json').write_text(json.dumps(origin | {'network': 'another'}))
+    (copy / 'W/metrics.json').unlink()
+    for stages in ('("localize","evaluate")', 'evaluate'):
+        code, out, err = tiny(copy, f'--config.stages={stages}')
+        assert (code, out) == (2, '')
+        assert err.startswith('error: W/maps/val was made with another network (another, now ')
+        assert not (copy / 'W/metrics.json').exists()
+
+
+def test_maps_that_are_computed_anew_are_scored_anew(copy):
+    shutil.rmtree(copy / 'W/maps/test')
+    (copy / 'W/metrics.json').write_text('{}')
+    assert tiny(copy, '--config.stages=localize').code == 0
+    assert not (copy / 'W/metrics.json').exists() and (copy / 'W/maps/val').exists()
+
+
+def test_two_runs_in_one_workdir(copy):
+    with locked(copy / 'W'):
+        code, out, err = tiny(copy, '--config.train.learning_rate=0.5')
+    assert (code, out, err.count('\n')) == (2, '', 1)
+    assert err.startswith(f'error: workdir W is in use by process {os.getpid()} on ')
+    assert tiny(copy).code == 0
+
+
+@pytest.mark.parametrize('workdir', ['../W', 'ä b/%20 #?', 'link/W', 'file/W', 'file'])
+def test_any_path_can_be_a_workdir(tmp_path, workdir):
+    folder = tmp_path / 'sub'
+    (folder / 'target').mkdir(parents=True)
+    (folder / 'link').symlink_to('target')
+    (folder / 'file').write_text('x')
+    options = ('stages=("train","localize")', 'train.epochs=1', 'localize.splits=val')
+    code, out, err = tiny(folder, *(f'--config.{o}' for o in options), workdir=workdir)
+    if workdir.startswith('file'):
+        assert (code, err.count('\n')) == (2, 1) and 'cannot make this folder' in err
+    else:
+        assert (code, out) == (0, ''), err
+        assert (folder / workdir / 'maps/val/index.json').exists()
 
 
 def test_corrupted_files_are_named(copy):

@@ -63,12 +63,12 @@ def test_localize_goes_on_where_it_was_stopped(tmp_path):
     assert finish(start(whole, *LOCALIZE), whole).code == 0
     workdir = broken / 'W'
     previous = COUNT
-    for number, left in ((signal.SIGINT, 3 * CHUNK), (signal.SIGKILL, 2 * CHUNK)):
+    for number, left in ((signal.SIGTERM, 3 * CHUNK), (signal.SIGKILL, 2 * CHUNK)):
         process = start(broken, *LOCALIZE)
         stop(process, number, lambda left=left: len(pending(workdir)) <= left)
         code, out, err = finish(process, broken)
         killed = number == signal.SIGKILL
-        assert (code, out, err) == ((-9, '', '') if killed else (130, '', INTERRUPTED))
+        assert (code, out, err) == ((-9, '', '') if killed else (143, '', INTERRUPTED))
         assert 0 < len(pending(workdir)) < previous
         previous = len(pending(workdir))
     left = pending(workdir)
@@ -115,13 +115,13 @@ def test_training_goes_on_where_it_was_stopped(undisturbed, tmp_path):
     folder, seen = train_folder(tmp_path / 'broken'), 0
     workdir = folder / 'W'
     # 24 images in batches of 8: three steps an epoch, fifteen in all.
-    for number, every in ((signal.SIGINT, 1), (signal.SIGKILL, 2), (signal.SIGINT, 2)):
+    for number, every in ((signal.SIGINT, 1), (signal.SIGKILL, 2), (signal.SIGTERM, 2)):
         process = start(folder, *TRAIN, f'--config.train.checkpoint_every={every}')
         stop(process, number, lambda seen=seen: step_of(workdir) > seen)
         code, out, err = finish(process, folder)
         killed = number == signal.SIGKILL
         # orbax may have something to say of a checkpoint that was killed half removed.
-        assert (code, out) == ((-9 if killed else 130), '')
+        assert (code, out) == ((-9 if killed else 128 + number), '')
         assert err.endswith('' if killed else INTERRUPTED)
         seen, before = step_of(workdir), seen
         assert before < seen < 15

@@ -1,5 +1,9 @@
 import csv
+import hashlib
 import json
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,7 +12,17 @@ from typing import ClassVar
 import pytest
 
 from wsol_jax.config import Config, ConfigError, LocalizeConfig, TrainConfig, flatten, read_config
-from wsol_jax.workdir import ProgressLog, open_workdir, read_csv, read_json, write_csv, write_text
+from wsol_jax.workdir import (
+    MARKER,
+    ProgressLog,
+    locked,
+    open_workdir,
+    read_csv,
+    read_json,
+    record_origin,
+    write_csv,
+    write_text,
+)
 
 CONFIG = Config()
 
@@ -132,8 +146,126 @@ def test_a_corrupted_record_is_named(tmp_path, text, message):
 
 
 def test_a_file_in_the_way_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r'workdir .*/x: cannot make this folder: File exists'):
-        open_workdir(put(tmp_path / 'x'), CONFIG)
+    for make in (lambda path: open_workdir(path, CONFIG), lambda path: locked(path).__enter__()):
+        with pytest.raises(ConfigError, match=r'workdir .*/x: cannot make this folder: File exis'):
+            make(put(tmp_path / 'x'))
+    target = put(tmp_path / 'secret')
+    (tmp_path / 'W').mkdir()
+    (tmp_path / 'W' / MARKER).symlink_to(target)
+    with pytest.raises(ConfigError, match='symbolic links'), locked(tmp_path / 'W'):
+        pass
+    assert target.read_text() == 'x'
+
+
+def weights(path, **settings):
+    return read_config({'network': {'weights': str(path), **settings}})
+
+
+@pytest.mark.parametrize('made', [TRAINED, MAPPED])
+def test_weights_of_other_contents_are_refused(tmp_path, made):
+    file = put(tmp_path / 'w.safetensors', 'old')
+    open_workdir(tmp_path / 'W', weights(file))
+    record = json.loads((tmp_path / 'W/config.json').read_text())
+    assert record['contents'] == {'network.weights': hashlib.sha256(b'old').hexdigest()}
+    result, scores = put(tmp_path / 'W' / made), put(tmp_path / 'W/metrics.json')
+    file.write_text('new')
+    digests = [hashlib.sha256(text).hexdigest()[:12] for text in (b'old', b'new')]
+    message = rf'other contents of network\.weights=.*\(SHA-256 {digests[0]}, now {digests[1]}\)'
+    with pytest.raises(ConfigError, match=message):
+        open_workdir(tmp_path / 'W', weights(file))
+    assert result.exists() and scores.exists()
+    # What is gone cannot be compared, and is not needed by what there is.
+    file.unlink()
+    open_workdir(tmp_path / 'W', weights(file))
+    file.write_text('old')
+    open_workdir(tmp_path / 'W', weights(file))
+
+
+def test_a_start_from_another_workdir_is_told_by_its_checkpoint(tmp_path):
+    best = put(tmp_path / 'A/checkpoints/best/9/params/d', 'old')
+    put(tmp_path / 'A/checkpoints/best/7/params/d', 'older')
+    put(tmp_path / 'A/progress.csv')
+    config = other('train.init_from', str(tmp_path / 'A'))
+    open_workdir(tmp_path / 'W', config)
+    put(tmp_path / 'W' / TRAINED)
+    put(tmp_path / 'A/progress.csv', 'more')
+    put(tmp_path / 'A/checkpoints/best/7/params/d', 'oldest')
+    open_workdir(tmp_path / 'W', config)
+    best.write_text('new')
+    with pytest.raises(ConfigError, match=r'other contents of train\.init_from='):
+        open_workdir(tmp_path / 'W', config)
+
+
+@pytest.mark.parametrize(
+    ('made', 'path', 'value'),
+    [
+        (TRAINED, 'train.learning_rate', 1.0),
+        (MAPPED, 'train.learning_rate', 1.0),
+        (MAPPED, 'localize.alpha', 5.0),
+    ],
+)
+def test_results_tell_what_they_were_made_with(tmp_path, made, path, value):
+    """Without config.json, too."""
+    open_workdir(tmp_path, CONFIG)
+    file, scores = put(tmp_path / made), put(tmp_path / 'metrics.json')
+    folder = tmp_path / ('checkpoints' if made == TRAINED else 'maps/val')
+    record_origin(tmp_path, folder, 'abc')
+    (tmp_path / 'config.json').unlink()
+    with pytest.raises(ConfigError, match=f'was made with {path}='):
+        open_workdir(tmp_path, other(path, value))
+    assert scores.exists()
+    open_workdir(tmp_path, CONFIG)
+    # Scores tell nothing themselves: without config.json they are made anew.
+    assert file.exists() and not scores.exists()
+
+
+def test_results_that_nothing_tells_of_are_refused(tmp_path):
+    file = put(tmp_path / TRAINED)
+    with pytest.raises(ConfigError, match=r'checkpoints: config\.json, .* is gone: choose another'):
+        open_workdir(tmp_path, CONFIG)
+    assert file.exists()
+
+
+def test_maps_of_another_network_are_refused(tmp_path):
+    open_workdir(tmp_path, CONFIG)
+    put(tmp_path / MAPPED)
+    record_origin(tmp_path, tmp_path / 'maps/val', 'abc')
+    record_origin(tmp_path, tmp_path / 'maps/val', 'abc')
+    message = r'maps/val was made with another network \(abc, now abd\): delete that folder'
+    with pytest.raises(ConfigError, match=message):
+        record_origin(tmp_path, tmp_path / 'maps/val', 'abd')
+
+
+HOLD = """import sys, time
+from pathlib import Path
+from wsol_jax.workdir import locked
+with locked(Path(sys.argv[1])):
+    print('held', flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+def test_a_workdir_is_of_one_process_at_a_time(tmp_path, number):
+    command = [sys.executable, '-c', HOLD, str(tmp_path / 'W')]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout.readline() == b'held\n'
+        message = rf'W is in use by process {owner.pid} on \S+ since 20\d\d-.*\(-c .*W\): wait'
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=message), locked(tmp_path / 'W'):
+                pass
+        owner.send_signal(number)
+    with locked(tmp_path / 'W'):
+        assert json.loads((tmp_path / 'W' / MARKER).read_text())['pid'] == os.getpid()
+    with locked(tmp_path / 'W'):
+        pass
+
+
+def test_an_owner_that_has_not_said_who_it_is(tmp_path):
+    with locked(tmp_path):
+        (tmp_path / MARKER).write_text('')
+        with pytest.raises(ConfigError, match='in use by another process'), locked(tmp_path):
+            pass
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path):

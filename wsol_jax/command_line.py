@@ -10,6 +10,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from wsol_jax.config import ConfigError, check_key
+from wsol_jax.interrupts import exit_code, stop_like_ctrl_c
 from wsol_jax.names import shortened
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, as FILE.py[:variant].')
@@ -22,11 +23,12 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     Args:
         main: takes the arguments that are no flags, the program's name first.
     """
+    stop_like_ctrl_c()
     try:
         app.run(main, flags_parser=parse_flags)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print('interrupted; the same command goes on from here', file=sys.stderr)
-        sys.exit(130)
+        sys.exit(exit_code(stop))
     # Of other kinds are the errors of the program: they show where they were raised.
     except (flags.Error, ValueError, OSError, FloatingPointError) as error:
         print(f'error: {error}'.splitlines()[0], file=sys.stderr)

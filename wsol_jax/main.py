@@ -16,11 +16,11 @@ from wsol_jax.config import Config, ConfigError, read_config
 from wsol_jax.data import Source, check_training, open_source
 from wsol_jax.evaluation.presets import preset
 from wsol_jax.evaluation.stage import evaluate
-from wsol_jax.localization.stage import localize_split, plan_of
+from wsol_jax.localization.stage import check_maps, localize_split, plan_of
 from wsol_jax.models import Network, as_network, build, load_network
 from wsol_jax.report.stage import report
 from wsol_jax.training.loop import train, trained_network
-from wsol_jax.workdir import open_workdir, read_json
+from wsol_jax.workdir import locked, open_workdir, read_json
 
 Splits = Callable[[str], Source]
 
@@ -31,10 +31,19 @@ def run(config: Config, workdir: Path) -> None:
     Args:
         config: the experiment.
         workdir: where its results go, and where they are taken up again.
+
+    Raises:
+        ConfigError: another process works in the workdir, or a setting is wrong.
     """
     for name in config.evaluate.presets:
         preset(name)  # a misspelt one is found before anything is done, or given up
-    open_workdir(workdir, config)
+    workdir = workdir.expanduser().resolve()  # once: libraries differ in how they take `..`
+    with locked(workdir):
+        open_workdir(workdir, config)
+        _run_stages(config, workdir)
+
+
+def _run_stages(config: Config, workdir: Path) -> None:
     splits = open_splits(config)
     classifier = cache(partial(load_classifier, config, workdir, splits))
     if 'train' in config.stages:
@@ -47,6 +56,9 @@ def run(config: Config, workdir: Path) -> None:
         network = classifier()
         for split in config.localize.splits:
             localize_split(config, network, splits(split), split, workdir)
+    elif 'evaluate' in config.stages and (workdir / 'checkpoints').exists():
+        for split in config.localize.splits:
+            check_maps(classifier(), split, workdir)
     if 'evaluate' in config.stages and not (workdir / 'metrics.json').exists():
         sources = {s: splits(s) for s in config.localize.splits}
         scorer = classifier() if config.evaluate.faithfulness else None

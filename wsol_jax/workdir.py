@@ -1,27 +1,47 @@
-"""The working directory: what lies where, atomic writes, and what a changed config invalidates."""
+"""The working directory: what lies where, who works there, what a changed config invalidates."""
 
 import csv
+import errno
+import fcntl
+import hashlib
 import json
 import os
 import platform
 import re
+import shlex
 import shutil
+import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from absl import logging
 
 from wsol_jax.config import Config, ConfigError, flatten
 
-# Folder of computed results: (what is in it once an epoch or a batch is done, the groups of
+# In every workdir: locked while a run works there, tells of the last one, and marks the folder as
+# a workdir for whoever looks for images.
+MARKER = '.wsol_jax_workdir'
+_ORIGIN = 'made_from.json'  # beside a result
+# Kind of result: (its folders, what is in one once an epoch or a batch is done, the groups of
 # settings that it depends on).
 _RESULTS = {
-    'checkpoints': ('*/[0-9]*', ('seed', 'data', 'augment', 'network', 'train')),
-    'maps': ('*/status/[0-9]*', ('seed', 'data', 'augment', 'network', 'train', 'localize')),
+    'checkpoints': (
+        'checkpoints',
+        '*/[0-9]*',
+        ('seed', 'data', 'augment', 'network', 'train'),
+    ),
+    'maps': (
+        'maps/*',
+        'status/[0-9]*',
+        ('seed', 'data', 'augment', 'network', 'train', 'localize'),
+    ),
 }
 # Changes which maps are scored, not what they are; and which checkpoint is localized with.
 _NO_PART = {'maps': ('localize.splits',), 'checkpoints': ('train.keep',)}
@@ -39,6 +59,7 @@ _FREE = (
     'report.gallery',
     'report.format',
 )
+_WAYS_OUT = 'choose another --workdir or delete that folder'
 _PACKAGES = (
     'jax',
     'jaxlib',
@@ -52,6 +73,63 @@ _PACKAGES = (
 _FORMULA = re.compile(r"'*[=+\-@\s\uff1d\uff0b\uff0d\uff20]")
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Makes the workdir and keeps it for this process; everybody else is refused meanwhile.
+
+    The lock is flock's, which the system gives back when the process ends, however it ends. On NFS
+    it holds between machines (Linux makes it a lock of the server), unless the mount says
+    `nolock` or `local_lock`; then it holds on each machine alone.
+
+    Args:
+        path: of the workdir.
+
+    Raises:
+        ConfigError: the folder cannot be made, or another process works there; names that one.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        marker = os.open(path / MARKER, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise ConfigError(f'workdir {path}: cannot make this folder: {error.strerror}') from None
+    with os.fdopen(marker, 'r+', encoding='utf-8') as file:
+        _lock(path, file)
+        file.truncate(0)
+        file.write(json.dumps(_this_process()) + '\n')
+        file.flush()
+        yield
+
+
+def _lock(path: Path, file: IO[str]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            logging.warning('%s: no locks on this file system; run one job at a time', path)
+            return
+        raise ConfigError(
+            f'workdir {path} is in use by {_owner(file.read())}: wait for it, or choose another'
+        ) from None
+
+
+def _owner(text: str) -> str:
+    try:
+        owner = json.loads(text)
+        where = f'process {owner["pid"]} on {owner["host"]} since {owner["since"]}'
+        return f'{where} ({owner["command"]})'
+    except (ValueError, KeyError, TypeError):
+        return 'another process, which has just started'
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        'pid': os.getpid(),
+        'host': socket.gethostname(),
+        'since': time.strftime('%Y-%m-%d %H:%M:%S'),
+        'command': shlex.join(sys.argv),
+    }
+
+
 def open_workdir(path: Path, config: Config) -> None:
     """Creates the folder and records the config in config.json.
 
@@ -59,51 +137,128 @@ def open_workdir(path: Path, config: Config) -> None:
     difference. Scores, boxes and pages of another config are removed; they are made anew.
 
     Raises:
-        ConfigError: checkpoints or maps there were made with other settings; names the keys.
+        ConfigError: checkpoints or maps there were made with other settings or from weights files
+            of other contents; names what differs.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f'workdir {path}: cannot make this folder: {error.strerror}') from None
     record = path / 'config.json'
-    new = flatten(config)
-    if record.exists():
-        old = flatten(Config()) | _recorded(record)  # older versions had fewer settings
-        changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-        changed = [k for k in changed if k not in _FREE]
-        _refuse(path, changed, old, new)
-        if changed:
-            _remove_scores(path)
-    write_text(record, json.dumps({'config': new, **_environment()}, indent=2) + '\n')
+    new = {'config': flatten(config), 'contents': _contents(config)}
+    old = _recorded(record) if record.exists() else None
+    for kind, (folders, _, _) in _RESULTS.items():
+        for folder in sorted(path.glob(folders)):
+            _check_result(path, kind, folder, old, new)
+    if old is None or _changed(old, new):
+        remove_scores(path)
+    write_text(record, json.dumps(new | _environment(), indent=2) + '\n')
 
 
 def _recorded(record: Path) -> dict[str, Any]:
-    old = read_json(record).get('config')
-    if not isinstance(old, dict):
+    """What config.json, or the file beside a result, tells of a config."""
+    old = read_json(record)
+    contents = old.get('contents', {})
+    if not isinstance(old.get('config'), dict) or not isinstance(contents, dict):
         raise ConfigError(f'{record} records no config; delete it and run again')
-    return old
+    # Older versions had fewer settings.
+    return {**old, 'config': flatten(Config()) | old['config'], 'contents': contents}
 
 
-def _refuse(path: Path, changed: list[str], old: dict, new: dict) -> None:
-    for name, (result, groups) in _RESULTS.items():
-        made = [k for k in changed if k.split('.')[0] in groups and k not in _NO_PART[name]]
-        folder = path / name
-        if made and any(folder.glob(result)):
-            key = made[0]
-            raise ConfigError(
-                f'{folder} was made with {key}={old.get(key)!r}, now it is '
-                f'{new.get(key)!r}: choose another --workdir or delete that folder'
-            )
-        if made:
-            shutil.rmtree(folder, ignore_errors=True)  # prepared, but nothing came of it
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Settings that differ, and those that name a file of other contents; see `_FREE`."""
+    one, other = old['config'], new['config']
+    keys = {k for k in one.keys() | other.keys() if one.get(k) != other.get(k)}
+    before, now = old['contents'], new['contents']
+    keys |= {k for k in before.keys() & now.keys() if before[k] != now[k]}
+    return sorted(k for k in keys if k not in _FREE)
 
 
-def _remove_scores(path: Path) -> None:
+def _check_result(
+    path: Path, kind: str, folder: Path, old: dict[str, Any] | None, new: dict[str, Any]
+) -> None:
+    """Refuses a result that was made from something else; removes one that is only prepared."""
+    _, result, groups = _RESULTS[kind]
+    made = _recorded(folder / _ORIGIN) if (folder / _ORIGIN).exists() else old
+    known = [] if made is None else _changed(made, new)
+    keys = [k for k in known if k.split('.')[0] in groups and k not in _NO_PART[kind]]
+    if made is not None and not keys:
+        return
+    if not any(folder.glob(result)):
+        shutil.rmtree(folder, ignore_errors=True)  # prepared, but nothing came of it
+    elif made is None:
+        raise ConfigError(
+            f'{path / kind}: config.json, which told what it was made with, is gone: {_WAYS_OUT}'
+        )
+    else:
+        raise ConfigError(f'{path / kind} was made {_difference(keys[0], made, new)}: {_WAYS_OUT}')
+
+
+def _difference(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    before, now = old['config'].get(key), new['config'].get(key)
+    if before != now:
+        return f'with {key}={before!r}, now it is {now!r}'
+    digests = f'SHA-256 {old["contents"][key][:12]}, now {new["contents"][key][:12]}'
+    return f'with other contents of {key}={now!r} ({digests})'
+
+
+def record_origin(workdir: Path, folder: Path, network: str = '') -> None:
+    """Records beside a result what it is made from: its settings and files, as in config.json.
+
+    Args:
+        workdir: that `open_workdir` has opened; without its config.json nothing is recorded.
+        folder: of the result.
+        network: what tells the network that it is made with from others.
+
+    Raises:
+        ConfigError: the result that is there was made with another network.
+    """
+    file, record = folder / _ORIGIN, workdir / 'config.json'
+    made = read_json(file).get('network') if file.exists() else network
+    if made != network:
+        raise ConfigError(
+            f'{folder} was made with another network ({made}, now {network}): delete that folder'
+        )
+    if not file.exists() and record.exists():
+        origin = {name: read_json(record)[name] for name in ('config', 'contents')}
+        write_text(file, json.dumps(origin | {'network': network}, indent=2) + '\n')
+
+
+def remove_scores(path: Path) -> None:
+    """Removes scores, boxes and pages of a workdir, which are made anew."""
     for name in ('metrics.json', 'curves.csv', 'report.html'):
         (path / name).unlink(missing_ok=True)
     for folder in ('boxes', 'figures'):
         for file in (path / folder).glob('*.*'):
             file.unlink()
+
+
+def _contents(config: Config) -> dict[str, str]:
+    """SHA-256 of what training or localization starts from, by setting, where it is there."""
+    starts = {'network.weights': config.network.weights, 'train.init_from': config.train.init_from}
+    found = {key: Path(name) for key, name in starts.items() if name and Path(name).exists()}
+    return {key: _digest(path) for key, path in found.items()}
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; of another workdir that of the checkpoint that is started from."""
+    if path.is_file():
+        return _sha256(path)
+    files = sorted(p for p in _newest(path).rglob('*') if p.is_file())
+    return hashlib.sha256(''.join(map(_sha256, files)).encode()).hexdigest()
+
+
+def _newest(workdir: Path) -> Path:
+    for kind in ('best', 'last'):
+        steps = [p for p in workdir.glob(f'checkpoints/{kind}/*') if p.name.isdecimal()]
+        if steps:
+            return max(steps, key=lambda p: int(p.name))
+    return workdir / 'checkpoints'
+
+
+def _sha256(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _environment() -> dict[str, Any]:

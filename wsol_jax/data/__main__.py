@@ -7,6 +7,7 @@ from wsol_jax.data.check import check_folder
 from wsol_jax.data.records import DataError
 from wsol_jax.data.tfds import prepare
 from wsol_jax.data.tfds_builders import BUILDERS
+from wsol_jax.interrupts import exit_code, stop_like_ctrl_c
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,11 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument('root', metavar='ROOT', help='holds metadata/ and images/')
     command.add_argument('data_dir', metavar='DATA_DIR', help='where to store it')
     chosen = parser.parse_args(arguments)
+    stop_like_ctrl_c()
     try:
         if chosen.command == 'check':
             return _check(chosen.root)
         prepare(chosen.name, chosen.root, chosen.data_dir)
         return 0
+    except KeyboardInterrupt as stop:
+        parser.exit(exit_code(stop), f'{parser.prog}: interrupted\n')
     except (DataError, OSError) as error:
         parser.exit(2, f'{parser.prog}: {error}\n')
 

@@ -1,8 +1,8 @@
 """Batches of decoded images from any source, read ahead by grain."""
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
@@ -16,11 +16,19 @@ from numpy.typing import NDArray
 from wsol_jax.config import AugmentConfig
 from wsol_jax.data.augment import augment
 from wsol_jax.data.records import BadImage, DataError, Pixels, Source, decode_image, resize_image
+from wsol_jax.interrupts import deaf_children, end_with_parent
 
 THREADS = 8
 _AUGMENT = AugmentConfig()
 _Key = TypeVar('_Key')
 _ADVICE = "'python -m wsol_jax.data check DIR' lists all that is wrong with a data set"
+
+
+_KILLED = 'a process that reads images was killed (memory?); lower config.data.workers and go on'
+
+
+class ReaderKilled(OSError):
+    """A process that reads images ended without a word, as when the system lacks memory."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ def evaluation_batches(
     batch_size: int,
     indices: Sequence[int] | None = None,
     workers: int = 0,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Every image once, in order, squashed to one size; the last batch is padded.
 
     An image that does not decode keeps its place, with `valid` False and the reason in `errors`.
@@ -86,7 +94,7 @@ def training_batches(
     steps: range,
     workers: int = 0,
     setting: AugmentConfig = _AUGMENT,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The shuffled, augmented batches of some steps of a training, over all its epochs.
 
     Step k belongs to epoch k // m with m = `steps_per_epoch`: every image once in m steps.
@@ -182,10 +190,25 @@ def _read_ahead(
     if workers > 0:
         if not flags.FLAGS.is_parsed():  # grain reads a flag of its own, parsed only under app.run
             flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_start_reading)
     # Left open, an iterator that was not exhausted keeps its threads and processes.
     with closing(iter(dataset)) as items:
-        yield from items
+        try:
+            with deaf_children() if workers else nullcontext():
+                first = list(islice(items, 1))  # starts the processes
+            yield from first
+            yield from items
+        except RuntimeError as error:
+            if 'Worker process was terminated' not in str(error):
+                raise
+            raise ReaderKilled(_KILLED) from None
+
+
+def _start_reading(index: int, count: int) -> None:
+    """What a process that reads does first; grain hands it its number."""
+    del index, count
+    end_with_parent()
 
 
 def _load(source: Source, transform: Callable[[Pixels], Pixels], index: int) -> _Item:

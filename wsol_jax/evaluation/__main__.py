@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wsol_jax.evaluation.presets import PRESETS
 from wsol_jax.evaluation.scoremaps import evaluate_scoremaps
+from wsol_jax.interrupts import exit_code, stop_like_ctrl_c
 from wsol_jax.workdir import write_text
 
 
@@ -20,12 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     chosen = vars(parser.parse_args(arguments))
     out = chosen.pop('out')
+    stop_like_ctrl_c()
     try:
         _check_out(out)
         metrics = evaluate_scoremaps(**chosen)
         write_text(out, json.dumps(metrics) + '\n')
-    except KeyboardInterrupt:
-        parser.exit(130, f'{parser.prog}: interrupted; {out} is not written\n')
+    except KeyboardInterrupt as stop:
+        parser.exit(exit_code(stop), f'{parser.prog}: interrupted; {out} is not written\n')
     except (ValueError, OSError) as error:
         parser.exit(2, f'{parser.prog}: {error}\n')
     shown = ('MaxBoxAcc', 'MaxBoxAccV2', 'PxAP', 'PeakIoU', 'PeakPooledIoU')

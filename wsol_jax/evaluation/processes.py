@@ -1,21 +1,20 @@
 """Counting in several processes at once."""
 
 import multiprocessing
-import signal
 import sys
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
+
+from wsol_jax.interrupts import deaf_children
 
 AT_ONCE = 16  # images that a process counts before it hands its counts over
 
@@ -41,8 +40,7 @@ def mapper(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
     if processes == 1:
         yield map
         return
-    resource_tracker.ensure_running()  # now: started later it would unblock Ctrl-C
-    with _ctrl_c_put_off():
+    with deaf_children():
         workers = [_start() for _ in range(processes)]
     idle: SimpleQueue[Connection] = SimpleQueue()
     for _, connection in workers:
@@ -129,24 +127,3 @@ def _main_left_alone() -> Iterator[None]:
         yield
     finally:
         sys.modules['__main__'] = main
-
-
-@contextmanager
-def _ctrl_c_put_off() -> Iterator[None]:
-    """Ctrl-C goes to all processes of a terminal: those that start here never see it.
-
-    They inherit that it is blocked. Here it waits, so that no process is left half started.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    seen: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-    if seen and callable(handler):
-        handler(signal.SIGINT, None)

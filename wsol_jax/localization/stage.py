@@ -1,6 +1,8 @@
 """The stage `localize`: raw maps of whole splits into the workdir."""
 
+import hashlib
 from collections.abc import Mapping
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ from wsol_jax.localization.store import DONE, SKIPPED, TOP, ChunkWriter, MapStor
 from wsol_jax.maps import Key
 from wsol_jax.models import Network, sides
 from wsol_jax.parallel import Devices, local_devices, one_ahead
-from wsol_jax.workdir import ProgressLog
+from wsol_jax.workdir import ProgressLog, record_origin, remove_scores
 
 _PREDICTED = ('top1', 'top5')
 _NOT_PLANNED = ('methods', 'layers', 'classes', 'splits', 'batch_size')
@@ -75,6 +77,9 @@ def localize_split(
     size = config.network.input_size or network.input_size
     store = _open_store(setting.classes, network, plan, source, size, workdir / 'maps' / split)
     pending = store.pending()
+    check_maps(network, split, workdir)
+    if len(pending):
+        remove_scores(workdir)  # they tell of other maps
     state = devices.replicate(network.state)
     top = _top(setting.classes, network)
     program = _compile(devices, network.apply, network.preprocessing, plan, top)
@@ -86,7 +91,7 @@ def localize_split(
         classes = _classes_of(setting.classes, batch)
         return batch, program(state, *devices.shard((batch.images, classes)))
 
-    with progress, ChunkWriter(store) as writer:
+    with progress, closing(reader), ChunkWriter(store) as writer:
         for step, (batch, launched) in enumerate(one_ahead(map(launch, reader))):
             outputs = devices.gather(launched)
             if step == 0:
@@ -96,6 +101,25 @@ def localize_split(
             log.row('localize', split, step, done)
             progress.update(done)
     return store
+
+
+def check_maps(network: Network, split: str, workdir: Path) -> None:
+    """Records which network the maps of a split are of, or checks it.
+
+    Raises:
+        ConfigError: they are of another network, such as one that was trained anew.
+    """
+    folder = workdir / 'maps' / split
+    if folder.exists():
+        record_origin(workdir, folder, _digest(network.state))
+
+
+def _digest(state: Any) -> str:
+    """SHA-256 of all weights and batch statistics, shortened."""
+    digest = hashlib.sha256()
+    for leaf in map(np.asarray, jax.tree.leaves(state)):
+        digest.update(f'{leaf.dtype}{leaf.shape}'.encode() + np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
 @lru_cache(maxsize=4)

@@ -1,9 +1,6 @@
 """Checkpoints of the training stage, through orbax."""
 
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -12,21 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C takes effect afterwards: within, it would leave a step or a checkpoint half done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if caught:
-        signal.raise_signal(signal.SIGINT)
+from wsol_jax.interrupts import uninterrupted
 
 
 class TrainState(NamedTuple):

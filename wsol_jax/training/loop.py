@@ -1,6 +1,7 @@
 """The stage `train`: one loop, resumable at any checkpoint with the same end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from tqdm import tqdm
 
 from wsol_jax.config import Config, ConfigError, TrainConfig
 from wsol_jax.data import Batch, Source, evaluation_batches, steps_per_epoch, training_batches
+from wsol_jax.interrupts import uninterrupted
 from wsol_jax.models import Network, as_network, build, fill_module, load_module
 from wsol_jax.parallel import Devices, local_devices, one_ahead
-from wsol_jax.training.checkpoints import Checkpoints, uninterrupted
+from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.step import Program, Shard, Sums, make_program
-from wsol_jax.workdir import ProgressLog
+from wsol_jax.workdir import ProgressLog, record_origin, remove_scores
 
 
 def train(config: Config, train_source: Source, val_source: Source, workdir: Path) -> None:
@@ -47,6 +49,8 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
         network = as_network(config.network.name, module)
         devices = local_devices(config.parallel)
         _check_shares(config.train, module, devices.size)
+        record_origin(workdir, workdir / 'checkpoints')
+        remove_scores(workdir)  # they tell of another network
         program = make_program(config.train, module, network, devices, total, epoch_steps)
         run = _Run(config, devices, program, checkpoints, workdir, epoch_steps)
         run.to_the_end(
@@ -96,8 +100,9 @@ class _Run:
         total, batch_size = setting.epochs * self._epoch_steps, setting.batch_size
         bar = {'total': total * batch_size, 'initial': self._step * batch_size, 'unit': 'image'}
         try:
-            with tqdm(**bar, desc='train', disable=None) as progress:
-                for shard in self._shards(train_source, size, range(self._step, total)):
+            shards = self._shards(train_source, size, range(self._step, total))
+            with tqdm(**bar, desc='train', disable=None) as progress, closing(shards):
+                for shard in shards:
                     with uninterrupted():
                         self._one_step(shard, progress)
                     if self._step % self._epoch_steps == 0:
@@ -108,14 +113,15 @@ class _Run:
                 self._save()
             raise
 
-    def _shards(self, source: Source, size: int, steps: range) -> Iterator[Shard]:
+    def _shards(self, source: Source, size: int, steps: range) -> Generator[Shard]:
         """The batches of these steps, each on the devices before the one before it is done."""
         config, setting = self._config, self._config.train
         workers, augment = config.data.workers, config.augment
         batches = training_batches(
             source, size, setting.batch_size, config.seed, steps, workers, augment
         )
-        return one_ahead(map(partial(_shard, self._devices, setting.accumulate), batches))
+        with closing(batches):
+            yield from one_ahead(map(partial(_shard, self._devices, setting.accumulate), batches))
 
     def _one_step(self, shard: Shard, progress: tqdm) -> None:
         setting = self._config.train
