@@ -29,8 +29,12 @@ class DataConfig:
           (prepared by TensorFlow Datasets) or 'image_folder' (no labels).
         root: folder of the data set, or TFDS's data_dir; unused by 'shapes'.
         name: which TFDS data set, such as 'caltech_birds2011'; of no use to other sources.
-        class_index: labels are the second column of class_names.txt, the indices of a classifier
-          with more classes than the data set has.
+        class_index: labels are the second column of class_names.txt (`name,index`), the indices of
+          a classifier with more classes than the data set has; a 'class_folder' has it in its root.
+        orientation: 'displayed' turns images as their EXIF orientation says, 'stored' does not;
+          image_sizes.txt, boxes and masks are taken to be drawn that way. 'auto' is 'displayed' for
+          'image_folder' and 'class_folder', else 'stored'.
+        max_pixels: larger images are refused; one of them takes 4 bytes a pixel while it is read.
         shapes_size: side in pixels of generated images.
         shapes_counts: generated images in train, val and test.
         workers: processes that read images; 0 reads in threads.
@@ -40,6 +44,8 @@ class DataConfig:
     root: str = ''
     name: str = ''
     class_index: bool = False
+    orientation: str = 'auto'
+    max_pixels: int = 500_000_000
     shapes_size: int = 96
     shapes_counts: tuple[int, ...] = (1200, 150, 300)
     workers: int = 0

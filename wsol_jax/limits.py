@@ -41,6 +41,7 @@ RANGES = {
     'data.shapes_size': Range(1, 4096),
     'data.shapes_counts': Range(1, 10_000_000),
     'data.workers': Range(0, 256),
+    'data.max_pixels': Range(1, 2**31 - 1),
     'augment.margin': Range(0, 4096),
     'augment.jitter': _BELOW_ONE,
     'network.input_size': Range(0, 8192),
@@ -80,6 +81,7 @@ CHOICES = {
     'train.optimizer': ('sgd', 'adamw'),
     'train.schedule': ('cosine', 'poly', 'step', 'constant'),
     'train.dtype': ('float32', 'bfloat16'),
+    'data.orientation': ('auto', 'displayed', 'stored'),
     'train.keep': ('best', 'last'),
     'report.format': ('png', 'svg'),
 }

@@ -97,11 +97,14 @@ def open_split(config: Config, split: str) -> Source:
         return open_source('shapes', '', split, **options)
     if not data.root and data.source.endswith('folder'):
         raise ConfigError(f'config.data.source={data.source!r} needs config.data.root, its folder')
+    common = {'orientation': data.orientation, 'max_pixels': data.max_pixels}
     options_of: dict[str, dict[str, Any]] = {
         'wsol_folder': {'class_index': data.class_index},
+        'class_folder': {'class_index': data.class_index},
         'tfds': {'name': data.name},
     }
-    return open_source(data.source, data.root, split, **options_of.get(data.source, {}))
+    options = options_of.get(data.source, {})
+    return open_source(data.source, data.root, split, **common, **options)
 
 
 def load_classifier(config: Config, workdir: Path, splits: Splits) -> Network:

@@ -1,4 +1,3 @@
-import io
 import os
 import pickle
 from pathlib import Path
@@ -6,10 +5,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from wsol_jax.data import (
-    BadImage,
     DataError,
     ImageFolder,
     Record,
@@ -18,8 +15,6 @@ from wsol_jax.data import (
     decode_image,
     decode_mask,
     open_source,
-    resize_image,
-    stored_size,
 )
 from wsol_jax.data.check import MISSING
 from wsol_jax.data.folders import split_names
@@ -127,7 +122,7 @@ def test_class_index_maps_labels(tmp_path):
 def test_optional_files_may_be_absent_or_empty(tmp_path):
     absent = {'class_names.txt': None, 'metadata/test/localization.txt': None}
     source = WsolFolder(tiny(tmp_path, {**absent, 'metadata/test/image_sizes.txt': ''}), 'test')
-    assert source.class_names == ('0', '1')
+    assert (source.class_names, source.num_classes, source.class_name(1)) == ((), 2, '1')
     assert [(r.size, r.boxes, r.masks) for r in source] == [(None, (), ())] * 2
     (tmp_path / 'metadata/test/image_sizes.txt').unlink()
     assert WsolFolder(tmp_path, 'test')[0].size is None
@@ -172,7 +167,17 @@ NAMES = 'class_names.txt'
         (SIZES, 'a.png,20,wide', "image_sizes.txt:1: expected 'path,width,height'"),
         (SIZES, 'a.png,0,10', 'image_sizes.txt:1: size 0x10 is not positive'),
         (SIZES, 'z.png,9,9', "image_sizes.txt:1: 'z.png' is not in image_ids.txt"),
-        (BOXES, 'a.png,0,0,9,9', "localization.txt: no line for 'b,c.png'"),
+        (BOXES, '', 'localization.txt: names no image; without the file, no object is known'),
+        (BOXES, 'a.png,0,0,9,99999999999', 'localization.txt:1: expected'),
+        (BOXES, '../a.png,m.png,', "localization.txt:1: '../a.png' is not in image_ids.txt"),
+        (BOXES, 'a.png,../m.png,', "localization.txt:1: '../m.png' leaves its folder"),
+        (BOXES, 'a.png,m.png,/dev/i.png', "localization.txt:1: '/dev/i.png' leaves its folder"),
+        (IDS, 'a.png\nx/../../y.png', "image_ids.txt:2: 'x/../../y.png' leaves its folder"),
+        (IDS, '/a.png', "image_ids.txt:1: '/a.png' leaves its folder"),
+        (IDS, 'a\0.png', "image_ids.txt:1: 'a\\x00.png' leaves its folder"),
+        (SIZES, 'a.png,1_0,10', "image_sizes.txt:1: expected 'path,width,height' with whole"),
+        (SIZES, 'a.png,' + 999 * '9' + ',10', 'image_sizes.txt:1: expected'),
+        (LABELS, 'a.png,1000000000', 'class_labels.txt:1: label 1000000000 outside 0..1'),
         (BOXES, 'z.png,0,0,9,9', "localization.txt:1: 'z.png' is not in image_ids.txt"),
         (BOXES, 'a.png,5,0,5,9', 'localization.txt:1: box (5, 0, 5, 9) is empty'),
         (BOXES, 'a.png,0,9,5,2', 'localization.txt:1: box (0, 9, 5, 2) is empty'),
@@ -243,90 +248,3 @@ def test_open_source_by_name(tmp_path):
     assert len(open_source('shapes', '', 'val', count=5)) == 5
     with pytest.raises(DataError, match=r"data source 'wsolfolder'; did you mean 'wsol_folder'"):
         open_source('wsolfolder', tmp_path, 'test')
-
-
-def encoded(image, format, **options):
-    stored = io.BytesIO()
-    image.save(stored, format, **options)
-    return stored.getvalue()
-
-
-@pytest.mark.parametrize('mode', ['L', 'P', 'CMYK', 'RGBA', 'RGB', '1'])
-def test_decode_every_mode_as_rgb(tmp_path, mode):
-    red = Image.new('RGB', (6, 4), (250, 0, 0)).convert(mode)
-    stored = encoded(red, 'TIFF' if mode == 'CMYK' else 'PNG')
-    (tmp_path / 'image').write_bytes(stored)
-    image = decode_image(Record('red', stored, (), None))
-    assert image.shape == (4, 6, 3) and image.dtype == np.uint8
-    np.testing.assert_array_equal(image, decode_image(Record('r', tmp_path / 'image', (), None)))
-    colour = image[0, 0].astype(int)
-    if mode in ('L', '1'):
-        assert colour[0] == colour[1] == colour[2]
-    else:
-        assert colour[0] > 240 and colour[1:].max() < 15
-
-
-def test_cmyk_jpeg_decodes():
-    stored = encoded(Image.new('CMYK', (6, 4), (0, 255, 255, 0)), 'JPEG')
-    assert decode_image(Record('red', stored, (), None)).shape == (4, 6, 3)
-
-
-def test_bad_images_are_named(tmp_path):
-    whole = encoded(Image.fromarray(np.arange(3000, dtype=np.uint8).reshape(25, 40, 3)), 'JPEG')
-    for name, content in {'cut.jpg': whole[: len(whole) // 2], 'text.jpg': b'hello'}.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(BadImage, match=name) as error:
-            decode_image(Record(name, tmp_path / name, (), None))
-        assert '\n' not in str(error.value)
-    with pytest.raises(BadImage, match=r'gone.jpg: no such file'):
-        decode_image(Record('gone', tmp_path / 'gone.jpg', (), None))
-    with pytest.raises(BadImage, match=r'number 7: not an image'):
-        decode_image(Record('number 7', b'', (), None))
-
-
-def test_stored_size_reads_the_header_where_the_record_does_not_tell(tmp_path):
-    stored = encoded(Image.new('RGB', (6, 4)), 'PNG')
-    assert stored_size(Record('x', stored, (), None)) == (6, 4)
-    assert stored_size(Record('x', tmp_path / 'never opened', (), (3, 2))) == (3, 2)
-    with pytest.raises(BadImage, match=r'gone.png: no such file'):
-        stored_size(Record('x', tmp_path / 'gone.png', (), None))
-
-
-def test_resize_same_size_is_identity():
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    np.testing.assert_array_equal(resize_image(image, (7, 5)), image)
-
-
-def test_resize_squashes_to_width_height():
-    image = np.zeros((40, 20, 3), np.uint8)
-    image[:, 10:] = 200
-    small = resize_image(image, (2, 3))
-    assert small.shape == (3, 2, 3)
-    assert (small[:, 0] < 60).all() and (small[:, 1] > 140).all()
-
-
-def test_mask_is_the_union_with_ignore_outside():
-    left, right, ignore = (np.zeros((4, 6)) for _ in range(3))
-    left[:, 0], right[:, 5], ignore[0] = 1, 255, 255
-    pairs = ((png(left), None), (png(right), png(ignore)))
-    mask = decode_mask(Record('x', b'', (), None, masks=pairs), (6, 4))
-    np.testing.assert_array_equal(mask, [[1, 255, 255, 255, 255, 1]] + [[1, 0, 0, 0, 0, 1]] * 3)
-
-
-def test_mask_is_resized_by_nearest():
-    grey = np.random.default_rng(0).integers(0, 2, (13, 17)) * 9
-    mask = decode_mask(Record('x', b'', (), None, masks=((png(grey), None),)), (8, 5))
-    rows = [int(y * 13 / 5) for y in range(5)]
-    columns = [int(x * 17 / 8) for x in range(8)]
-    np.testing.assert_array_equal(mask, grey[np.ix_(rows, columns)] > 0)
-
-
-def test_bad_masks_are_named(tmp_path):
-    with pytest.raises(DataError, match=r'x: has no mask'):
-        decode_mask(Record('x', b'', (), None), (4, 4))
-    (tmp_path / 'text.png').write_text('hello')
-    for name, said in {'gone.png': 'no such file', 'text.png': 'not an image'}.items():
-        with pytest.raises(DataError, match=f'{name}: {said}'):
-            decode_mask(Record('x', b'', (), None, masks=((tmp_path / name, None),)), (4, 4))
-    with pytest.raises(DataError, match='mask x: '):
-        decode_mask(Record('x', b'', (), None, masks=((b'', None),)), (4, 4))

@@ -5,18 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsol_jax.data.class_folder import ClassFolder
+from wsol_jax.data.decode import decode_image, decode_mask, resize_image, stored_size
 from wsol_jax.data.folders import ImageFolder, WsolFolder
-from wsol_jax.data.records import (
-    BadImage,
-    DataError,
-    Record,
-    Source,
-    decode_image,
-    decode_mask,
-    evenly_spaced,
-    resize_image,
-    stored_size,
-)
+from wsol_jax.data.records import BadImage, DataError, Decoding, Record, Source, evenly_spaced
 from wsol_jax.data.shapes import Shapes
 from wsol_jax.names import lazy, unknown_name
 
@@ -30,6 +21,7 @@ __all__ = [
     'Batch',
     'ClassFolder',
     'DataError',
+    'Decoding',
     'ImageFolder',
     'Record',
     'Report',
@@ -66,10 +58,10 @@ __getattr__, __dir__ = lazy(
 )
 
 
-def _tfds(root: str | Path, split: str, name: str = '') -> Source:
+def _tfds(root: str | Path, split: str, name: str = '', **options: Any) -> Source:
     from wsol_jax.data.tfds import TfdsSource
 
-    return TfdsSource(name, root, split)
+    return TfdsSource(name, root, split, **options)
 
 
 _SOURCES: dict[str, Callable[..., Source]] = {
@@ -89,7 +81,8 @@ def open_source(name: str, root: str | Path, split: str, /, **options: Any) -> S
             'image_folder' (has no split).
         root: folder of the data set; for 'tfds' its data_dir.
         split: which part of it.
-        **options: further arguments of `Shapes`, `WsolFolder` or `TfdsSource`.
+        **options: further arguments of `Shapes`, `WsolFolder`, `ClassFolder`, `TfdsSource` or
+            `ImageFolder`.
 
     Raises:
         DataError: the name is unknown, or the data are wrong.

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from wsol_jax.data.check import check_folder
+from wsol_jax.data.files import printable
 from wsol_jax.data.records import DataError
 from wsol_jax.data.tfds import prepare
 from wsol_jax.data.tfds_builders import BUILDERS
@@ -20,7 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     command = commands.add_parser('check', help='list all that is wrong with a data set on disk')
     command.add_argument(
-        'root', metavar='DIR', help='holds metadata/ and images/, or class folders'
+        'root', metavar='DIR', help='holds metadata/ and images/, class folders, or images'
+    )
+    command.add_argument(
+        '--orientation',
+        choices=('auto', 'displayed', 'stored'),
+        default='auto',
+        help='the frame of sizes, boxes and masks: config.data.orientation',
     )
     command = commands.add_parser('prepare', help='store a data set for TensorFlow Datasets')
     command.add_argument('name', metavar='NAME', help=', '.join(BUILDERS))
@@ -30,17 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop_like_ctrl_c()
     try:
         if chosen.command == 'check':
-            return _check(chosen.root)
+            return _check(chosen.root, chosen.orientation)
         prepare(chosen.name, chosen.root, chosen.data_dir)
         return 0
     except KeyboardInterrupt as stop:
         parser.exit(exit_code(stop), f'{parser.prog}: interrupted\n')
     except (DataError, OSError) as error:
-        parser.exit(2, f'{parser.prog}: {error}\n')
+        parser.exit(2, f'{parser.prog}: {printable(str(error))}\n')
 
 
-def _check(root: str) -> int:
-    report = check_folder(root)
+def _check(root: str, orientation: str) -> int:
+    report = check_folder(root, orientation)
     print(report.text())
     return 1 if report.problems else 0
 

@@ -8,7 +8,8 @@ from numpy.random import Generator
 from PIL import Image, ImageEnhance
 
 from wsol_jax.config import AugmentConfig, ConfigError
-from wsol_jax.data.records import Pixels, resize_image
+from wsol_jax.data.decode import resize_image
+from wsol_jax.data.records import Pixels
 from wsol_jax.names import unknown_name
 
 _FLIP = 0.5

@@ -1,8 +1,9 @@
 """Finds what is wrong with a data set: before training, cheaply, or on disk, file by file."""
 
 import hashlib
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from multiprocessing.pool import ThreadPool
@@ -12,15 +13,10 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from wsol_jax.data.class_folder import ClassFolder, split_folders
-from wsol_jax.data.folders import WsolFolder, image_files, split_names
-from wsol_jax.data.records import (
-    BadImage,
-    DataError,
-    Record,
-    Source,
-    decode_image,
-    decode_mask,
-)
+from wsol_jax.data.decode import Described, decode_image, describe_image, stored_mask
+from wsol_jax.data.files import AGAIN, UNUSABLE, find_images, printable, read_file
+from wsol_jax.data.folders import ImageFolder, WsolFolder, split_names
+from wsol_jax.data.records import BadImage, DataError, Record, Source
 
 THREADS = 8
 SHOWN = 10
@@ -37,6 +33,12 @@ CLASS = 'classes without training images; add images, or number the classes with
 SHARED = 'images in two splits; take them out of one'
 SAME = 'one image under two names in two splits; take one out'
 UNLISTED = 'image files that no split lists'
+TURNED = 'images with an EXIF orientation, which is applied (config.data.orientation)'
+UNTURNED = 'images with an EXIF orientation, which is not applied (config.data.orientation)'
+DEEP = 'images of more than 8 bits, which are scaled to 8'
+TRANSPARENT = 'images with transparency, which are put on white'
+MASK_SIZE = 'masks of another size than their image, which are stretched over it'
+OBJECTLESS = 'images without an object in localization.txt; they count for classification alone'
 SEVERAL = 'images with several labels; training uses the first'
 
 _Splits = Mapping[str, Source]
@@ -45,6 +47,7 @@ _Splits = Mapping[str, Source]
 class _Finding(NamedTuple):
     kind: str
     line: str
+    harmful: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,11 @@ class Report:
     def text(self) -> str:
         """The report for a terminal, at most `SHOWN` lines of a kind."""
         count = sum(map(len, self.problems.values()))
-        lines = [*self.summary]
+        lines = [*map(printable, self.summary)]
         for word, found in (('problem', self.problems), ('note', self.notes)):
             for kind, items in found.items():
                 lines.append(f'{word}: {kind}')
-                lines += [f'  {item}' for item in items[:SHOWN]]
+                lines += [f'  {printable(item)}' for item in items[:SHOWN]]
                 if len(items) > SHOWN:
                     lines.append(f'  ... and {len(items) - SHOWN} more')
         return '\n'.join([*lines, f'{count or "no"} problem{"s" * (count != 1)} found'])
@@ -99,47 +102,59 @@ def check_training(train: Source, val: Source) -> None:
         raise DataError(f'{shared[0]} ({len(shared)} such images); take them out of one split')
 
 
-def check_folder(root: str | Path) -> Report:
+def check_folder(root: str | Path, orientation: str = 'auto') -> Report:
     """Reads every file of a data set and lists all that is wrong with it.
 
     Args:
-        root: a folder in the layout of wsolevaluation if it holds metadata/, else class folders.
+        root: a folder in the layout of wsolevaluation if it holds metadata/, else class folders, or
+            a folder of images.
+        orientation: as in `DataConfig`.
 
     Raises:
         DataError: there is no data set.
     """
     root = Path(root)
-    splits, unread = _open_splits(root)
+    splits, unread = _open_splits(root, orientation)
     records = [(split, record) for split, source in splits.items() for record in _records(source)]
-    contents, findings = _examine_all(records)
-    problems = [_Finding(UNREAD, line) for line in unread] + findings
+    contents, found = _examine_all(records)
+    findings = [_Finding(UNREAD, line) for line in unread] + found
     if 'train' in splits:
-        problems += [_Finding(CLASS, line) for line in _untrained_classes(splits)]
-    problems += [_Finding(SHARED, line) for line in _shared_ids(splits)]
-    problems += [_Finding(SAME, line) for line in _same_contents(contents)]
-    notes = [_Finding(SEVERAL, line) for line in _several_labels(records)]
-    if not unread:
-        notes += [_Finding(UNLISTED, line) for line in _unlisted(root, records)]
+        findings += [_Finding(CLASS, line) for line in _untrained_classes(splits)]
+    findings += [_Finding(SHARED, line) for line in _shared_ids(splits)]
+    findings += [_Finding(SAME, line) for line in _same_contents(contents)]
+    findings += [_Finding(SEVERAL, line, False) for line in _several_labels(records)]
+    findings += [_Finding(OBJECTLESS, line, False) for line in _objectless(splits)]
+    findings += _other_files(root, records, whole=not unread)
     summary = tuple(_summary(split, source) for split, source in splits.items())
-    return Report(summary, _by_kind(problems), _by_kind(notes))
+    problems = _by_kind(found for found in findings if found.harmful)
+    return Report(summary, problems, _by_kind(found for found in findings if not found.harmful))
 
 
-def _open_splits(root: Path) -> tuple[dict[str, Source], list[str]]:
+def _open_splits(root: Path, orientation: str) -> tuple[dict[str, Source], list[str]]:
     """The splits that can be read, and why the others cannot."""
     metadata = root / 'metadata'
     kind: type[WsolFolder] | type[ClassFolder]
     if metadata.is_dir():
         kind, names = WsolFolder, split_names(root)
+    elif _holds_images(root):
+        return {'images': ImageFolder(root, orientation=orientation)}, []
     else:
         kind, names = ClassFolder, list(split_folders(root))
     splits: dict[str, Source] = {}
     unread = [] if names else [f'{metadata}: holds no split']
     for name in names:
         try:
-            splits[name] = kind(root, name)
+            splits[name] = kind(root, name, orientation=orientation)
         except DataError as error:
             unread.append(str(error))
     return splits, list(dict.fromkeys(unread))
+
+
+def _holds_images(root: Path) -> bool:
+    """Whether images lie in the folder itself, and no class folder beside them."""
+    if not root.is_dir() or any(path.is_dir() for path in root.glob('[!.]*')):
+        return False
+    return bool(find_images(root).images)
 
 
 def _records(source: Source) -> list[Record]:
@@ -163,33 +178,67 @@ def _examine_all(
 
 
 def _examine(record: Record) -> tuple[bytes, list[_Finding]]:
-    """SHA-256 of an image file (b'' if it does not decode), and what is wrong with the record."""
+    """SHA-256 of an image file, b'' if it does not decode, and what is to be said of it."""
     assert isinstance(record.image, Path)
-    findings = _bad_masks(record)
     try:
-        height, width, _ = decode_image(record).shape
-    except BadImage as error:
-        kind = BROKEN if record.image.is_file() else MISSING
-        return b'', [*findings, _Finding(kind, str(error))]
-    if record.size not in (None, (width, height)):
-        stored = 'x'.join(map(str, record.size or ()))
-        line = f'{record.image_id!r}: stored as {width}x{height}, image_sizes.txt says {stored}'
+        described = describe_image(record)
+        decode_image(replace(record, size=None), side=1)
+        digest = hashlib.sha256(read_file(record.image)).digest()
+    except (BadImage, OSError) as error:
+        kind = BROKEN if os.path.lexists(record.image) else MISSING
+        return b'', [*_bad_masks(record, None), _Finding(kind, str(error))]
+    notes = [
+        _Finding(kind, f'{record.image_id!r}{more}', False)
+        for kind, holds, more in _remarkable(record, described)
+        if holds
+    ]
+    return digest, [*_bad_masks(record, described.size), *_wrong_size(record, described), *notes]
+
+
+def _remarkable(record: Record, described: Described) -> list[tuple[str, bool, str]]:
+    turned = described.orientation > 1
+    return [
+        (
+            TURNED if record.decoding.displayed else UNTURNED,
+            turned,
+            f': orientation {described.orientation}',
+        ),
+        (DEEP, described.deep, ''),
+        (TRANSPARENT, described.transparent, ''),
+    ]
+
+
+def _wrong_size(record: Record, described: Described) -> list[_Finding]:
+    width, height = described.size
+    findings = []
+    if record.size not in (None, described.size):
+        frame = 'displayed' if record.decoding.displayed else 'stored'
+        listed = 'x'.join(map(str, record.size or ()))
+        line = f'{record.image_id!r}: {frame} as {width}x{height}, image_sizes.txt says {listed}'
+        if described.orientation >= 5 and record.size == (height, width):
+            other = 'stored' if record.decoding.displayed else 'displayed'
+            line += f', as with config.data.orientation={other!r}'
         findings.append(_Finding(SIZE, line))
     for box in record.boxes:
         if box[2] > width or box[3] > height:
             line = f'{record.image_id!r}: box {box}, image of {width}x{height}'
             findings.append(_Finding(BOX, line))
-    return hashlib.sha256(record.image.read_bytes()).digest(), findings
+    return findings
 
 
-def _bad_masks(record: Record) -> list[_Finding]:
+def _bad_masks(record: Record, size: tuple[int, int] | None) -> list[_Finding]:
     findings = []
     for png in chain.from_iterable(record.masks):
+        if png is None:
+            continue
         try:
-            if png is not None:
-                decode_mask(replace(record, masks=((png, None),)), (1, 1))
+            height, width = stored_mask(replace(record, size=size), png).shape
         except DataError as error:
             findings.append(_Finding(MASK, str(error)))
+            continue
+        if size not in (None, (width, height)):
+            line = f'{png!s}: {width}x{height}, image of {"x".join(map(str, size or ()))}'
+            findings.append(_Finding(MASK_SIZE, line, False))
     return findings
 
 
@@ -235,13 +284,29 @@ def _several_labels(records: Iterable[tuple[str, Record]]) -> list[str]:
     ]
 
 
-def _unlisted(root: Path, records: Iterable[tuple[str, Record]]) -> list[str]:
-    folder = root / 'images' if (root / 'metadata').is_dir() else root
-    listed = {record.image for _, record in records}
-    try:
-        return [str(file) for file in image_files(folder).values() if file not in listed]
-    except DataError:
-        return []
+def _objectless(splits: _Splits) -> list[str]:
+    lines = []
+    for split, source in splits.items():
+        records = _records(source)
+        if any(record.boxes or record.masks for record in records):
+            none = (record for record in records if not (record.boxes or record.masks))
+            lines += [f'{record.image_id!r} in {split}' for record in none]
+    return lines
+
+
+def _other_files(
+    root: Path, records: Sequence[tuple[str, Record]], whole: bool
+) -> Iterator[_Finding]:
+    """What lies where the images are and is none, or is an image that no split lists."""
+    found = find_images(root / 'images' if (root / 'metadata').is_dir() else root)
+    listed = {record.image for _, record in records if isinstance(record.image, Path)}
+    folders = {folder for image in listed for folder in image.parents}
+    for kind, path in found.passed:
+        if path not in listed and not (kind == AGAIN and path in folders):
+            yield _Finding(kind, str(path), harmful=kind in UNUSABLE)
+    if whole:
+        unlisted = (path for path in found.images.values() if path not in listed)
+        yield from (_Finding(UNLISTED, str(path), False) for path in unlisted)
 
 
 def _summary(split: str, source: Source) -> str:

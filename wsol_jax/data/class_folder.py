@@ -1,10 +1,13 @@
 """Plain folders `class/image.jpg`, with or without a folder for each split above them."""
 
-from itertools import compress
+from itertools import compress, count
 from pathlib import Path
 
-from wsol_jax.data.folders import IMAGE_EXTENSIONS, image_files
-from wsol_jax.data.records import DataError, ListedRecords, Record, drawn
+from wsol_jax.config import DataConfig
+from wsol_jax.data.files import IMAGE_EXTENSIONS, is_workdir
+from wsol_jax.data.folders import image_files
+from wsol_jax.data.metadata import class_names
+from wsol_jax.data.records import DataError, Decoding, ListedRecords, Record, drawn, is_displayed
 
 _SPLITS = {
     'train': ('train', 'training'),
@@ -20,18 +23,29 @@ class ClassFolder(ListedRecords):
     there is no train); in any case, train may be called training, val valid or validation, and test
     testing. Without a folder for val, and with `root/<class>/...`, val is every tenth training
     image of a class, and at least one of two; train is the rest. Image ids are posix paths relative
-    to root.
+    to root. Links are followed; workdirs are passed over.
 
     Args:
         root: the folder.
         split: 'train', 'val' or 'test'.
+        class_index: give the labels of the classifier named in root/class_names.txt, one line
+            `folder,index` for each class folder, instead of the place of the folder.
+        orientation: as in `DataConfig`.
+        max_pixels: as in `DataConfig`.
 
     Raises:
         DataError: no such folder or split, a class without images, or one that train lacks; or the
-            folders look like splits of unknown names.
+            folders look like splits of unknown names; or class_names.txt names other folders.
     """
 
-    def __init__(self, root: str | Path, split: str) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        class_index: bool = False,
+        orientation: str = 'auto',
+        max_pixels: int = DataConfig.max_pixels,
+    ) -> None:
         root = Path(root)
         folders = split_folders(root)
         if split not in folders:
@@ -39,16 +53,36 @@ class ClassFolder(ListedRecords):
         folder = folders[split]
         shared = list(folders.values()).count(folder) > 1
         self.class_names = tuple(_class_folders(folders.get('train', folder)))
-        labels = {name: label for label, name in enumerate(self.class_names)}
+        if class_index:
+            self.class_index = _indices(root / 'class_names.txt', self.class_names)
+        labels = dict(zip(self.class_names, self.class_index or count(), strict=False))
+        decoding = Decoding(is_displayed(orientation, 'displayed'), max_pixels)
         self._records = []
         for name in _class_folders(folder):
             if name not in labels:
                 raise DataError(f'{folder / name}: {folders["train"]} has no class {name!r}')
             files = list(image_files(folder / name).values())
             self._records += [
-                Record(file.relative_to(root).as_posix(), file, (labels[name],), None)
+                Record(
+                    file.relative_to(root).as_posix(), file, (labels[name],), None, (), (), decoding
+                )
                 for file in (compress(files, drawn(len(files), split)) if shared else files)
             ]
+
+
+def _indices(file: Path, folders: tuple[str, ...]) -> tuple[int, ...]:
+    names, columns = class_names(file, class_index=True)
+    index_of = dict(zip(names, columns, strict=True))
+    if len(index_of) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f'{file}: {twice!r} is listed twice')
+    for name in folders:
+        if name not in index_of:
+            raise DataError(f'{file}: no line for the class folder {name!r}')
+    for name in names:
+        if name not in folders:
+            raise DataError(f'{file}: there is no class folder {name!r}')
+    return tuple(index_of[name] for name in folders)
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -96,8 +130,11 @@ def _holds_folders_only(folder: Path) -> bool:
 def _class_folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DataError(f'{folder}: no such folder')
-    names = (path.name for path in folder.iterdir() if path.is_dir())
-    if not (shown := sorted(name for name in names if not name.startswith('.'))):
+    folders = (path for path in folder.iterdir() if path.is_dir() and path.name.isprintable())
+    shown = sorted(
+        path.name for path in folders if not path.name.startswith('.') and not is_workdir(path)
+    )
+    if not shown:
         raise DataError(f'{folder}: holds no class folder (expected {folder}/class/image.jpg)')
     return shown
 

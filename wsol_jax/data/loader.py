@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from wsol_jax.config import AugmentConfig
 from wsol_jax.data.augment import augment
-from wsol_jax.data.records import BadImage, DataError, Pixels, Source, decode_image, resize_image
+from wsol_jax.data.decode import decode_image, resize_image
+from wsol_jax.data.records import BadImage, DataError, Pixels, Source
 from wsol_jax.interrupts import deaf_children, end_with_parent
 
 THREADS = 8

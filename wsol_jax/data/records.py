@@ -1,22 +1,20 @@
-"""The one record type every data source hands out, and how its image and masks are decoded."""
+"""The one record type every data source hands out, and what a data source is."""
 
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+
+from wsol_jax.config import DataConfig
+from wsol_jax.names import unknown_name
 
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 Encoded = Path | bytes
-IGNORE = 255
 VAL_EVERY = 10
+_ORIENTATIONS = ('auto', 'displayed', 'stored')
 
 
 class DataError(ValueError):
@@ -28,6 +26,21 @@ class BadImage(DataError):
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How the files of a record are read.
+
+    Attributes:
+        displayed: turn images and masks as their EXIF orientation says; else as they are stored.
+        max_pixels: images and masks with more are refused.
+        roots: folders, one of which the files must lie in, links followed; () for anywhere.
+    """
+
+    displayed: bool = False
+    max_pixels: int = DataConfig.max_pixels
+    roots: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
 class Record:
     """One image and what is known about it; small, picklable, reads nothing until decoded.
 
@@ -35,9 +48,11 @@ class Record:
         image_id: name of the image, unique within its source.
         image: file, or the encoded bytes themselves.
         labels: classes of the image, the first one leading; () where unlabelled.
-        size: (width, height) of the stored image; None where only decoding tells.
-        boxes: ground truth (x0, y0, x1, y1) in pixels of the stored image, x1 and y1 exclusive.
-        masks: one (mask, ignore) pair of grey PNGs per instance; ignore may be None.
+        size: (width, height) of the image in its frame; None where only decoding tells.
+        boxes: ground truth (x0, y0, x1, y1) in pixels of that frame, x1 and y1 exclusive.
+        masks: one (mask, ignore) pair of PNGs per instance; ignore may be None.
+        decoding: the frame, which is that of the stored pixels or the displayed picture, and what
+            is refused.
     """
 
     image_id: str
@@ -46,6 +61,7 @@ class Record:
     size: tuple[int, int] | None
     boxes: tuple[Box, ...] = ()
     masks: tuple[tuple[Encoded, Encoded | None], ...] = ()
+    decoding: Decoding = field(default=Decoding(), compare=False, repr=False)
 
 
 class Source(Protocol):
@@ -53,7 +69,7 @@ class Source(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes of this data set, in its own order."""
+        """Names of the classes of this data set, in its own order; () where they have none."""
 
     @property
     def num_classes(self) -> int:
@@ -68,18 +84,26 @@ class Source(Protocol):
 
 
 class NamedClasses:
-    """The part of a `Source` that names its classes: label k has the k-th name."""
+    """The part of a `Source` that names its classes.
+
+    Attributes:
+        class_names: in the order of the data set; () where they have none.
+        class_index: the label of each as it stands in the records; () for 0, 1, 2 ...
+    """
 
     class_names: tuple[str, ...] = ()
+    class_index: tuple[int, ...] = ()
+    _unnamed: int = 0  # how many classes there are, where they have no names
 
     @property
     def num_classes(self) -> int:
         """How many classes the data set has."""
-        return len(self.class_names)
+        return self._unnamed or len(self.class_names)
 
     def class_name(self, label: int) -> str:
         """Name of a label as it stands in the records; the number itself where it has no name."""
-        return self.class_names[label] if 0 <= label < self.num_classes else str(label)
+        labels = self.class_index or range(len(self.class_names))
+        return self.class_names[labels.index(label)] if label in labels else str(label)
 
 
 class ListedRecords(NamedClasses):
@@ -109,86 +133,16 @@ def evenly_spaced(positions: NDArray[np.integer], count: int) -> NDArray[np.inte
     return positions[places.round().astype(int)]
 
 
-def decode_image(record: Record) -> Pixels:
-    """Decode the image of a record as uint8 RGB [H, W, 3], whatever its stored colour mode.
+def is_displayed(orientation: str, auto: str) -> bool:
+    """Whether a setting of `DataConfig.orientation` means displayed images.
+
+    Args:
+        orientation: 'displayed', 'stored' or 'auto'.
+        auto: what 'auto' stands for.
 
     Raises:
-        BadImage: the file is missing, truncated or not an image.
+        DataError: it is something else.
     """
-    with _opened(record) as image:
-        return np.array(image.convert('RGB'))
-
-
-def stored_size(record: Record) -> tuple[int, int]:
-    """(width, height) of the stored image; opens its header where the record does not tell.
-
-    Raises:
-        BadImage: the file is missing or not an image.
-    """
-    if record.size is not None:
-        return record.size
-    with _opened(record) as image:
-        return image.size
-
-
-def resize_image(image: Pixels, size: tuple[int, int]) -> Pixels:
-    """Squash a whole uint8 RGB image [H, W, 3] to (width, height), bilinear with antialiasing."""
-    height, width = image.shape[:2]
-    if (width, height) == tuple(size):
-        return image
-    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-
-
-def decode_mask(record: Record, size: tuple[int, int]) -> Pixels:
-    """Union of the instance masks of a record at (width, height), as in wsolevaluation.
-
-    Returns:
-        uint8 [height, width]: 1 foreground, 0 background, 255 ignore (and not foreground).
-
-    Raises:
-        DataError: the record carries no mask, or one of its PNGs cannot be read.
-    """
-    if not record.masks:
-        raise DataError(f'{record.image_id}: has no mask')
-    foreground = np.zeros(size[::-1], bool)
-    ignore = np.zeros(size[::-1], bool)
-    for mask_png, ignore_png in record.masks:
-        foreground |= _decode_grey(record, mask_png, size)
-        if ignore_png is not None:
-            ignore |= _decode_grey(record, ignore_png, size)
-    mask = foreground.astype(np.uint8)
-    mask[ignore & ~foreground] = IGNORE
-    return mask
-
-
-@contextmanager
-def _opened(record: Record) -> Iterator[Image.Image]:
-    stored = io.BytesIO(record.image) if isinstance(record.image, bytes) else record.image
-    try:
-        with Image.open(stored) as image:
-            yield image
-    except Exception as error:  # decoders raise nearly anything on broken bytes
-        raise BadImage(f'{_where(record, record.image)}: {_reason(error)}') from None
-
-
-def _decode_grey(record: Record, png: Encoded, size: tuple[int, int]) -> NDArray[np.bool_]:
-    try:
-        stored = png if isinstance(png, bytes) else png.read_bytes()
-        grey = cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_GRAYSCALE)
-    except (OSError, cv2.error) as error:
-        raise DataError(f'mask {_where(record, png)}: {_reason(error)}') from None
-    if grey is None:
-        raise DataError(f'mask {_where(record, png)}: not an image that can be decoded')
-    return cv2.resize(grey, size, interpolation=cv2.INTER_NEAREST) > 0.5
-
-
-def _where(record: Record, stored: Encoded) -> str:
-    return record.image_id if isinstance(stored, bytes) else str(stored)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return 'no such file'
-    if isinstance(error, Image.UnidentifiedImageError):
-        return 'not an image that can be decoded'
-    return ' '.join(str(error).split()) or type(error).__name__
+    if orientation not in _ORIENTATIONS:
+        raise DataError(unknown_name('orientation', orientation, _ORIENTATIONS))
+    return (auto if orientation == 'auto' else orientation) == 'displayed'

@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.core.features.bounding_boxes_utils import BBoxFormat
 
-from wsol_jax.data.records import BadImage, Box, DataError, NamedClasses, Record, drawn, stored_size
+from wsol_jax.config import DataConfig
+from wsol_jax.data.decode import stored_size
+from wsol_jax.data.records import (
+    BadImage,
+    Box,
+    DataError,
+    Decoding,
+    NamedClasses,
+    Record,
+    drawn,
+    is_displayed,
+)
 from wsol_jax.data.tfds_builders import BUILDERS, open_folders, record_of, wsol_features
 from wsol_jax.names import unknown_name
 
@@ -38,18 +49,30 @@ class TfdsSource(NamedClasses):
             that was prepared by default.
         root: TFDS's data_dir; '' for its default.
         split: name of a split; 'val' also finds 'validation'.
+        orientation: the frame of sizes, boxes and masks, as in `DataConfig`.
+        max_pixels: as in `DataConfig`.
 
     Raises:
         DataError: the name or the split is unknown, the data set is not prepared in root or not
             as array_record, or it lacks a feature.
     """
 
-    def __init__(self, name: str, root: str | Path, split: str) -> None:
-        self._arguments = (name, os.fspath(root), split)
+    def __init__(
+        self,
+        name: str,
+        root: str | Path,
+        split: str,
+        orientation: str = 'auto',
+        max_pixels: int = DataConfig.max_pixels,
+    ) -> None:
+        self._arguments = (name, os.fspath(root), split, orientation, max_pixels)
+        self._decoding = Decoding(is_displayed(orientation, 'stored'), max_pixels)
         builder = _open_prepared(name, os.fspath(root))
         features = dict(builder.info.features.items())
         self._own = set(wsol_features()) <= set(features)
         self._label, self.class_names = _classes(name, features)
+        if self._own and self.class_names == tuple(map(str, range(self.num_classes))):
+            self._unnamed, self.class_names = self.num_classes, ()  # had no class_names.txt
         _check_boxes(name, features)
         encoded = {key: tfds.decode.SkipDecoding() for key, f in features.items() if _is_image(f)}
         self._split, shared = _find_split(name, builder, split)
@@ -58,7 +81,7 @@ class TfdsSource(NamedClasses):
         every = np.arange(len(self._examples))
         self._positions = every[drawn(len(every), split)] if shared else every
 
-    def __reduce__(self) -> tuple[type['TfdsSource'], tuple[str, str, str]]:
+    def __reduce__(self) -> tuple[type['TfdsSource'], tuple[str, str, str, str, int]]:
         # A worker process opens the files again.
         return TfdsSource, self._arguments
 
@@ -69,8 +92,8 @@ class TfdsSource(NamedClasses):
         position = int(self._positions[index])
         example = self._examples[position]
         if self._own:
-            return record_of(example)
-        return _record(example, self._label, f'{self._split}/{position}')
+            return replace(record_of(example), decoding=self._decoding)
+        return _record(example, self._label, f'{self._split}/{position}', self._decoding)
 
 
 def prepare(name: str, root: str | Path, data_dir: str | Path) -> None:
@@ -186,11 +209,11 @@ def _is_image(feature: Any) -> bool:
     return isinstance(feature, tfds.features.Image)
 
 
-def _record(example: dict[str, Any], label: str, position: str) -> Record:
+def _record(example: dict[str, Any], label: str, position: str, decoding: Decoding) -> Record:
     """Record of a data set of TFDS's own; a broken image has no boxes, but keeps its place."""
     image_id = next((example[key].decode() for key in _IDS if key in example), position)
     labels = tuple(int(k) for k in np.atleast_1d(example[label]) if k >= 0)  # -1: unlabelled
-    record = Record(image_id, example['image'], labels, None)
+    record = Record(image_id, example['image'], labels, None, decoding=decoding)
     if 'bbox' not in example:
         return record
     try:

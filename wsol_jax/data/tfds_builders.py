@@ -4,7 +4,7 @@ Importing this module registers them, so `tfds.builder('cub200_wsol')` finds the
 needs TensorFlow.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from wsol_jax.data.files import printable, read_file, reason
 from wsol_jax.data.folders import WsolFolder, split_names
 from wsol_jax.data.records import DataError, Encoded, Record
 
@@ -46,15 +47,19 @@ def example_of(record: Record) -> dict[str, Any]:
         DataError: its image or one of its masks cannot be read.
     """
     width, height = record.size or (0, 0)
+    roots = record.decoding.roots
     return {
-        'image': _stored(record.image),
+        'image': _stored(record.image, roots),
         'image_id': record.image_id,
         'labels': record.labels,
         'width': width,
         'height': height,
         'boxes': np.array(record.boxes, np.int64).reshape(-1, 4),
         'masks': [
-            {'mask': _stored(mask), 'ignore': b'' if ignore is None else _stored(ignore)}
+            {
+                'mask': _stored(mask, roots),
+                'ignore': b'' if ignore is None else _stored(ignore, roots),
+            }
             for mask, ignore in record.masks
         ],
     }
@@ -180,8 +185,9 @@ BUILDERS: dict[str, type[WsolBuilder]] = {
 
 
 def _class_names(root: Path, folders: Iterable[WsolFolder]) -> list[str]:
-    """Names of the classes; the longest list, for without class_names.txt each split counts its."""
-    names = max((folder.class_names for folder in folders), key=len)
+    """Names of the classes; numbers without class_names.txt, where each split counts its own."""
+    largest = max(folders, key=lambda folder: folder.num_classes)
+    names = largest.class_names or tuple(map(str, range(largest.num_classes)))
     for number, name in enumerate(names, 1):
         if name in names[: number - 1]:
             file = root / 'class_names.txt'
@@ -199,12 +205,10 @@ def _examples(folder: WsolFolder, start: int) -> _Examples:
         yield index, example_of(folder[index])
 
 
-def _stored(encoded: Encoded) -> bytes:
+def _stored(encoded: Encoded, roots: Sequence[Path]) -> bytes:
     if isinstance(encoded, bytes):
         return encoded
     try:
-        return encoded.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f'{encoded}: no such file') from None
+        return read_file(encoded, roots)
     except OSError as error:
-        raise DataError(f'{encoded}: {error.strerror}') from None
+        raise DataError(f'{printable(str(encoded))}: {reason(error)}') from None

@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from wsol_jax.data.folders import read_ids, read_labels, read_localization, read_sizes
+from wsol_jax.data.metadata import (
+    check_complete,
+    read_ids,
+    read_labels,
+    read_localization,
+    read_sizes,
+)
 from wsol_jax.data.records import DataError, Record
 from wsol_jax.evaluation.counts import Counts, ground_truth
 from wsol_jax.evaluation.presets import Preset, preset
@@ -90,6 +96,7 @@ def scoremap_records(
     boxes, instances = read_localization(file, Path(masks or ''), labels, {})
     if bool(boxes) == bool(instances):
         raise DataError(f'{file}: expected boxes, or masks, of every image')
+    check_complete(file, labels, boxes or instances)  # as wsolevaluation needs it
     if boxes and not sizes:
         raise DataError(f'{metadata / "image_sizes.txt"}: no sizes; boxes are scaled by them')
     if instances and masks is None:

@@ -1,0 +1,379 @@
+"""The pixels of a record: its image, the size of it, its mask; all in one frame.
+
+The frame is that of the stored pixels, or with `Decoding.displayed` that of viewers, which turn an
+image as its EXIF orientation says. The first picture of a file is the image. It becomes 8 bit RGB:
+
+- 16 bit grey and other depths: the full scale becomes 0..255.
+- floats: within 0..1, or else within 0..255; integers of 32 bits: within 0..255. Anything else is
+  refused, for nothing tells which value is white.
+- transparent pixels show a white ground.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from threading import Lock
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, IMAGELENGTH, IMAGEWIDTH, PHOTOMETRIC_INTERPRETATION
+
+from wsol_jax.data.files import open_file, printable, reason
+from wsol_jax.data.records import BadImage, DataError, Encoded, Pixels, Record
+
+IGNORE = 255
+# Raster formats: others may start an interpreter (EPS) or read other files.
+FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP', 'JPEG2000', 'AVIF')
+LARGE = 64_000_000  # pixels: beyond, an image is reduced while it is decoded, one at a time
+SPARE = 4  # what is left of a reduced image, relative to the size that is asked for
+BAND = 16_000_000  # pixels of a large image that are converted at once
+_LARGE = Lock()
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_INVERSE = {6: 8, 8: 6}  # the others undo themselves
+_Size = tuple[int, int]
+
+
+def decode_image(record: Record, side: int = 0) -> Pixels:
+    """Decode the image of a record as uint8 RGB [H, W, 3], whatever its stored colour mode.
+
+    Args:
+        record: whose image.
+        side: pixels that it will be resized to. An image of more than `LARGE` pixels then comes
+            reduced, but no side below `SPARE` times that; 0 for every image whole.
+
+    Raises:
+        BadImage: the file is missing, truncated, too large or not an image.
+        DataError: the record knows a size, which is that of the other frame.
+    """
+    with _opened(record) as image, _guarded(image):
+        _check_frame(record, image)
+        _check_sums(image)
+        return _pixels(image, record.decoding.displayed, side)
+
+
+def stored_size(record: Record) -> _Size:
+    """(width, height) of the image in its frame; opens the file where the record does not tell.
+
+    Raises:
+        BadImage: the file is missing, too large or not an image.
+    """
+    if record.size is not None:
+        return record.size
+    with _opened(record) as image:
+        return _frame(image, record.decoding.displayed)
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is told of an image without its pixels.
+
+    Attributes:
+        size: (width, height) in the frame of its record.
+        orientation: EXIF's, 1 (upright) to 8.
+        deep: has more than 8 bits a channel.
+        transparent: has an alpha channel or a transparent colour.
+    """
+
+    size: _Size
+    orientation: int
+    deep: bool
+    transparent: bool
+
+
+def describe_image(record: Record) -> Described:
+    """What `decode_image` makes something else of than the stored pixels.
+
+    Raises:
+        BadImage: the file is missing, too large or not an image.
+    """
+    with _opened(record) as image, _guarded(image):
+        deep = image.mode[0] in 'IF' or _is_deep(image)
+        size = _frame(image, record.decoding.displayed)
+        return Described(size, _orientation(image), deep, image.has_transparency_data)
+
+
+def resize_image(image: Pixels, size: _Size) -> Pixels:
+    """Squash a whole uint8 RGB image [H, W, 3] to (width, height), bilinear with antialiasing."""
+    height, width = image.shape[:2]
+    if (width, height) == tuple(size):
+        return image
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def decode_mask(record: Record, size: _Size) -> Pixels:
+    """Union of the instance masks of a record at (width, height), as in wsolevaluation.
+
+    Foreground is what is not 0: at any depth; in colours, any channel, where it is not transparent;
+    in a palette, the index, unless all its colours are greys. Black on transparent ground is a
+    drawing by transparency alone.
+
+    Returns:
+        uint8 [height, width]: 1 foreground, 0 background, 255 ignore (and not foreground).
+
+    Raises:
+        DataError: the record carries no mask, one of its PNGs cannot be read, or has the size of
+            the other frame.
+    """
+    if not record.masks:
+        raise DataError(f'{printable(record.image_id)}: has no mask')
+    foreground = np.zeros(size[::-1], bool)
+    ignore = np.zeros(size[::-1], bool)
+    for mask_png, ignore_png in record.masks:
+        foreground |= _resized_mask(record, mask_png, size)
+        if ignore_png is not None:
+            ignore |= _resized_mask(record, ignore_png, size)
+    mask = foreground.astype(np.uint8)
+    mask[ignore & ~foreground] = IGNORE
+    return mask
+
+
+def stored_mask(record: Record, png: Encoded) -> NDArray[np.bool_]:
+    """Foreground [H, W] of one mask of a record, in the record's frame.
+
+    Raises:
+        DataError: it cannot be read, or has the size of the other frame.
+    """
+    try:
+        with _read(record, png) as (image, stored), _guarded(image):
+            turn = _turn(image, record.decoding.displayed)
+            mask = _foreground(image, stored)
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        raise DataError(f'mask {_where(record, png)}: {_reason(error)}') from None
+    mask = np.array(Image.fromarray(mask).transpose(_TURN[turn])) if turn in _TURN else mask
+    height, width = mask.shape
+    if record.size == (height, width) and height != width:
+        raise DataError(
+            f'mask {_where(record, png)}: is {width}x{height}, its image {height}x{width} with '
+            f'{_setting(record)}; set that to the frame of the masks'
+        )
+    return mask
+
+
+@contextmanager
+def _opened(record: Record) -> Iterator[ImageFile]:
+    try:
+        with _read(record, record.image) as (image, _):
+            yield image
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        raise BadImage(f'{_where(record, record.image)}: {_reason(error)}') from None
+
+
+@contextmanager
+def _read(record: Record, encoded: Encoded) -> Iterator[tuple[ImageFile, BinaryIO]]:
+    roots, limit = record.decoding.roots, record.decoding.max_pixels
+    stored = io.BytesIO(encoded) if isinstance(encoded, bytes) else open_file(encoded, roots)
+    with stored, _identified(stored) as image:
+        width, height = image.size
+        if width * height > limit:
+            raise ValueError(
+                f'{width}x{height} pixels are more than config.data.max_pixels={limit}; '
+                'raise that if the file is sound'
+            )
+        yield image, stored
+
+
+def _identified(stored: BinaryIO) -> ImageFile:
+    """`Image.open`, for our formats, and without a guard that takes large scans for attacks."""
+    prefix = stored.read(16)
+    for name in FORMATS:
+        if name not in Image.OPEN:
+            Image.init()
+        factory, accept = Image.OPEN.get(name, (None, None))
+        if factory is None or (accept and accept(prefix) is not True):
+            continue
+        stored.seek(0)
+        try:
+            return factory(stored, '')
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue
+    raise Image.UnidentifiedImageError
+
+
+@contextmanager
+def _guarded(image: ImageFile) -> Iterator[None]:
+    """Where an image is decoded: large ones one at a time, without the guard of Pillow."""
+    with _LARGE if image.width * image.height > LARGE else nullcontext() as held:
+        before = Image.MAX_IMAGE_PIXELS
+        try:
+            if held:
+                Image.MAX_IMAGE_PIXELS = None
+            yield
+        finally:
+            if held:
+                Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_sums(image: ImageFile) -> None:
+    """Refuses a PNG that a checksum of its own tells damaged; Pillow leaves those of pixels out."""
+    if image.format != 'PNG' or image.fp is None:
+        return
+    place = image.fp.tell()
+    image.fp.seek(8)
+    while len(header := image.fp.read(8)) == 8:
+        length, kind = struct.unpack('>I4s', header)
+        content = image.fp.read(min(length, 2**31) + 4)
+        if zlib.crc32(kind + content[:-4]).to_bytes(4, 'big') != content[-4:]:
+            raise ValueError(f'damaged: a wrong checksum in {kind!r}')
+        if kind == b'IEND':
+            break
+    image.fp.seek(place)
+
+
+def _pixels(image: ImageFile, displayed: bool, side: int) -> Pixels:
+    least, large = side * SPARE, image.width * image.height > LARGE
+    if side and large:
+        image.draft(None, (least, least))
+    turn = _turn(image, displayed)
+    image.load()
+    white = _white(image)
+    factor = max(1, min(image.size) // least) if side and large else 1
+    upright = _banded(image, white, factor) if factor > 1 else _rgb(image, white)
+    return np.array(upright.transpose(_TURN[turn]) if turn in _TURN else upright)
+
+
+def _banded(image: Image.Image, white: float, factor: int) -> Image.Image:
+    """The image in RGB, reduced by a whole factor, without a whole copy of it."""
+    width, height = image.size
+    reduced = Image.new('RGB', (-(-width // factor), -(-height // factor)))
+    rows = max(1, BAND // (width * factor)) * factor
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height)))
+        reduced.paste(_rgb(band, white).reduce(factor), (0, top // factor))
+    return reduced
+
+
+def _rgb(image: Image.Image, white: float) -> Image.Image:
+    if white:
+        grey = np.asarray(image, np.float32) * np.float32(255 / white)
+        grey = grey if white > 0 else 255 + grey
+        image = Image.fromarray(np.rint(grey).astype(np.uint8))
+    elif image.has_transparency_data:
+        ground = Image.new('RGBA', image.size, 'white')
+        image = Image.alpha_composite(ground, image.convert('RGBA'))
+    return image if image.mode == 'RGB' else image.convert('RGB')
+
+
+def _white(image: ImageFile) -> float:
+    """The value that shows white, of more than 8 bits; -v where 0 does and v is black; 0 for 8."""
+    if image.mode[0] not in 'IF':
+        return 0
+    tags = getattr(image, 'tag_v2', {})
+    sign = -1 if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else 1
+    if image.mode.startswith('I;16'):
+        return sign * (2 ** tags.get(BITSPERSAMPLE, (16,))[0] - 1)
+    if image.mode == 'I' and image.format in ('PNG', 'PPM'):
+        return sign * 65535
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 255):
+        kind, right = ('floats', '0..1 or 0..255') if image.mode == 'F' else ('integers', '0..255')
+        raise ValueError(
+            f'32 bit {kind} from {low:g} to {high:g}, of which none is known to be white; '
+            f'store {right}, or 8 or 16 bits'
+        )
+    return sign * (1 if image.mode == 'F' and high <= 1 else 255)
+
+
+def _orientation(image: ImageFile) -> int:
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF spoils no picture
+        return 1
+    return value if value in _TURN else 1
+
+
+def _turn(image: ImageFile, displayed: bool) -> int:
+    """How to turn what Pillow loads: TIFF alone comes as displayed."""
+    if displayed == (image.format == 'TIFF'):
+        return 1
+    found = _orientation(image)
+    return found if displayed else _INVERSE.get(found, found)
+
+
+def _frame(image: ImageFile, displayed: bool) -> _Size:
+    tags = getattr(image, 'tag_v2', {}) if image.format == 'TIFF' else {}
+    width, height = tags.get(IMAGEWIDTH, image.width), tags.get(IMAGELENGTH, image.height)
+    return (height, width) if displayed and _orientation(image) >= 5 else (width, height)
+
+
+def _check_frame(record: Record, image: ImageFile) -> None:
+    """Refuses a size that the image has in the other frame: boxes would be scaled by it."""
+    if record.size is None or record.size == (frame := _frame(image, record.decoding.displayed)):
+        return
+    (width, height), (wide, high) = frame, record.size
+    turned = _orientation(image) >= 5
+    if (wide, high) == (height, width) or (turned and (width - height) * (wide - high) < 0):
+        right = 'set that to the frame of the metadata, or correct them' if turned else 'correct it'
+        raise DataError(
+            f'{_where(record, record.image)}: is {width}x{height} with {_setting(record)}, '
+            f'but {wide}x{high} in image_sizes.txt; {right}'
+        )
+
+
+def _setting(record: Record) -> str:
+    frame = 'displayed' if record.decoding.displayed else 'stored'
+    return f'config.data.orientation={frame!r}'
+
+
+def _resized_mask(record: Record, png: Encoded, size: _Size) -> NDArray[np.bool_]:
+    mask = stored_mask(record, png).astype(np.uint8)
+    return cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST) > 0
+
+
+def _foreground(image: ImageFile, stored: BinaryIO) -> NDArray[np.bool_]:
+    deep = _is_deep(image)
+    image.load()
+    values = np.asarray(image)
+    if image.mode == 'P':
+        colours = np.array(image.getpalette()).reshape(-1, 3)
+        grey = (colours == colours[:, :1]).all()
+        return (np.resize(colours[:, 0], 256)[values] if grey else values) > 0
+    if values.ndim == 2:
+        return values > 0.5
+    if deep:  # Pillow keeps the high byte alone
+        stored.seek(0)
+        values = np.asarray(
+            cv2.imdecode(np.frombuffer(stored.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+        )
+    else:
+        values = np.asarray(image.convert('RGBA' if image.has_transparency_data else 'RGB'))
+    return _drawn(values)
+
+
+def _is_deep(image: ImageFile) -> bool:
+    return bool(image.tile) and ';16' in str(image.tile[0].args)
+
+
+def _drawn(values: NDArray) -> NDArray[np.bool_]:
+    colour = values[..., :3].max(axis=-1) > 0
+    if values.shape[-1] < 4:
+        return colour
+    opaque = values[..., 3] > 0
+    return colour & opaque if colour.any() or opaque.all() else opaque
+
+
+def _where(record: Record, stored: Encoded) -> str:
+    return printable(record.image_id if isinstance(stored, bytes) else str(stored))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return 'not an image that can be decoded'
+    return reason(error)
