@@ -49,6 +49,7 @@ def test_every_setting_can_be_set_and_is_kept(path):
         'localize.scales': [0.5, 2.0],
         'evaluate.closing': 5,
         'parallel': 'pmap',
+        'data.orientation': 'stored',
         'augment.crop': 'resized',
         'augment.jitter': 0.4,
         'train.optimizer': 'adamw',
