@@ -283,11 +283,36 @@ def _git_revision() -> str:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """The temporary name to write a file under; it is renamed to `path` when all went well."""
+    """The temporary name to write a file under; it is renamed to `path` when all went well.
+
+    Raises:
+        OSError: it cannot be written, or `path` is a link, a folder or a device: renaming would
+            put a file in its place.
+    """
+    check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    yield temporary
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:  # it would name the temporary file, or none
+        raise OSError(f'{path}: cannot be written: {error.strerror or error}') from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Checks before the work that a file can be written there.
+
+    Raises:
+        OSError: `path` is no plain file, or no folder for it can be made or written to.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        kind = 'link' if path.is_symlink() else 'folder' if path.is_dir() else 'device or a pipe'
+        raise OSError(f'{path}: is a {kind}; name a plain file, or one that is not there yet')
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise OSError(f'{path}: {folder} is no folder that can be written to')
 
 
 def write_text(path: Path, text: str) -> None:
