@@ -24,10 +24,8 @@ from typing import IO, Any
 from absl import logging
 
 from wsol_jax.config import Config, ConfigError, flatten
+from wsol_jax.data.files import MARKER
 
-# In every workdir: locked while a run works there, tells of the last one, and marks the folder as
-# a workdir for whoever looks for images.
-MARKER = '.wsol_jax_workdir'
 _ORIGIN = 'made_from.json'  # beside a result
 # Kind of result: (its folders, what is in one once an epoch or a batch is done, the groups of
 # settings that it depends on).
