@@ -18,4 +18,5 @@ def get_config() -> ConfigDict:
     config = imagenette_mobilenet_v1.get_config()
     config.network.name = 'squeezenet1_1'
     config.network.weights = config.network.weights.replace('mobilenet_v1', 'squeezenet1_1')
+    config.network.preprocessing = 'caffe'
     return config

@@ -59,12 +59,17 @@ class NetworkConfig:
         name: a name of `python -m wsol_jax.models`.
         weights: safetensors file to start from; '' for random weights.
         input_size: side in pixels that images are resized to; 0 for the network's own.
+        preprocessing: what the weights expect: 'imagenet' (torchvision), 'caffe', 'symmetric'
+          (TensorFlow), 'unit' (RGB in [0, 1]), or JSON on the 0..255 scale, such as
+          '{"mean": [104, 117, 123], "std": [1, 1, 1], "bgr": true}'; '' for what the weights file
+          says, or else for that of the weights known by the network's name.
         options: of that network, such as {'output_stride': 8}.
     """
 
     name: str = 'resnet18'
     weights: str = ''
     input_size: int = 0
+    preprocessing: str = ''
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

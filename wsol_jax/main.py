@@ -38,8 +38,6 @@ def run(config: Config, workdir: Path) -> None:
     for name in config.evaluate.presets:
         preset(name)  # a misspelt one is found before anything is done, or given up
     workdir = workdir.expanduser().resolve()  # once: libraries differ in how they take `..`
-    if config.data.root and Path(config.data.root).resolve() == workdir:
-        raise ConfigError(f'{workdir} is config.data.root; results need a --workdir of their own')
     with locked(workdir):
         open_workdir(workdir, config)
         _run_stages(config, workdir)
@@ -128,7 +126,13 @@ def load_classifier(config: Config, workdir: Path, splits: Splits) -> Network:
             f'no classifier to localize with: {workdir} holds no checkpoint and '
             "config.network.weights is empty; add 'train' to config.stages or give weights"
         )
-    return load_network(net.name, net.weights, seed=config.seed, **net.options)
+    return load_network(
+        net.name,
+        net.weights,
+        preprocessing=net.preprocessing,
+        seed=config.seed,
+        **net.options,
+    )
 
 
 def _main(arguments: Sequence[str]) -> None:

@@ -1,7 +1,9 @@
 """Weights files: what fits, what does not, and how it is told."""
 
+import json
 import logging
 import os
+import pickle
 import sys
 from pathlib import Path
 
@@ -321,3 +323,87 @@ def test_inception_trunk_file():
     )
     with pytest.raises(WeightsError, match='give num_classes'):
         load_network('inception_v3', path)
+
+
+# Files that are damaged, or no weights at all
+
+
+def header(text: bytes, data: bytes = b'') -> bytes:
+    return len(text).to_bytes(8, 'little') + text + data
+
+
+def one_tensor(kind: str, shape: list[int], size: int) -> bytes:
+    facts = {'a': {'dtype': kind, 'shape': shape, 'data_offsets': [0, size]}}
+    return header(json.dumps(facts).encode(), bytes(size))
+
+
+class Code:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize(
+    ('name', 'content'),
+    [
+        ('empty.safetensors', b''),
+        ('cut.safetensors', one_tensor('F32', [100], 400)[:-10]),
+        ('cut_header.safetensors', one_tensor('F32', [100], 400)[:20]),
+        ('eight_gigabytes.safetensors', (8 << 30).to_bytes(8, 'little') + b'{}'),
+        ('deep.safetensors', header(b'{"a":' * 200_000 + b'1' + b'}' * 200_000)),
+        ('brackets.safetensors', header(b'[' * 200_000)),
+        ('large_shape.safetensors', one_tensor('F32', [1 << 62], 4)),
+        ('float8.safetensors', one_tensor('F8_E4M3', [2], 2)),
+        ('text.safetensors', header(b'\xff\xfe{}')),
+        ('nan.safetensors', None),
+        ('folder.safetensors', None),
+        ('pipe.safetensors', None),
+        ('missing.safetensors', None),
+        ('empty.pth', b''),
+        ('zip.pth', b'PK\x03\x04' + b'x' * 100),
+        ('code.pth', None),
+        ('nested.pth', None),
+    ],
+)
+def test_damaged_files_are_one_line(name, content, tmp_path):
+    path = tmp_path / name
+    if name.endswith('.pth'):
+        torch = pytest.importorskip('torch', reason='torch is not installed')
+    if content is not None:
+        path.write_bytes(content)
+    elif name == 'nan.safetensors':
+        save_file({'fc.bias': np.array([1, np.nan], np.float16)}, path)
+    elif name == 'folder.safetensors':
+        path.mkdir()
+    elif name == 'pipe.safetensors':
+        os.mkfifo(path)
+    elif name == 'code.pth':
+        path.write_bytes(pickle.dumps(Code(tmp_path / 'executed')))
+    elif name == 'nested.pth':
+        torch.save({'state_dict': {'a': torch.zeros(1)}, 'epoch': 3}, path)
+    with pytest.raises(WeightsError) as error:
+        load_network('resnet10', path)
+    message = str(error.value)
+    assert message.startswith(f'{path}: ') and len(message.splitlines()) == 1
+    assert MESSAGES.get(name, 'not a readable') in message
+    assert not (tmp_path / 'executed').exists()
+
+
+MESSAGES = {
+    'nan.safetensors': 'fc.bias holds values that are not finite (NaN or infinity)',
+    'folder.safetensors': 'not a regular file',
+    'pipe.safetensors': 'not a regular file',
+    'missing.safetensors': 'no such weights file',
+    'code.pth': 'holds more than tensors, and code from files is not run',
+    'nested.pth': 'not a flat dict of tensors (a torch state dict); it holds state_dict, epoch',
+}
+
+
+def test_a_head_without_classes(tensors, save):
+    path = save(tensors | {'fc.bias': np.ones((), np.float32)})
+    with pytest.raises(WeightsError, match=r'fc.bias must have one value a class, is \(\)'):
+        load_network('resnet10', path, **SMALL)

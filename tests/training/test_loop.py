@@ -17,7 +17,7 @@ from test_parallel import RECIPE, SIDE, Tiny, saved
 
 from wsol_jax.config import Config, ConfigError, DataConfig, NetworkConfig, TrainConfig
 from wsol_jax.data import DataError, ImageFolder, Shapes, decode_image, training_batches
-from wsol_jax.models import build, load_network, zoo
+from wsol_jax.models import Preprocessing, build, load_network, zoo
 from wsol_jax.models.weights import WeightsError
 from wsol_jax.parallel import Devices
 from wsol_jax.training import loop
@@ -65,7 +65,7 @@ class Keeping(Checkpoints):
     states: tuple = ()
 
     def save(self, state):
-        Keeping.states += (state,)
+        Keeping.states += (jax.device_get(state),)  # training goes on in the same memory
         super().save(state)
 
 
@@ -451,6 +451,20 @@ def test_training_goes_on_from_what_it_starts_from(trained, sources, tmp_path):
     kept = {name: value for name, value in named(found.state).items() if name in expected}
     for name, value in expected.items():
         np.testing.assert_allclose(kept[name], value, rtol=1e-6, atol=1e-7)
+
+
+def test_the_images_of_a_trained_network_go_through_what_those_of_training_did(sources, tmp_path):
+    unit = Preprocessing((0.0,) * 3, (255.0,) * 3)
+    setting = replace(TRAIN, batch_size=30, epochs=1)
+    network = replace(CONFIG.network, preprocessing='unit')
+    config = replace(CONFIG, network=network, train=setting)
+    train(config, *sources, tmp_path / 'first')
+    assert network_of(tmp_path / 'first', sources, config).preprocessing == unit
+    # What starts from there goes on with it, too.
+    setting = replace(setting, init_from=str(tmp_path / 'first'))
+    config = replace(CONFIG, train=setting)
+    train(config, *sources, tmp_path / 'second')
+    assert network_of(tmp_path / 'second', sources, config).preprocessing == unit
 
 
 def test_a_network_without_batch_norm_and_a_batch_larger_than_the_data(sources, tmp_path):

@@ -12,66 +12,11 @@ import numpy as np
 from flax import nnx
 
 from wsol_jax.models.layers import Perturbations
+from wsol_jax.models.preprocessing import Preprocessing
 from wsol_jax.names import unknown_name
 
 # Side of a square in pixels, or (height, width).
 Size = int | tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """From images to what a network eats: RGB, grey, or as many channels C as `mean` is long.
-
-    Attributes:
-        mean: subtracted, on the 0..255 scale, in the network's channel order.
-        std: divided by, on the same scale and in the same order.
-        bgr: the network eats blue first.
-
-    Raises:
-        ValueError: mean and std are not of one length, a std is not above 0, or bgr without three
-            channels.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    bgr: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ('mean', 'std'):  # lists would not be hashable
-            object.__setattr__(self, name, tuple(map(float, np.atleast_1d(getattr(self, name)))))
-        if len(self.mean) != len(self.std) or not np.isfinite([*self.mean, *self.std]).all():
-            raise ValueError(
-                'mean and std must be as many finite numbers as the network has channels, got '
-                f'{self.mean} and {self.std}'
-            )
-        if min(self.std) <= 0:
-            raise ValueError(f'std must be above 0, got {self.std}')
-        if self.bgr and self.channels != 3:
-            raise ValueError(f'bgr turns three channels around, mean has {self.channels}')
-
-    @property
-    def channels(self) -> int:
-        """How many channels the images have."""
-        return len(self.mean)
-
-    def __call__(self, images: Any) -> jax.Array:
-        """[B,H,W,C], uint8 in 0..255 or float in [0,1] -> float32 network input.
-
-        Raises:
-            ValueError: another shape or number type.
-        """
-        images = jnp.asarray(images)
-        if images.ndim != 4 or images.shape[-1] != self.channels:
-            raise ValueError(f'images have shape {images.shape}, not [B,H,W,{self.channels}]')
-        if jnp.issubdtype(images.dtype, jnp.floating):
-            pixels = images.astype(jnp.float32) * 255.0
-        elif images.dtype == jnp.uint8:
-            pixels = images.astype(jnp.float32)
-        else:
-            raise ValueError(f'images are {images.dtype}, not uint8 (0..255) or float ([0,1])')
-        if self.bgr:
-            pixels = pixels[..., ::-1]
-        return (pixels - jnp.array(self.mean)) / jnp.array(self.std)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

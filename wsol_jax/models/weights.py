@@ -1,7 +1,9 @@
 """Weights by name, torchvision's or our own, into Flax NNX modules."""
 
+import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 Table = Sequence[tuple[str, str]]
@@ -37,22 +39,57 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         path: .safetensors, or (with torch installed) .pth or .pt holding a state dict.
 
     Raises:
-        WeightsError: the file is missing, of another kind or cannot be read.
+        WeightsError: the file is missing, of another kind, damaged, or holds a value that is not
+            finite.
     """
     path = Path(path)
     readers: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
-        '.safetensors': load_file,
+        '.safetensors': _read_safetensors,
         '.pth': _read_torch,
         '.pt': _read_torch,
     }
     if path.suffix not in readers:
         raise WeightsError(f'{path}: weights must be a .safetensors, .pth or .pt file')
     if not path.is_file():
-        raise WeightsError(f'{path}: no such weights file')
+        what = 'not a regular file' if path.exists() else 'no such weights file'
+        raise WeightsError(f'{path}: {what}')
+    tensors = readers[path.suffix](path)
+    for key, tensor in tensors.items():
+        if tensor.dtype.kind not in 'biu' and not np.isfinite(tensor).all():
+            raise WeightsError(f'{path}: {key} holds values that are not finite (NaN or infinity)')
+    return tensors
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a .safetensors file says of itself; nothing of a file that holds tensors alone.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    if Path(path).suffix != '.safetensors' or not Path(path).is_file():
+        return {}
+    with _readable(Path(path)), safe_open(path, 'numpy') as file:
+        return file.metadata() or {}
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    with _readable(path):
+        return load_file(path)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        return readers[path.suffix](path)
-    except SafetensorError as error:
-        raise WeightsError(f'{path}: not a readable safetensors file ({error})') from error
+        yield
+    # The latter two where NumPy has no such type, float8 for one.
+    except (SafetensorError, OSError, AttributeError, TypeError) as error:
+        raise WeightsError(
+            f'{path}: not a readable safetensors file ({_first_line(error)})'
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def assign(
@@ -225,7 +262,19 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         raise WeightsError(
             f'{path}: reading a torch file needs torch; install it or convert to .safetensors'
         ) from error
-    tensors: Any = torch.load(path, weights_only=True, map_location='cpu')
+    try:
+        tensors: Any = torch.load(path, weights_only=True, map_location='cpu')
+    except pickle.UnpicklingError:
+        raise WeightsError(
+            f'{path}: holds more than tensors, and code from files is not run; save '
+            'model.state_dict() alone'
+        ) from None
+    except Exception as error:  # whatever a damaged file makes of its reader
+        raise WeightsError(f'{path}: not a readable torch file ({_first_line(error)})') from error
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
-        raise WeightsError(f'{path}: not a flat dict of tensors (a torch state dict)')
-    return {key: tensor.float().numpy() for key, tensor in tensors.items()}
+        names = (
+            ', '.join(map(str, list(tensors)[:SHOWN_FIRST])) if isinstance(tensors, dict) else ''
+        )
+        holds = f'; it holds {names}' if names else ''
+        raise WeightsError(f'{path}: not a flat dict of tensors (a torch state dict){holds}')
+    return {key: tensor.to_dense().float().numpy() for key, tensor in tensors.items()}

@@ -7,16 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from flax import nnx
 
 from wsol_jax.models import inception, mobilenet, resnet, squeezenet, vgg
-from wsol_jax.models.network import Network, Preprocessing
-from wsol_jax.models.weights import Table, WeightsError, assign, assign_named, read_tensors
+from wsol_jax.models.network import Network
+from wsol_jax.models.preprocessing import (
+    PREPROCESSINGS,
+    Preprocessing,
+    as_preprocessing,
+    preprocessing_name,
+)
+from wsol_jax.models.trained import recorded_preprocessing
+from wsol_jax.models.weights import (
+    Table,
+    WeightsError,
+    assign,
+    assign_named,
+    read_metadata,
+    read_tensors,
+)
 from wsol_jax.names import unknown_name
 
-SYMMETRIC = Preprocessing(mean=(128.0, 128.0, 128.0), std=(128.0, 128.0, 128.0))
-CAFFE = Preprocessing(mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0), bgr=True)
-IMAGENET = Preprocessing(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+SYMMETRIC, CAFFE, IMAGENET = (PREPROCESSINGS[n] for n in ('symmetric', 'caffe', 'imagenet'))
 
 DEFAULT_CLASSES = 1000
 
@@ -27,12 +40,14 @@ class Recipe:
 
     Attributes:
         constructor: `constructor(num_classes, rngs=..., **options)`.
-        preprocessing: what its published weights expect.
+        preprocessing: what its published weights expect, and random ones get.
         input_size: the side in pixels they were trained at.
         table: from the weights file's names to ours, see weights.py.
         head: regex of the names that may differ when the number of classes is chosen.
         class_key: the key in the file whose length is the number of classes.
         options: the names that `constructor` takes beyond these two.
+        or_else: what other published weights expect, of the same names and shapes; None where all
+            agree.
     """
 
     constructor: Callable[..., nnx.Module]
@@ -42,6 +57,7 @@ class Recipe:
     head: str
     class_key: str
     options: tuple[str, ...] = ()
+    or_else: Preprocessing | None = None
 
 
 def _resnet(depth: int) -> Recipe:
@@ -68,7 +84,7 @@ RECIPES: Mapping[str, Recipe] = {
         options=('padding', 'added'),
     ),
     **{f'resnet{depth}': _resnet(depth) for depth in resnet.STAGES},
-    'vgg16': Recipe(vgg.VGG16, IMAGENET, 224, vgg.WEIGHT_NAMES, vgg.HEAD, 'fc.bias'),
+    'vgg16': Recipe(vgg.VGG16, IMAGENET, 224, vgg.WEIGHT_NAMES, vgg.HEAD, 'fc.bias', or_else=CAFFE),
     'mobilenet_v1': Recipe(
         mobilenet.MobileNetV1,
         SYMMETRIC,
@@ -84,6 +100,7 @@ RECIPES: Mapping[str, Recipe] = {
         squeezenet.WEIGHT_NAMES,
         squeezenet.HEAD,
         'classifier.1.bias',
+        or_else=IMAGENET,
     ),
 }
 NETWORKS = tuple(RECIPES)
@@ -114,6 +131,7 @@ def load_network(
     weights: str | Path | None = None,
     num_classes: int | None = None,
     *,
+    preprocessing: str | Mapping[str, Any] | Preprocessing | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Network:
@@ -126,14 +144,20 @@ def load_network(
         num_classes: None reads it from the file, which must then fit entirely (1000
             without a file). A number lets the file's head differ: what does not fit there
             keeps its initial value and is logged.
+        preprocessing: what the weights expect: 'imagenet' (torchvision), 'caffe', 'symmetric'
+            (TensorFlow), 'unit' (RGB in [0, 1]), {'mean': .., 'std': .., 'bgr': ..} on the 0..255
+            scale, or a `Preprocessing`. None: what the file says of itself (the metadata
+            'preprocessing' of a .safetensors file, in the same form), else that of the weights
+            known by this name, with a warning where there are others.
         seed: for the initial weights.
         **options: see `build`.
 
     Raises:
-        ValueError: an unknown name or option.
+        ValueError: an unknown name or option, or a wrong preprocessing.
         WeightsError: the file is missing, unreadable or does not fit.
     """
-    return as_network(name, load_module(name, weights, num_classes, seed=seed, **options))
+    module = load_module(name, weights, num_classes, seed=seed, **options)
+    return as_network(name, module, find_preprocessing(name, weights, preprocessing))
 
 
 def load_module(
@@ -144,7 +168,10 @@ def load_module(
     seed: int = 0,
     **options: Any,
 ) -> nnx.Module:
-    """The module behind `load_network`, in training mode; same arguments and errors."""
+    """The module behind `load_network`, in training mode; same arguments and errors.
+
+    Its preprocessing is found by `find_preprocessing`.
+    """
 
     def random_module(classes: int) -> nnx.Module:
         return build(name, classes, nnx.Rngs(seed), **options)
@@ -187,11 +214,71 @@ def fill_module(
     assign_named(module, values, path, _recipe(name).head, strict)
 
 
-def as_network(name: str, module: nnx.Module) -> Network:
-    """The network of a module from `build` or `load_module`, in inference mode."""
+def find_preprocessing(
+    name: str,
+    weights: str | Path | None = None,
+    given: str | Mapping[str, Any] | Preprocessing | None = None,
+) -> Preprocessing:
+    """What is done to images in front of a network; see `load_network`.
+
+    Args:
+        name: one of NETWORKS.
+        weights: the file, or the workdir of a training, it is filled from; or None.
+        given: what the user says; None or '' for nothing.
+
+    Raises:
+        ValueError: an unknown name, or a wrong preprocessing.
+        WeightsError: the same in the file, or the file cannot be read.
+    """
+    recipe = _recipe(name)
+    if given:
+        return _of_colours(as_preprocessing(given))
+    if not weights:
+        return recipe.preprocessing
+    if Path(weights).is_dir():
+        return recorded_preprocessing(Path(weights)) or recipe.preprocessing
+    if said := read_metadata(weights).get('preprocessing'):
+        try:
+            return _of_colours(as_preprocessing(said))
+        except ValueError as error:
+            raise WeightsError(f'{weights}: its metadata: {error}') from None
+    if recipe.or_else:
+        assumed, other = map(preprocessing_name, (recipe.preprocessing, recipe.or_else))
+        logging.warning(
+            '%s: does not say its preprocessing: %s is assumed, as of the %s weights known here; '
+            'others need %s: say preprocessing=',
+            weights,
+            assumed,
+            name,
+            other,
+        )
+    return recipe.preprocessing
+
+
+def _of_colours(preprocessing: Preprocessing) -> Preprocessing:
+    if preprocessing.channels != 3:
+        raise ValueError(
+            f'preprocessing has {preprocessing.channels} channels, these networks take RGB: 3'
+        )
+    return preprocessing
+
+
+def as_network(
+    name: str, module: nnx.Module, preprocessing: Preprocessing | None = None
+) -> Network:
+    """The network of a module from `build` or `load_module`, in inference mode.
+
+    Args:
+        name: one of NETWORKS.
+        module: of that network.
+        preprocessing: None for that of its random weights.
+    """
     recipe = _recipe(name)
     return Network.from_module(
-        module, name=name, preprocessing=recipe.preprocessing, input_size=recipe.input_size
+        module,
+        name=name,
+        preprocessing=preprocessing or recipe.preprocessing,
+        input_size=recipe.input_size,
     )
 
 
@@ -207,4 +294,6 @@ def _classes_in(tensors: Mapping[str, np.ndarray], key: str, path: str | Path) -
             f'{path}: no {key!r}, so the file does not tell the number of classes; '
             'give num_classes to start from a new head'
         )
+    if tensors[key].ndim != 1 or not len(tensors[key]):
+        raise WeightsError(f'{path}: {key} must have one value a class, is {tensors[key].shape}')
     return len(tensors[key])

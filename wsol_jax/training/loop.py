@@ -16,7 +16,17 @@ from tqdm import tqdm
 from wsol_jax.config import Config, ConfigError, TrainConfig
 from wsol_jax.data import Batch, Source, evaluation_batches, steps_per_epoch, training_batches
 from wsol_jax.interrupts import uninterrupted
-from wsol_jax.models import Network, as_network, build, fill_module, load_module
+from wsol_jax.models import (
+    Network,
+    Preprocessing,
+    as_network,
+    build,
+    fill_module,
+    find_preprocessing,
+    load_module,
+    record_preprocessing,
+    recorded_preprocessing,
+)
 from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.step import Program, Shard, Sums, make_program
@@ -46,11 +56,14 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
         if checkpoints.step() >= total:
             return
         module = _initial_module(config, train_source, again=checkpoints.step() > 0)
-        network = as_network(config.network.name, module)
+        preprocessing = _preprocessing(config, workdir, again=checkpoints.step() > 0)
+        network = as_network(config.network.name, module, preprocessing)
         devices = local_devices(config.parallel)
         _check_shares(config.train, module, devices.size)
         record_origin(workdir, workdir / 'checkpoints')
         remove_scores(workdir)  # they tell of another network
+        if preprocessing:
+            record_preprocessing(workdir, preprocessing)
         program = make_program(config.train, module, network, devices, total, epoch_steps)
         run = _Run(config, devices, program, checkpoints, workdir, epoch_steps)
         run.to_the_end(
@@ -225,6 +238,15 @@ def _initial_module(config: Config, source: Source, again: bool = False) -> nnx.
     return module
 
 
+def _preprocessing(config: Config, workdir: Path, again: bool) -> Preprocessing | None:
+    """That of what training starts from, or of the checkpoints there; None for the usual one."""
+    if again:
+        return recorded_preprocessing(workdir)
+    net = config.network
+    found = find_preprocessing(net.name, _start(config), net.preprocessing)
+    return None if found == find_preprocessing(net.name) else found
+
+
 def _start(config: Config) -> Path | None:
     """The weights file, or the workdir of another run, to start from."""
     start = config.train.init_from
@@ -276,4 +298,4 @@ def trained_network(
     net = config.network
     module = build(net.name, source.num_classes, nnx.Rngs(config.seed), **net.options)
     _fill(net.name, module, workdir, (config.train.keep,), strict=True)
-    return as_network(net.name, module)
+    return as_network(net.name, module, recorded_preprocessing(workdir))
