@@ -20,8 +20,9 @@ from safetensors.numpy import save_file
 import wsol_jax.main
 from wsol_jax.config import Config
 from wsol_jax.data import Shapes
+from wsol_jax.data.files import MARKER
 from wsol_jax.models import build
-from wsol_jax.workdir import MARKER, locked
+from wsol_jax.workdir import locked
 
 # Processes forked from one that has imported everything but started nothing: no wait for imports.
 FORKS = multiprocessing.get_context('forkserver')
@@ -411,6 +412,13 @@ def test_wrong_data(tmp_path, changes, message):
     options = ['data.source=wsol_folder', 'data.root=D', f'localize.splits={splits}']
     arguments = [f'--config.{option}' for option in (*options, 'train.batch_size=2')]
     assert tiny(tmp_path, *arguments) == (2, '', f'error: {message}\n')
+
+
+def test_the_data_are_no_workdir(tmp_path):
+    (tmp_path / 'W').mkdir()
+    found = tiny(tmp_path, '--config.data.source=image_folder', '--config.data.root=W')
+    assert found.code == 2 and 'results need a --workdir of their own' in found.err
+    assert not list((tmp_path / 'W').iterdir())
 
 
 def test_unwritable_workdir(tmp_path):

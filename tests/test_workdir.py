@@ -12,8 +12,8 @@ from typing import ClassVar
 import pytest
 
 from wsol_jax.config import Config, ConfigError, LocalizeConfig, TrainConfig, flatten, read_config
+from wsol_jax.data.files import MARKER
 from wsol_jax.workdir import (
-    MARKER,
     ProgressLog,
     locked,
     open_workdir,

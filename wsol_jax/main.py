@@ -38,6 +38,8 @@ def run(config: Config, workdir: Path) -> None:
     for name in config.evaluate.presets:
         preset(name)  # a misspelt one is found before anything is done, or given up
     workdir = workdir.expanduser().resolve()  # once: libraries differ in how they take `..`
+    if config.data.root and Path(config.data.root).resolve() == workdir:
+        raise ConfigError(f'{workdir} is config.data.root; results need a --workdir of their own')
     with locked(workdir):
         open_workdir(workdir, config)
         _run_stages(config, workdir)

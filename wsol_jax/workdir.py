@@ -24,10 +24,8 @@ from typing import IO, Any
 from absl import logging
 
 from wsol_jax.config import Config, ConfigError, flatten
+from wsol_jax.data.files import MARKER
 
-# In every workdir: locked while a run works there, tells of the last one, and marks the folder as
-# a workdir for whoever looks for images.
-MARKER = '.wsol_jax_workdir'
 _ORIGIN = 'made_from.json'  # beside a result
 # Kind of result: (its folders, what is in one once an epoch or a batch is done, the groups of
 # settings that it depends on).
@@ -283,11 +281,36 @@ def _git_revision() -> str:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """The temporary name to write a file under; it is renamed to `path` when all went well."""
+    """The temporary name to write a file under; it is renamed to `path` when all went well.
+
+    Raises:
+        OSError: it cannot be written, or `path` is a link, a folder or a device: renaming would
+            put a file in its place.
+    """
+    check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    yield temporary
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:  # it would name the temporary file, or none
+        raise OSError(f'{path}: cannot be written: {error.strerror or error}') from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Checks before the work that a file can be written there.
+
+    Raises:
+        OSError: `path` is no plain file, or no folder for it can be made or written to.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        kind = 'link' if path.is_symlink() else 'folder' if path.is_dir() else 'device or a pipe'
+        raise OSError(f'{path}: is a {kind}; name a plain file, or one that is not there yet')
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise OSError(f'{path}: {folder} is no folder that can be written to')
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -167,3 +168,26 @@ def test_only_what_is_switched_on_is_drawn():
 def test_an_unknown_crop_is_named():
     with pytest.raises(ConfigError, match=r"unknown crop 'short'; .*known: warp, short_side"):
         augment(noise(40, 40), SIZE, plain('short'), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(('height', 'width'), [(90, 60), (45, 100), (34, 34), (300, 7)])
+def test_the_crop_alone_is_resized_where_all_would_be_too_large(monkeypatch, height, width):
+    """The same window as of the whole, to a level of rounding; as many draws."""
+    for seed in range(5):
+        ways = []
+        for limit in (64_000_000, 1):
+            monkeypatch.setattr('wsol_jax.data.augment.LARGE', limit)
+            rng = np.random.default_rng(seed)
+            crop = augment(noise(height, width), SIZE, plain('short_side', 6), rng)
+            ways.append((crop.astype(int), rng.random()))
+        assert ways[0][1] == ways[1][1] and ways[0][0].shape == (SIZE, SIZE, 3)
+        assert abs(ways[0][0] - ways[1][0]).max() <= 1
+
+
+@pytest.mark.parametrize('crop', ['short_side', 'warp', 'resized'])
+def test_a_thread_of_an_image_takes_little_memory(crop):
+    """1 x 20,000 pixels with a short side of 256 would be 3.9 GB."""
+    tracemalloc.start()
+    got = augment(noise(20_000, 1), 224, plain(crop, 32), np.random.default_rng(0))
+    assert got.shape == (224, 224, 3) and tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()

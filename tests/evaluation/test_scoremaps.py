@@ -393,8 +393,8 @@ def test_errors_are_one_line_that_names_the_file(data, capsys, kind):
 @pytest.mark.parametrize(
     ('more', 'reason'),
     [
-        (['--interval', '0'], 'interval must lie between 0 and 1'),
-        (['--interval', '1'], 'interval must lie between 0 and 1'),
+        (['--interval', '0'], 'interval must be at least 0.0001 and below 1, got 0.0'),
+        (['--interval', '1'], 'interval must be at least 0.0001 and below 1, got 1.0'),
         (['--processes', '0'], 'processes must be at least 1'),
     ],
 )

@@ -8,7 +8,7 @@ from numpy.random import Generator
 from PIL import Image, ImageEnhance
 
 from wsol_jax.config import AugmentConfig, ConfigError
-from wsol_jax.data.decode import resize_image
+from wsol_jax.data.decode import LARGE, resize_image
 from wsol_jax.data.records import Pixels
 from wsol_jax.names import unknown_name
 
@@ -48,10 +48,22 @@ def _warp(image: Pixels, size: int, margin: int, rng: Generator) -> Pixels:
 
 def _short_side(image: Pixels, size: int, margin: int, rng: Generator) -> Pixels:
     height, width = image.shape[:2]
-    short = min(width, height)
-    side = size + margin
-    resized = resize_image(image, (side * width // short, side * height // short))
-    return _random_crop(resized, size, rng)
+    short, side = min(width, height), size + margin
+    wide, high = side * width // short, side * height // short
+    if wide * high > LARGE:  # a thread of an image: nothing but the crop is made
+        return _crop_of_resized(image, (wide, high), size, rng)
+    return _random_crop(resize_image(image, (wide, high)), size, rng)
+
+
+def _crop_of_resized(image: Pixels, resized: tuple[int, int], size: int, rng: Generator) -> Pixels:
+    """`_random_crop` of the image at (width, height), but for rounding."""
+    wide, high = resized
+    top, left = rng.integers(0, [high - size, wide - size], endpoint=True)
+    corners = np.array([left, top, left + size, top + size]) / [wide, high, wide, high]
+    height, width = image.shape[:2]
+    box = np.minimum(corners, 1) * [width, height, width, height]
+    pixels = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, tuple(box))
+    return np.array(pixels)
 
 
 def _random_crop(image: Pixels, size: int, rng: Generator) -> Pixels:

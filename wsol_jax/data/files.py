@@ -15,6 +15,10 @@ IMAGE_EXTENSIONS = frozenset(
     ]
 )
 
+# In every workdir: locked while a run works there, tells of the last one, and marks the folder as
+# a workdir for whoever looks for images.
+MARKER = '.wsol_jax_workdir'
+
 HIDDEN = 'hidden files and folders, passed over'
 ENDING = 'files whose ending is not that of an image, passed over'
 NAMES = 'names with control characters, or that are not UTF-8, passed over; rename them'
@@ -129,8 +133,10 @@ def _kind(path: Path) -> str:
 
 
 def is_workdir(folder: Path) -> bool:
-    """Whether this is where a run of ours puts its results, as its config.json tells."""
-    try:
+    """Whether this is where a run of ours puts its results."""
+    if (folder / MARKER).exists():
+        return True
+    try:  # older ones have no marker
         record = json.loads(read_file(folder / 'config.json'))
     except (OSError, ValueError, RecursionError):
         return False

@@ -81,7 +81,8 @@ def evaluation_batches(
     order = range(len(source)) if indices is None else indices
     height, width = (size, size) if isinstance(size, int) else size
     squash = partial(resize_image, size=(width, height))
-    items = _read_ahead(order, partial(_load, source, squash), batch_size, workers)
+    load = partial(_load, source, squash, max(width, height))
+    items = _read_ahead(order, load, batch_size, workers)
     with closing(items):
         while chunk := list(islice(items, batch_size)):
             yield _collate(chunk, (height, width), batch_size)
@@ -212,11 +213,11 @@ def _start_reading(index: int, count: int) -> None:
     end_with_parent()
 
 
-def _load(source: Source, transform: Callable[[Pixels], Pixels], index: int) -> _Item:
+def _load(source: Source, transform: Callable[[Pixels], Pixels], side: int, index: int) -> _Item:
     record = source[index]
     label = record.labels[0] if record.labels else -1
     try:
-        return _Item(transform(decode_image(record)), label, index, '')
+        return _Item(transform(decode_image(record, side)), label, index, '')
     except BadImage as error:
         return _Item(None, label, index, str(error))
 
@@ -227,7 +228,8 @@ def _load_augmented(
     epoch, index = key
     # The trailing 1 keeps this stream apart from the shuffle's: zeros at the end change nothing.
     rng = np.random.default_rng([seed, epoch, index, 1])
-    return _load(source, partial(augment, size=size, setting=setting, rng=rng), index)
+    crop = partial(augment, size=size, setting=setting, rng=rng)
+    return _load(source, crop, size + setting.margin, index)
 
 
 def _collate(items: list[_Item], size: tuple[int, int], batch_size: int) -> Batch:

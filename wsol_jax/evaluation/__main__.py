@@ -2,14 +2,13 @@
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from wsol_jax.evaluation.presets import PRESETS
 from wsol_jax.evaluation.scoremaps import evaluate_scoremaps
 from wsol_jax.interrupts import exit_code, stop_like_ctrl_c
-from wsol_jax.workdir import write_text
+from wsol_jax.workdir import check_writable, write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = chosen.pop('out')
     stop_like_ctrl_c()
     try:
-        _check_out(out)
+        check_writable(out)
         metrics = evaluate_scoremaps(**chosen)
         write_text(out, json.dumps(metrics) + '\n')
     except KeyboardInterrupt as stop:
@@ -35,15 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, score in (scores | metrics.get('presets', {})).items():
         print(f'{name} {score:.2f}')
     return 0
-
-
-def _check_out(out: Path) -> None:
-    """Finds before the work whether its result can be written."""
-    if out.is_dir():
-        raise IsADirectoryError(f'{out}: is a folder; name a file such as {out}/metrics.json')
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise NotADirectoryError(f'--out {out}: {folder} is no folder that can be written to')
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ from wsol_jax.evaluation.box_metrics import defined_for
 from wsol_jax.evaluation.boxes import box_iou, rescale_boxes
 from wsol_jax.maps.boxes import boxes_from_map, threshold_boxes
 from wsol_jax.maps.score import is_blank
-from wsol_jax.names import unknown_name
+from wsol_jax.names import shown, unknown_name
 
 Array = np.ndarray
 Size = tuple[int, int]
@@ -211,7 +211,7 @@ def preset(text: str) -> Preset:
         raise ValueError(unknown_name('preset', name, PRESETS))
     threshold = signature(PRESETS[name]).parameters.get('threshold')
     if colon and threshold is None:
-        raise ValueError(f'preset {text!r}: {name} has no threshold to set; write {name!r}')
+        raise ValueError(f'preset {shown(text)}: {name} has no threshold to set; write {name!r}')
     if colon:
         return replace(PRESETS[name](threshold=_fraction(value)), name=text)
     if threshold is not None and threshold.default is Parameter.empty:
@@ -294,7 +294,7 @@ def _fraction(threshold: float | str) -> float:
     except ValueError:
         number = np.nan
     if not 0 <= number < 1:
-        raise ValueError(f'the threshold of a preset is a number in [0, 1), not {threshold!r}')
+        raise ValueError(f'the threshold of a preset is a number in [0, 1), not {shown(threshold)}')
     return number
 
 

@@ -4,6 +4,7 @@ Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", C
 are counted in processes of their own; counts of sets of images add up to those of their union.
 """
 
+import io
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,11 @@ from wsol_jax.data.records import DataError, Record
 from wsol_jax.evaluation.counts import Counts, ground_truth
 from wsol_jax.evaluation.presets import Preset, preset
 from wsol_jax.evaluation.processes import AT_ONCE, mapper
+from wsol_jax.limits import RANGES
+from wsol_jax.names import shortened, shown
 
 CANVAS = (224, 224)
+_LARGEST = 2**20  # bytes of a score map; float128 takes .8 million
 
 
 def evaluate_scoremaps(
@@ -57,10 +61,12 @@ def evaluate_scoremaps(
         ValueError: the interval or the number of processes is out of range, or there is no such
             preset.
     """
-    if not 0 < interval < 1:
-        raise ValueError(f'interval must lie between 0 and 1, got {interval}')
-    if processes < 1:
-        raise ValueError(f'processes must be at least 1, got {processes}')
+    for name, value, key in (
+        ('interval', interval, 'evaluate.threshold_step'),
+        ('processes', processes, 'evaluate.processes'),
+    ):
+        if fault := RANGES[key].fault(value):
+            raise ValueError(f'{name} must {fault}, got {shown(value)}')
     rules = [preset(name) for name in presets]
     records = scoremap_records(scoremaps, metadata, masks)
     _check_presets(rules, records, Path(metadata))
@@ -124,21 +130,42 @@ def read_scoremap(file: Path) -> np.ndarray:
     Raises:
         DataError: the file is missing or no array of that shape, of floats, in that range.
     """
-    try:
-        scores = np.load(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f'{file}: no such score map') from None
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f'{file}: not a .npy file that can be read ({error})') from None
-    if not isinstance(scores, np.ndarray) or not np.issubdtype(scores.dtype, np.floating):
-        raise DataError(f'{file}: expected floats, got {getattr(scores, "dtype", "an archive")}')
-    if scores.shape != CANVAS:
-        raise DataError(f'{file}: expected shape {list(CANVAS)}, got {list(scores.shape)}')
+    scores = _read_floats(file)
     if np.isnan(scores).any():
         raise DataError(f'{file}: holds NaN')
     if scores.min() < 0 or scores.max() > 1:
         raise DataError(f'{file}: spans {scores.min():g}..{scores.max():g}, must lie in [0, 1]')
     return scores.astype(np.float64)
+
+
+def _read_floats(file: Path) -> np.ndarray:
+    """A .npy file of floats of the right shape; what its header announces is not believed."""
+    if not file.is_file():
+        raise DataError(f'{file}: no such score map')
+    try:
+        with file.open('rb') as opened:
+            content = io.BytesIO(opened.read(_LARGEST))
+        shape, by_columns, kind = _npy_header(content)
+    except Exception as error:  # the header is parsed as Python: damaged, it raises nearly anything
+        text = ' '.join(str(error).split())
+        raise DataError(f'{file}: not a .npy file that can be read ({shortened(text)})') from None
+    if not np.issubdtype(kind, np.floating):
+        raise DataError(f'{file}: expected floats, got {shortened(str(kind))}')
+    if shape != CANVAS:
+        raise DataError(f'{file}: expected shape {list(CANVAS)}, got {shown(list(shape))}')
+    values = np.frombuffer(content.read(CANVAS[0] * CANVAS[1] * kind.itemsize), np.uint8)
+    if values.size < CANVAS[0] * CANVAS[1] * kind.itemsize:
+        raise DataError(f'{file}: not a .npy file that can be read (it ends too early)')
+    return values.view(kind).reshape(CANVAS, order='F' if by_columns else 'C')
+
+
+def _npy_header(content: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(content)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(content)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(content)
+    raise ValueError(f'version {version}')
 
 
 def count_scoremaps(

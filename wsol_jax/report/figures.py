@@ -285,7 +285,7 @@ def _overlay_line(
     config: Config, rows: Sequence[Row], source: Source, store: MapStore, position: int
 ) -> list[Cell]:
     record, size = source[position], config.evaluate.size
-    image = resize_image(decode_image(record), (size, size))
+    image = resize_image(decode_image(record, size), (size, size))
     truth = true_boxes(record, (size, size))
     line = [Cell(image, truth)]
     for row in rows:

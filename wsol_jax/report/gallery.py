@@ -133,7 +133,7 @@ def _shown(source: Source, position: int, map_classes: list[int], size: int) -> 
 
 def _jpeg(record: Record, canvas: tuple[int, int]) -> str:
     stream = io.BytesIO()
-    picture = Image.fromarray(resize_image(decode_image(record), canvas))
+    picture = Image.fromarray(resize_image(decode_image(record, max(canvas)), canvas))
     picture.save(stream, 'JPEG', quality=_QUALITY)
     return base64.b64encode(stream.getvalue()).decode('ascii')
 
