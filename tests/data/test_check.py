@@ -19,15 +19,22 @@ from wsol_jax.data.check import (
     BOX,
     BROKEN,
     CLASS,
+    DEEP,
     MASK,
+    MASK_SIZE,
     MISSING,
+    OBJECTLESS,
     SAME,
     SEVERAL,
     SHARED,
     SIZE,
+    TRANSPARENT,
+    TURNED,
     UNLISTED,
     UNREAD,
+    UNTURNED,
 )
+from wsol_jax.data.files import AGAIN, ENDING, HIDDEN, MARKER, NAMES, WORKDIR
 
 SPLITS = {'train': ('a.png', 'b.png', 'c.png'), 'val': ('d.png', 'e.png'), 'test': ('f.png',)}
 LABELS = {'a.png': 0, 'b.png': 1, 'c.png': 2, 'd.png': 0, 'e.png': 2, 'f.png': 1}
@@ -168,9 +175,49 @@ def test_each_problem_is_found_alone(root, harm, kind, lines):
     assert main(['check', str(root)]) == 1
 
 
+def turned(root, name='b.png', orientation=6):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(root / 'images' / name) as image:
+        image.load()
+    image.save(root / 'images' / name, exif=exif)
+
+
+def deep(root):
+    values = np.arange(48, dtype=np.uint16).reshape(6, 8)
+    Image.fromarray(values).save(root / 'images/b.png')
+
+
+def see_through(root):
+    Image.new('RGBA', (8, 6)).save(root / 'images/b.png')
+
+
+def other_mask(root):
+    picture(root / 'masks/f.png', 20, (16, 12))
+
+
+def no_object(root):
+    write(root, 'val/localization.txt', ['d.png,0,0,8,6'])
+
+
+def no_image(root):
+    (root / 'images/notes.txt').write_text('')
+
+
+def hidden(root):
+    (root / 'images/._a.png').write_text('')
+
+
 @pytest.mark.parametrize(
     ('harm', 'kind', 'line'),
     [
+        (turned, UNTURNED, "'b.png': orientation 6"),
+        (deep, DEEP, "'b.png'"),
+        (see_through, TRANSPARENT, "'b.png'"),
+        (other_mask, MASK_SIZE, '{root}/masks/f.png: 16x12, image of 8x6'),
+        (no_object, OBJECTLESS, "'e.png' in val"),
+        (no_image, ENDING, '{root}/images/notes.txt'),
+        (hidden, HIDDEN, '{root}/images/._a.png'),
         (several_labels, SEVERAL, "'c.png' in train: 0, 1"),
         (unlisted, UNLISTED, '{root}/images/deep/er.png'),
     ],
@@ -180,6 +227,62 @@ def test_notes_are_no_problems(root, harm, kind, line):
     report = check_folder(root)
     assert report.problems == {} and report.notes == {kind: [line.format(root=root)]}
     assert main(['check', str(root)]) == 0
+
+
+def test_a_frame_that_the_sizes_do_not_have(root):
+    turned(root)
+    assert check_folder(root, 'displayed').problems == {
+        SIZE: [
+            "'b.png': displayed as 6x8, image_sizes.txt says 8x6, "
+            "as with config.data.orientation='stored'"
+        ]
+    }
+    assert check_folder(root, 'displayed').notes == {TURNED: ["'b.png': orientation 6"]}
+    assert main(['check', str(root), '--orientation', 'displayed']) == 1
+    assert main(['check', str(root), '--orientation', 'stored']) == 0
+
+
+def test_what_cannot_be_opened_does_not_stop_the_check(root, capsys):
+    for name in ('b.png', 'c.png', 'odd.png'):
+        (root / 'images' / name).unlink(missing_ok=True)
+    os.mkfifo(root / 'images/b.png')
+    (root / 'images/c.png').symlink_to('gone.png')
+    (root / 'images/odd\x1b[31m\n.png').write_bytes(b'')
+    (root / 'masks/i.png').unlink()
+    os.mkfifo(root / 'masks/i.png')
+    report = check_folder(root)
+    assert report.problems == {
+        BROKEN: [
+            f'{root}/images/b.png: not a regular file',
+            f'{root}/images/c.png: no such file',
+        ],
+        MASK: [f'mask {root}/masks/i.png: not a regular file'],
+        NAMES: [f'{root}/images/odd\x1b[31m\n.png'],
+    }
+    assert main(['check', str(root)]) == 1
+    assert f'  {root}/images/odd\\x1b[31m\\n.png\n' in capsys.readouterr().out
+
+
+def test_a_plain_folder_of_images(tmp_path):
+    for k in range(3):
+        picture(tmp_path / f'{k}.png', k)
+    report = check_folder(tmp_path)
+    assert (report.summary, report.problems, report.notes) == (('images: 3 images',), {}, {})
+
+
+def test_links_and_workdirs_of_class_folders(tmp_path):
+    for k, name in enumerate(['store/1', 'root/ant/2', 'root/ant/3']):
+        picture(tmp_path / f'{name}.png', k)
+    (tmp_path / 'root/bee').symlink_to('../store')
+    (tmp_path / 'root/ant/loop').symlink_to('.')
+    (tmp_path / 'root/W').mkdir()
+    (tmp_path / 'root/W' / MARKER).write_text('')
+    report = check_folder(tmp_path / 'root')
+    assert report.problems == {}
+    assert report.notes == {
+        AGAIN: [f'{tmp_path}/root/ant/loop'],
+        WORKDIR: [f'{tmp_path}/root/W'],
+    }
 
 
 def test_unreadable_splits_do_not_hide_the_others(root):

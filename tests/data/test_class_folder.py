@@ -6,6 +6,7 @@ import pytest
 
 from wsol_jax.data import ClassFolder, DataError, Record, WsolFolder, open_source
 from wsol_jax.data.class_folder import split_folders
+from wsol_jax.data.files import MARKER
 
 
 def made(root, *names):
@@ -176,3 +177,62 @@ def test_real_class_folders():
     label_of = {r.image_id: r.labels for r in [*train, *val]}
     listed = [r for split in ('train', 'val', 'test') for r in WsolFolder(root, split)]
     assert label_of == {record.image_id: record.labels for record in listed}
+
+
+def test_class_index_is_by_name(tmp_path):
+    made(tmp_path, 'train/bee/1.jpg', 'train/ant/1.jpg', 'train/ant/2.jpg', 'test/bee/3.jpg')
+    (tmp_path / 'class_names.txt').write_text('bee, 309\nant,310\n')
+    source = ClassFolder(tmp_path, 'train', class_index=True)
+    assert [(r.image_id, r.labels) for r in source] == [
+        ('train/ant/1.jpg', (310,)),
+        ('train/bee/1.jpg', (309,)),
+    ]
+    assert (source.class_names, source.num_classes) == (('ant', 'bee'), 2)
+    assert [source.class_name(k) for k in (309, 310, 0)] == ['bee', 'ant', '0']
+    test = open_source('class_folder', tmp_path, 'test', class_index=True)
+    assert [r.labels for r in test] == [(309,)]
+    assert ids(tmp_path, 'test') == [('test/bee/3.jpg', (1,))]
+
+
+@pytest.mark.parametrize(
+    ('text', 'said'),
+    [
+        (None, ': no such file'),
+        ('ant,1', ": no line for the class folder 'bee'"),
+        ('ant,1\nbee,2\ncat,3', ": there is no class folder 'cat'"),
+        ('ant,1\nbee,2\nant,3', ": 'ant' is listed twice"),
+        ('ant,1\nbee,1', ":2: index 1 is that of 'ant', too"),
+        ('ant,1\nbee,-1', ':2: index -1 outside 0..999999'),
+        ('ant\nbee', ":1: expected 'name,index', got 'ant'"),
+    ],
+)
+def test_wrong_class_names_are_named(tmp_path, text, said):
+    made(tmp_path, 'ant/1.jpg', 'bee/1.jpg')
+    if text is not None:
+        (tmp_path / 'class_names.txt').write_text(text)
+    with pytest.raises(DataError) as error:
+        ClassFolder(tmp_path, 'train', class_index=True)
+    assert str(error.value) == f'{tmp_path}/class_names.txt{said}'
+
+
+def test_class_folders_may_be_links_to_a_store(tmp_path):
+    made(tmp_path, 'store/x/1.jpg', 'store/y/2.jpg', 'root/bee/3.jpg')
+    (tmp_path / 'root/ant').symlink_to('../store/x')
+    (tmp_path / 'root/bee/more').symlink_to('../../store/y')
+    assert ids(tmp_path / 'root', 'train') == [('ant/1.jpg', (0,)), ('bee/3.jpg', (1,))]
+    assert ids(tmp_path / 'root', 'val') == [('bee/more/2.jpg', (1,))]
+
+
+def test_a_workdir_is_no_class(tmp_path):
+    made(tmp_path, 'ant/1.jpg', 'bee/1.jpg', 'W/figures/1.png', f'W/{MARKER}', '.x/1.jpg')
+    assert ClassFolder(tmp_path, 'train').class_names == ('ant', 'bee')
+
+
+def test_orientation_is_applied_by_default(tmp_path):
+    made(tmp_path, 'ant/1.jpg')
+    kinds = {'auto': True, 'displayed': True, 'stored': False}
+    for orientation, displayed in kinds.items():
+        record = ClassFolder(tmp_path, 'train', orientation=orientation)[0]
+        assert record.decoding.displayed == displayed
+    with pytest.raises(DataError, match=r"orientation 'shown'; .*known: auto, displayed, stored"):
+        ClassFolder(tmp_path, 'train', orientation='shown')

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from wsol_jax.data import (
+    BadImage,
     DataError,
     ImageFolder,
     Record,
@@ -248,3 +249,69 @@ def test_open_source_by_name(tmp_path):
     assert len(open_source('shapes', '', 'val', count=5)) == 5
     with pytest.raises(DataError, match=r"data source 'wsolfolder'; did you mean 'wsol_folder'"):
         open_source('wsolfolder', tmp_path, 'test')
+
+
+def test_an_image_without_a_line_has_no_known_object(tmp_path):
+    source = WsolFolder(tiny(tmp_path, {BOXES: 'b,c.png,0,0,8,8'}), 'test')
+    assert [record.boxes for record in source] == [(), ((0, 0, 8, 8),)]
+    (tmp_path / BOXES).write_text('a.png,m.png,')
+    assert [bool(record.masks) for record in WsolFolder(tmp_path, 'test')] == [True, False]
+
+
+@pytest.mark.parametrize('label', [1_000_000, 10**9])
+def test_labels_have_a_limit_where_nothing_tells_the_classes(tmp_path, label):
+    changes = {NAMES: None, LABELS: f'a.png,0\nb,c.png,{label}'}
+    with pytest.raises(DataError) as error:
+        WsolFolder(tiny(tmp_path, changes), 'test')
+    assert str(error.value) == f'{tmp_path}/{LABELS}:2: label {label} outside 0..999999'
+
+
+@pytest.mark.parametrize('split', ['../metadata/test', '/etc', '..', ''])
+def test_no_split_lies_elsewhere(tmp_path, split):
+    with pytest.raises(DataError, match=r'no split .*; available: test'):
+        WsolFolder(tiny(tmp_path), split)
+
+
+def test_links_of_a_data_set_stay_in_it(tmp_path):
+    """But `images` itself may lie elsewhere, as large data do."""
+    root, store = tmp_path / 'root', tmp_path / 'store'
+    root.mkdir()
+    tiny(root, {IDS: 'a.png\nb.png', LABELS: 'a.png,0\nb.png,0', SIZES: None, BOXES: None})
+    for file in (store / 'a.png', tmp_path / 'secret.png'):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(png(np.zeros((3, 3, 3))))
+    (root / 'images').rmdir()
+    (root / 'images').symlink_to('../store')
+    (store / 'b.png').symlink_to('../secret.png')
+    inside, outside = WsolFolder(root, 'test')
+    assert decode_image(inside).shape == (3, 3, 3)
+    with pytest.raises(BadImage, match=r'b.png: a link that leaves the data set'):
+        decode_image(outside)
+
+
+def test_a_pipe_of_metadata_is_not_read(tmp_path):
+    tiny(tmp_path, {IDS: None})
+    os.mkfifo(tmp_path / IDS)
+    with pytest.raises(DataError, match=r'image_ids.txt: not a regular file'):
+        WsolFolder(tmp_path, 'test')
+
+
+def test_frames_of_the_sources(tmp_path):
+    for orientation, displayed in {'auto': False, 'displayed': True, 'stored': False}.items():
+        root = tmp_path / orientation
+        root.mkdir()
+        source = open_source(
+            'wsol_folder', tiny(root), 'test', orientation=orientation, max_pixels=7
+        )
+        assert source[0].decoding.displayed == displayed and source[0].decoding.max_pixels == 7
+    (root / 'images/a.png').write_bytes(b'')
+    assert ImageFolder(root)[0].decoding.displayed
+
+
+def test_what_is_no_usable_image_is_warned_of(tmp_path, caplog):
+    for name in ('a.png', '.b.png', 'c\n.png'):
+        (tmp_path / name).write_bytes(b'')
+    (tmp_path / 'd.png').symlink_to('gone.png')
+    assert [record.image_id for record in ImageFolder(tmp_path)] == ['a.png']
+    first, second = (record.getMessage() for record in caplog.records)
+    assert 'c\\n.png' in first and 'd.png' in second and '\n' not in first + second
