@@ -11,8 +11,9 @@ B and K are free. JAX and safetensors suffice to run it, without wsol_jax.
 """
 
 import json
+import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.export import deserialize, symbolic_shape
+from jax.export import Exported, deserialize, symbolic_shape
 from jax.export import export as export_program
 from safetensors.numpy import load, save
 
@@ -35,7 +36,8 @@ from wsol_jax.localization.localize import (
 )
 from wsol_jax.localization.plan import MapPlan, make_plan
 from wsol_jax.maps import Key
-from wsol_jax.workdir import written_whole
+from wsol_jax.names import shortened, shown
+from wsol_jax.workdir import check_writable, written_whole
 
 if TYPE_CHECKING:  # an exported file is loaded without the networks
     from wsol_jax.models import Network
@@ -45,6 +47,7 @@ FORMAT = 1
 _JAX = '.'.join(map(str, jax.__version_info__))  # without a suffix such as dev
 _HEADER, _WEIGHTS = 'export.json', 'weights.safetensors'
 _PREDICTED, _GIVEN = 'predicted.jax', 'given.jax'
+_PARTS = (_HEADER, _PREDICTED, _GIVEN, _WEIGHTS)
 
 
 class ExportError(ValueError):
@@ -164,7 +167,9 @@ def export(
 
     Raises:
         ValueError: as `make_plan`, or `classes` are others.
+        OSError: the file cannot be written, or a link, a folder or a device is there.
     """
+    check_writable(Path(path))
     if not isinstance(classes, str):
         raise ValueError(
             f"classes must be 'top1' or 'top5', got {classes!r}; indices go to the exported maps"
@@ -226,24 +231,57 @@ def _write(path: Path, parts: dict[str, bytes | bytearray]) -> None:
 def load_exported(path: str | Path) -> ExportedMaps:
     """Reads a file of `export`; the network's code is not needed.
 
+    Damage is found here. The programs of the file are run as they are: open files of people whom
+    you trust.
+
     Raises:
         ExportError: the file is missing, none of `export`, damaged or too new.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ExportError(f'{path}: no such file; wsol_jax.export writes one')
+    if not path.is_file():
+        raise ExportError(f'{path}: not a regular file')
+    parts = _read(path)
+    header = _header(path, parts[_HEADER])
+    try:
+        weights = load(parts[_WEIGHTS])
+        programs = [deserialize(bytearray(parts[name])) for name in (_PREDICTED, _GIVEN)]
+        fits = all(_fits(program, header, weights) for program in programs)
+    except Exception as error:  # what reads the parts raises nearly anything on wrong bytes
+        raise _broken(path, error) from None
+    if not fits:
+        raise ExportError(
+            f'{path}: its programs, weights and {_HEADER} belong to different exports'
+        )
+    calls = (jax.jit(program.call) for program in programs)
+    return ExportedMaps(path, header, jax.device_put(weights), *calls)
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    """The parts of the archive, whose checksums zipfile compares."""
     try:
         with zipfile.ZipFile(path) as archive:
-            header = _header(path, archive.read(_HEADER))
-            parts = {n: archive.read(n) for n in (_WEIGHTS, _PREDICTED, _GIVEN)}
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ExportError(f'{path}: not a whole file of wsol_jax.export ({error})') from None
-    programs = [jax.jit(deserialize(bytearray(parts[n])).call) for n in (_PREDICTED, _GIVEN)]
-    return ExportedMaps(path, header, jax.device_put(load(parts[_WEIGHTS])), *programs)
+            return {name: _part(archive, name) for name in _PARTS}
+    except Exception as error:  # nearly anything on damaged archives
+        raise _broken(path, error) from None
+
+
+def _part(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Of a small archive, compressed bytes could fill the memory: `export` compresses nothing."""
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+        raise ValueError(f'{name} is compressed')
+    return archive.read(info)
+
+
+def _broken(path: Path, error: Exception) -> ExportError:
+    text = shortened(' '.join(str(error).split())) or type(error).__name__
+    return ExportError(f'{path}: not a whole file of wsol_jax.export ({text})')
 
 
 def _header(path: Path, text: bytes) -> Header:
-    found = json.loads(text)
+    found = _facts(path, text, ('format', 'jax'))
     if found['format'] > FORMAT:
         raise ExportError(
             f'{path}: written in format {found["format"]}, this wsol_jax reads up to {FORMAT}; '
@@ -255,5 +293,64 @@ def _header(path: Path, text: bytes) -> Header:
             f'{path}: exported by jax {found["jax"]}, this is jax {_JAX}; '
             f'update jax or export again with {_JAX}'
         )
-    keys = tuple((method, layer) for method, layer in found['keys'])
-    return Header(**found | {'platforms': tuple(found['platforms']), 'keys': keys})
+    found = _facts(path, text, _FACTS)
+    size, keys = found['input_size'], tuple((method, layer) for method, layer in found['keys'])
+    found |= {'input_size': size if isinstance(size, int) else tuple(size), 'keys': keys}
+    return Header(**found | {'platforms': tuple(found['platforms'])})
+
+
+def _facts(path: Path, text: bytes, names: Iterable[str]) -> dict[str, Any]:
+    """What the header says under these names, each of the right type."""
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError('no JSON object')
+        found.setdefault('channels', Header.channels)
+        for name in names:
+            if name not in found:
+                raise ValueError(f'nothing said of {name}')
+            if not _FACTS[name](found[name]):
+                raise ValueError(f'{name} cannot be {shown(found[name])}')
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f'{path}: {_HEADER} is damaged: {error}; export again') from None
+    return {name: found[name] for name in names}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_size(value: Any) -> bool:
+    return _is_count(value) or (
+        isinstance(value, list) and list(map(_is_count, value)) == [True] * 2
+    )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+_FACTS: dict[str, Callable[[Any], bool]] = {
+    'format': _is_count,
+    'jax': lambda v: isinstance(v, str) and bool(re.fullmatch(r'[0-9]{1,6}(\.[0-9]{1,6})*', v)),
+    'platforms': _are_texts,
+    'network': lambda v: isinstance(v, str),
+    'input_size': _is_size,
+    'num_classes': _is_count,
+    'predicted': lambda v: v in ('top1', 'top5'),
+    'keys': lambda v: isinstance(v, list) and all(_are_texts(key) and len(key) == 2 for key in v),
+    'channels': _is_count,
+}
+
+
+def _fits(program: Exported, header: Header, weights: dict[str, np.ndarray]) -> bool:
+    """Whether a program takes these weights and images, and gives what the header says."""
+    (taken, images, *_), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+    logits, _, maps, _ = jax.tree.unflatten(program.out_tree, program.out_avals)
+    of_program, of_file = (
+        {name: (array.shape, array.dtype) for name, array in arrays.items()}
+        for arrays in (taken, weights)
+    )
+    facts = images.shape[1:], images.dtype, logits.shape[1], len(maps)
+    said = header.input_shape, np.uint8, header.num_classes, len(header.keys)
+    return of_program == of_file and facts == said
