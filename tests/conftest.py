@@ -1,5 +1,7 @@
 """Tiny networks and images that several test files share."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,8 @@ class Listed(ListedRecords):
 @pytest.fixture(scope='session')
 def resnet():
     """A random residual network; its strides make it blind to no mirror symmetry."""
-    return load_network('resnet10', num_classes=7, seed=3, width=8, output_stride=8)
+    network = load_network('resnet10', num_classes=7, seed=3, width=8, output_stride=8)
+    return replace(network, input_size=48, shapes=network.endpoints(48))
 
 
 @pytest.fixture(scope='session')

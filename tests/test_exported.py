@@ -203,14 +203,31 @@ def test_the_file_appears_whole_or_not_at_all(toy, toy_file, tmp_path, monkeypat
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize('images', [np.float32, (4, 8, 9, 3), (4, 9, 8, 3), (8, 8, 3), (4, 8, 8)])
-def test_images_of_another_kind(toy_file, toy_images, images):
-    wrong = np.zeros(images, np.uint8) if isinstance(images, tuple) else toy_images.astype(images)
+def test_images_of_another_kind(toy_file, toy_images):
     with pytest.raises(ValueError) as error:
-        load_exported(toy_file)(wrong)
-    assert str(error.value) == (
-        f'{toy_file}: images must be uint8 [B,8,8,3] RGB, got {wrong.dtype} {list(wrong.shape)}'
-    )
+        load_exported(toy_file)(toy_images / np.float32(255))
+    assert str(error.value) == f'{toy_file}: images must be uint8 RGB, got float32'
+    with pytest.raises(ValueError, match=r'must be \[B,H,W,3\], got \[4, 8, 8\]; grey'):
+        load_exported(toy_file)(toy_images[..., 0])
+
+
+def test_images_of_any_sizes_go_through_in_batches(toy, toy_file, toy_images):
+    images = [np.tile(x, (i + 1, 2, 1)) for i, x in enumerate(toy_images)]
+    actual = load_exported(toy_file)(images, batch_size=3)
+    assert_same(actual, localize(toy, images))
+    assert actual.sizes == [(16, 8), (16, 16), (16, 24), (16, 32)]
+
+
+def test_boxes_of_exported_maps_begin_with_the_relu_of_the_method(toy, toy_images, tmp_path):
+    methods = ('grad_cam', 'dgl')
+    for smooth in (False, True):
+        export(toy, methods, ('early',), tmp_path / 'toy', eigen_smooth=smooth)
+        actual = load_exported(tmp_path / 'toy')(toy_images)
+        assert actual.relu == {('grad_cam', 'early'): True, ('dgl', 'early'): smooth}
+        expected = localize(toy, toy_images, methods, ('early',), eigen_smooth=smooth)
+        for key, found in actual.boxes(0.3).items():
+            for box, other in zip(found, expected.boxes(0.3)[key], strict=True):
+                np.testing.assert_array_equal(box, other)
 
 
 @pytest.mark.parametrize(

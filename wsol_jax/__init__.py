@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from wsol_jax.evaluation.faithfulness import faithfulness
     from wsol_jax.exported import export, load_exported
     from wsol_jax.localization.gradients import Method, Run
-    from wsol_jax.localization.localize import Localization, localize
+    from wsol_jax.localization.localize import localize
     from wsol_jax.localization.methods import METHODS
+    from wsol_jax.localization.result import Localization
     from wsol_jax.localization.targets import SCORES, FinerCAM
     from wsol_jax.maps.boxes import boxes_from_map
     from wsol_jax.maps.score import score_map
@@ -55,7 +56,7 @@ __getattr__, __dir__ = lazy(
         'NETWORKS': 'models',
         'SCORES': 'localization.targets',
         'FinerCAM': 'localization.targets',
-        'Localization': 'localization.localize',
+        'Localization': 'localization.result',
         'Method': 'localization.gradients',
         'Network': 'models',
         'Preprocessing': 'models',

@@ -25,17 +25,20 @@ from jax.export import Exported, deserialize, symbolic_shape
 from jax.export import export as export_program
 from safetensors.numpy import load, save
 
+from wsol_jax.data.images import batches, listed
 from wsol_jax.localization.gradients import Method
 from wsol_jax.localization.localize import (
-    Localization,
+    BATCH,
     check_gradients,
     class_indices,
     compute_maps,
+    in_batches,
     is_single,
     top_count,
 )
 from wsol_jax.localization.plan import MapPlan, make_plan
-from wsol_jax.maps import Key
+from wsol_jax.localization.result import Localization
+from wsol_jax.maps import Key, Maps
 from wsol_jax.names import shortened, shown
 from wsol_jax.workdir import check_writable, written_whole
 
@@ -68,6 +71,7 @@ class Header:
         predicted: 'top1' or 'top5', the classes that are explained where none are given.
         keys: (method, layer) of every map.
         channels: of the images.
+        relu: whether scoring each of them starts with a ReLU.
     """
 
     format: int
@@ -79,6 +83,7 @@ class Header:
     predicted: str
     keys: tuple[Key, ...]
     channels: int = 3
+    relu: tuple[bool, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -104,42 +109,42 @@ class ExportedMaps:
 
     def __call__(
         self,
-        images: np.ndarray | jax.Array,
+        images: Any,
         classes: int | Sequence[int] | np.ndarray | jax.Array | None = None,
+        *,
+        batch_size: int = BATCH,
     ) -> Localization:
         """Does what `localize` does with the network, the methods and the options of the export.
 
-        Every new batch size (and number of classes) compiles once: pad the last batch.
-
         Args:
-            images: uint8 RGB [B,H,W,3] of the size of the export, any B; or as many channels as the
-                network takes.
+            images: images of any sizes, as for `localize`; arrays are uint8. An array [B,H,W,C] of
+                the size of the export runs in one piece, and every new B compiles.
             classes: to explain, one for all images, [B] or [B,K]; None: the predicted ones.
+            batch_size: images of another form that run at once.
 
         Raises:
             ValueError: images or classes are of another kind, or no class score depends on a
                 layer.
         """
-        self._check(images)
-        if classes is None:
-            result = self._predicted(self._weights, images)
-        else:
-            indices = class_indices(classes, len(images), self.header.num_classes)
-            result = self._given(self._weights, images, indices)
-        logits, chosen, maps, dead = result
+        height, width, channels = self.header.input_shape
+        given, indices = listed(images, channels), None
+        if classes is not None:
+            indices = class_indices(classes, len(given), self.header.num_classes)
+        each = batches(given, (height, width), batch_size, channels)
+        (logits, chosen, maps, dead), sizes = in_batches(self._program, each, indices)
         check_gradients(dead)
         if is_single(self.header.predicted if classes is None else classes):
             chosen, maps = chosen[:, 0], [m[:, 0] for m in maps]
-        return Localization(dict(zip(self.header.keys, maps, strict=True)), logits, chosen)
+        found = Maps(zip(self.header.keys, maps, strict=True))
+        relu = dict(zip(self.header.keys, self.header.relu, strict=False))
+        return Localization(found, logits, chosen, relu, sizes)
 
-    def _check(self, images: np.ndarray | jax.Array) -> None:
-        shape = self.header.input_shape
-        if images.dtype != np.uint8 or images.shape[1:] != shape:
-            colours = ' RGB' if shape[2] == 3 else ''
-            raise ValueError(
-                f'{self.path}: images must be uint8 [B,{",".join(map(str, shape))}]{colours}, '
-                f'got {images.dtype} {list(images.shape)}'
-            )
+    def _program(self, images: Any, indices: np.ndarray | None) -> tuple:
+        if images.dtype != np.uint8:
+            raise ValueError(f'{self.path}: images must be uint8, got {images.dtype}')
+        if indices is None:
+            return self._predicted(self._weights, images)
+        return self._given(self._weights, images, indices)
 
 
 def export(
@@ -178,7 +183,8 @@ def export(
     plan = make_plan(network, methods, layers, **options)
     size = input_size or network.input_size
     facts = (network.name, size, network.num_classes, classes, tuple(plan.keys))
-    header = Header(FORMAT, _JAX, PLATFORMS, *facts, network.input_shape[2])
+    channels, relu = network.input_shape[2], tuple(plan.relu.values())
+    header = Header(FORMAT, _JAX, PLATFORMS, *facts, channels, relu)
     weights, results = _as_function(network, plan, top)
     batch, count = symbolic_shape('b, k')
     images = jax.ShapeDtypeStruct((batch, *header.input_shape), np.uint8)
@@ -296,7 +302,7 @@ def _header(path: Path, text: bytes) -> Header:
     found = _facts(path, text, _FACTS)
     size, keys = found['input_size'], tuple((method, layer) for method, layer in found['keys'])
     found |= {'input_size': size if isinstance(size, int) else tuple(size), 'keys': keys}
-    return Header(**found | {'platforms': tuple(found['platforms'])})
+    return Header(**found | {name: tuple(found[name]) for name in ('platforms', 'relu')})
 
 
 def _facts(path: Path, text: bytes, names: Iterable[str]) -> dict[str, Any]:
@@ -305,7 +311,7 @@ def _facts(path: Path, text: bytes, names: Iterable[str]) -> dict[str, Any]:
         found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError('no JSON object')
-        found.setdefault('channels', Header.channels)
+        found = {'channels': Header.channels, 'relu': []} | found  # older files say less
         for name in names:
             if name not in found:
                 raise ValueError(f'nothing said of {name}')
@@ -340,6 +346,7 @@ _FACTS: dict[str, Callable[[Any], bool]] = {
     'predicted': lambda v: v in ('top1', 'top5'),
     'keys': lambda v: isinstance(v, list) and all(_are_texts(key) and len(key) == 2 for key in v),
     'channels': _is_count,
+    'relu': lambda v: isinstance(v, list) and all(isinstance(relu, bool) for relu in v),
 }
 
 

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from wsol_jax.data import ImageFolder, evaluation_batches
 from wsol_jax.localization.localize import check_gradients, localize
 from wsol_jax.localization.plan import make_plan
 
@@ -139,7 +141,7 @@ def resized(images, side):
 
 def test_scales_average_maps_at_the_largest_resolution(toy, toy_images):
     options = {'methods': ('dgl', 'grad_cam'), 'layers': ('early', 'late'), 'classes': [1, 1, 4, 0]}
-    small, large = (localize(toy, resized(toy_images, s), **options) for s in (8, 16))
+    small, large = (localize(toy, resized(toy_images, s), resize=False, **options) for s in (8, 16))
     result = localize(toy, toy_images, scales=(1.0, 2.0), **options)
     assert result.maps['dgl', 'early'].shape == (4, 16, 16)
     assert_close(result.logits, small.logits)
@@ -158,7 +160,7 @@ def test_logits_and_classes_are_those_of_the_image_as_it_is(toy, toy_images, sca
 
 def test_one_other_scale_is_the_map_of_the_resized_image(toy, toy_images):
     alone = localize(toy, toy_images, ('dgl',), ('late',), scales=(2.0,), classes=1)
-    expected = localize(toy, resized(toy_images, 16), ('dgl',), ('late',), classes=1)
+    expected = localize(toy, resized(toy_images, 16), ('dgl',), ('late',), 1, resize=False)
     assert_close(alone.maps['dgl', 'late'], expected.maps['dgl', 'late'])
 
 
@@ -166,7 +168,8 @@ def test_scale_flip_and_plus_together(toy, toy_images):
     options = {'methods': ('dgl',), 'classes': 2}
     views = []
     for side in (8, 16):
-        parts = localize(toy, resized(toy_images, side), layers=('early', 'late'), **options)
+        images = resized(toy_images, side)
+        parts = localize(toy, images, layers=('early', 'late'), resize=False, **options)
         # The toy network is mirror symmetric: its flipped view is the same map.
         views += 2 * [fuse([parts.maps['dgl', n] for n in ('early', 'late')], 'max')]
     result = localize(
@@ -332,8 +335,6 @@ def test_rectified_before_anything_is_fused(toy, toy_images, options):
 
 
 def test_wrong_images(toy, toy_images):
-    with pytest.raises(ValueError, match=r'\[8, 8, 3\]; for one image pass image\[None\]'):
-        localize(toy, toy_images[0])
     with pytest.raises(ValueError, match=r'\[B,H,W,3\], got \[4, 8, 8, 1\]'):
         localize(toy, toy_images[..., :1])
     with pytest.raises(ValueError, match=r'in \[0, 1\], got \[0, 255\]'):
@@ -353,3 +354,72 @@ def test_images_without_gradient_count_only_where_valid():
     with pytest.raises(ValueError, match="'a' is zero everywhere"):
         check_gradients(dead, np.array([False, True, True]))
     check_gradients(dead, np.array([False, False, False]))
+
+
+def test_images_of_any_sizes_are_those_the_command_sees(toy, tmp_path):
+    rng = np.random.default_rng(4)
+    photos = [rng.integers(0, 256, (9 + 5 * i, 30 - i, 3), np.uint8) for i in range(5)]
+    for i, photo in enumerate(photos):
+        Image.fromarray(photo).save(tmp_path / f'{i}.png')
+    (batch,) = evaluation_batches(ImageFolder(tmp_path), 8, 5)
+    expected = localize(toy, batch.images, ('dgl', 'cam'))
+    files = [tmp_path / f'{i}.png' for i in range(5)]
+    for images in (photos, files, [Image.open(f) for f in files]):
+        found = localize(toy, images, ('dgl', 'cam'), batch_size=2)
+        np.testing.assert_array_equal(found.classes, expected.classes)
+        assert found.sizes == [(30 - i, 9 + 5 * i) for i in range(5)]
+        for key, m in found.maps.items():
+            assert_close(m, expected.maps[key], 1e-6)
+
+
+@pytest.mark.parametrize('classes', [4, [0, 1, 2, 3, 4], [[0, 5], [1, 4], [2, 3], [3, 2], [4, 1]]])
+def test_classes_go_with_their_images_through_batches(toy, toy_images, classes):
+    images = [*toy_images, toy_images[0]]
+    found = localize(toy, images, ('grad_cam',), ('early',), classes, batch_size=2)
+    expected = localize(toy, np.stack(images), ('grad_cam',), ('early',), classes)
+    np.testing.assert_array_equal(found.classes, expected.classes)
+    assert_close(found.maps['grad_cam'], expected.maps['grad_cam'], 1e-6)
+
+
+def test_sets_of_classes_go_through_batches(toy, toy_images):
+    labels = np.random.default_rng(0).random((4, 6)) < 0.5
+    labels[:, 0] = True
+    found = localize(toy, list(toy_images), ('dgl',), ('late',), labels, batch_size=3)
+    expected = localize(toy, toy_images, ('dgl',), ('late',), labels)
+    assert_close(found.maps['dgl'], expected.maps['dgl'], 1e-6)
+
+
+def test_one_program_for_photos_of_all_sizes(toy):
+    traced = []
+
+    def apply(state, inputs, perturb=None):
+        traced.append(inputs.shape)
+        return toy.apply(state, inputs, perturb)
+
+    network, rng = replace(toy, apply=apply), np.random.default_rng(0)
+    photos = [rng.integers(0, 256, (5 + i, 40 - i, 3), np.uint8) for i in range(12)]
+    localize(network, photos[0], layers=('late',))
+    once = len(traced)
+    for photo in photos[1:]:
+        localize(network, photo, layers=('late',))
+    assert len(traced) == once
+    localize(network, photos, layers=('late',), batch_size=5)  # 5, 5 and 2
+    assert len(traced) == 2 * once and traced[-1] == (5, 8, 8, 3)
+
+
+def test_resize_is_the_choice_of_the_caller(toy, toy_images):
+    large = toy_images.repeat(2, axis=1).repeat(4, axis=2)
+    shapes = {
+        shape: localize(toy, large, layers=('early',), resize=shape).maps['dgl'].shape[1:]
+        for shape in (True, False, 12, (6, 10))
+    }
+    assert shapes == {True: (8, 8), False: (16, 32), 12: (12, 12), (6, 10): (6, 10)}
+    for wrong in (0, -4, (4, 4, 3), 1.5, 'no'):
+        with pytest.raises(ValueError, match='resize must be True, False, a side or'):
+            localize(toy, large, resize=wrong)
+
+
+def test_no_network(toy, toy_images):
+    for wrong in ('mobilenet_v1.safetensors', toy.state, toy_images):
+        with pytest.raises(ValueError, match='network must come from load_network, from_nnx'):
+            localize(wrong, toy_images)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
+from PIL import Image
 
 from wsol_jax import Localization, boxes_from_map
 from wsol_jax.report.overlay import BOX_COLOR, TRUE_COLOR, blend
@@ -100,6 +101,27 @@ def test_boxes_are_those_of_boxes_from_map():
     assert drawn[0.2] != drawn[0.7]
 
 
+def test_boxes_are_those_of_the_result():
+    raw = np.random.default_rng(1).normal(size=(1, 5, 5))
+    keys = [('grad_cam', 'a'), ('mine', 'a'), ('dgl', 'a')]
+    maps, classes = dict.fromkeys(keys, raw), np.zeros(1, int)
+    result = Localization(maps, np.zeros((1, 3)), classes, {keys[1]: True}, [(50, 30)])
+    axes = show(np.zeros((30, 50, 3), np.uint8), result, threshold=0.4).axes[1:]
+    found = [boxes(a, BOX_COLOR)[0] for a in axes]
+    assert found == [tuple(b[0][0]) for b in result.boxes(0.4).values()]
+    assert found[0] == found[1] != found[2]  # the third has no ReLU
+
+
+def test_images_as_localize_takes_them(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / 'a.png')
+    forms = [tmp_path / 'a.png', str(tmp_path / 'a.png'), Image.fromarray(image), image / 255]
+    figure = show(forms, {('cam', 'a'): np.zeros((4, 2, 2))})
+    for axes in grid(figure, 4)[:, 0]:
+        np.testing.assert_array_equal(picture(axes), image)
+    assert len(show(forms[0], {('cam', 'a'): np.zeros((1, 2, 2))}).axes) == 2
+
+
 def test_no_overlap_is_written_without_true_boxes():
     # Of the second image: 4 x 4 pixels and 4 x 6 (or 6 x 4), 2 x 3 (or 3 x 2) in both.
     axes = show(GREY, MAPS, threshold=0.3, truth=[[], [(0, 0, 3, 3)]]).axes
@@ -168,9 +190,10 @@ def test_the_figure_is_returned_and_not_left_open(tmp_path):
 
 ONE = {('dgl', 'a'): np.zeros((2, 4, 4))}
 ERRORS = {
-    'float': ((GREY / 255.0, ONE), {}, r'uint8 \(0..255\), got float64; for .* \(255 \* images'),
-    'one image': ((GREY[0], ONE), {}, r'one of \[8, 3\]; for one image pass image\[None\]'),
-    'grey': ((GREY[..., :1], ONE), {}, r'\[B,H,W,3\] .* got one of \[8, 8, 1\]'),
+    'float': ((GREY / 1.0, ONE), {}, r'must lie in \[0, 1\], got \[100, 100\]; pass 0..255'),
+    'one image': ((GREY[0], ONE), {}, r'must be \[1,h,w\].* got \[2, 4, 4\]'),
+    'grey': ((GREY[..., :1], ONE), {}, r'\[B,H,W,3\], got \[2, 8, 8, 1\]; grey: pass x.repeat'),
+    'size': ((np.zeros((2, 3, 8, 8), np.uint8), ONE), {}, r'x.transpose\(0, 2, 3, 1\)'),
     'no image': ((GREY[:0], ONE), {}, 'no images'),
     'no map': ((GREY, {}), {}, 'no maps'),
     'count': ((GREY[:1], ONE), {}, r"maps of \('dgl', 'a'\) must be \[1,h,w\].* got \[2, 4, 4\]"),

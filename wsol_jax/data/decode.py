@@ -66,6 +66,19 @@ def decode_image(record: Record, side: int = 0) -> Pixels:
         return _pixels(image, record.decoding.displayed, side)
 
 
+def pixels_of(image: Image.Image) -> Pixels:
+    """The pixels [H, W, 3] of an image that Pillow has opened, by the same rules, as displayed.
+
+    Raises:
+        BadImage: the file behind it is truncated, or its depth tells not what is white.
+    """
+    try:
+        return _pixels(image, True, 0)
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        name = printable(str(getattr(image, 'filename', '') or 'a PIL image'))
+        raise BadImage(f'{name}: {_reason(error)}') from None
+
+
 def stored_size(record: Record) -> _Size:
     """(width, height) of the image in its frame; opens the file where the record does not tell.
 
@@ -236,7 +249,7 @@ def _check_sums(image: ImageFile) -> None:
     image.fp.seek(place)
 
 
-def _pixels(image: ImageFile, displayed: bool, side: int) -> Pixels:
+def _pixels(image: Image.Image, displayed: bool, side: int) -> Pixels:
     least, large = side * SPARE, image.width * image.height > LARGE
     if side and large:
         image.draft(None, (least, least))
@@ -270,7 +283,7 @@ def _rgb(image: Image.Image, white: float) -> Image.Image:
     return image if image.mode == 'RGB' else image.convert('RGB')
 
 
-def _white(image: ImageFile) -> float:
+def _white(image: Image.Image) -> float:
     """The value that shows white, of more than 8 bits; -v where 0 does and v is black; 0 for 8."""
     if image.mode[0] not in 'IF':
         return 0
@@ -291,7 +304,7 @@ def _white(image: ImageFile) -> float:
     return sign * (1 if image.mode == 'F' and high <= 1 else 255)
 
 
-def _orientation(image: ImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF spoils no picture
@@ -299,7 +312,7 @@ def _orientation(image: ImageFile) -> int:
     return value if value in _TURN else 1
 
 
-def _turn(image: ImageFile, displayed: bool) -> int:
+def _turn(image: Image.Image, displayed: bool) -> int:
     """How to turn what Pillow loads: TIFF alone comes as displayed."""
     if displayed == (image.format == 'TIFF'):
         return 1

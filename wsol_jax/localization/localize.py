@@ -1,7 +1,7 @@
 """Localization maps of any network: the compiled program, and the call for notebooks."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,34 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsol_jax.data.images import batches, listed
 from wsol_jax.localization.gradients import DEAD, UNEVEN, Apply, Classes, Method, raw_maps
 from wsol_jax.localization.plan import MapPlan, make_plan
+from wsol_jax.localization.result import NO_CLASS, Localization
 from wsol_jax.localization.targets import FreeScore
 from wsol_jax.localization.views import AS_IT_IS, View, image_keys, mirrored, scaled, seen
-from wsol_jax.maps import Key
+from wsol_jax.maps import Key, Maps
 from wsol_jax.maps.fuse import fuse, min_max, resize
 
 if TYPE_CHECKING:  # what is exported runs without the networks
     from wsol_jax.models import Network, Preprocessing
 
-NO_CLASS = -1  # in place of a class index where the target is no single class
-
-
-@dataclass(frozen=True)
-class Localization:
-    """What `localize` returns; device arrays.
-
-    Attributes:
-        maps: {(method, layer): [B,h,w]} raw maps at feature resolution ([B,K,h,w] if K classes
-          were asked for): no ReLU, no min-max, no resizing, unless asked for, or fused over layers,
-          methods or views, where the parts are rectified and min-max scaled first.
-        logits: [B,C].
-        classes: [B] (or [B,K]) the class each map is for; -1 where it is for no single one.
-    """
-
-    maps: dict[tuple[str, str], jax.Array]
-    logits: jax.Array
-    classes: jax.Array
+BATCH = 16  # images of a list that are computed at once
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 5))
@@ -143,18 +128,22 @@ def _finish(plan: MapPlan, views: list[jax.Array]) -> jax.Array:
 
 def localize(
     network: 'Network',
-    images: np.ndarray | jax.Array,
+    images: Any,
     methods: Sequence[str | Method] = ('dgl',),
     layers: Sequence[str] | None = None,
     classes: str | int | Sequence[int] | np.ndarray | jax.Array | Callable | None = None,
+    *,
+    resize: bool | int | tuple[int, int] = True,
+    batch_size: int = BATCH,
     **options: Any,
 ) -> Localization:
-    """Localization maps of a batch of images; gradient methods from one forward pass.
+    """Localization maps of images; gradient methods from one forward pass.
 
     Args:
         network: from `load_network`, or a model of yours by `from_nnx` or `from_linen`.
-        images: [B,H,W,3] RGB of any size the network takes; uint8, or float in [0, 1]. The
-          network's own preprocessing is applied.
+        images: RGB images of any sizes: a list of files, PIL images or arrays [H,W,3], one such
+          image, or an array [B,H,W,3]; uint8, or float in [0, 1]. Files and PIL images are turned
+          as their EXIF orientation says. The network's own preprocessing is applied.
         methods: names or `Method`s; the names are the keys of `METHODS`; 'a+b' fuses two methods.
         layers: endpoints of the network (`network.endpoints()`); 'a+b' fuses the maps at a and b.
           None: all main layers. CAM is always at the last layer; the layer of a method that makes
@@ -163,29 +152,102 @@ def localize(
           number, one class index, indices [B] or [B,K], bool [B,C] for the sum of the scores of
           several classes, or a function logits [C] -> score (define it once: the program is
           compiled anew for every other function).
+        resize: images become as large as the network's input, as in the command, for the class
+          changes with the size; or side or (height, width) in pixels; False: they stay as they
+          are, all of one size.
+        batch_size: images that are computed at once, all batches with one program; an array of
+          the right size is computed in one piece.
         **options: score, alpha, fusion, scales, flip, aug_smooth, eigen_smooth, noise, sigma,
           chunk_size, rectify, size, normalize, seed: see `make_plan`.
 
     Returns:
-        `Localization` with raw maps, logits and classes.
+        `Localization` with raw maps, logits and classes, and boxes in the pixels of each image.
 
     Raises:
-        ValueError: a wrong name, shape, range or class, or a layer that no class score depends on.
+        ValueError: a wrong name, shape, range or class, an image that cannot be read, or a layer
+            that no class score depends on.
     """
-    _check_images(images, network.input_shape[2])
+    check_network(network)
+    channels, shape = network.input_shape[2], resized_shape(network, resize)
+    given = listed(images, channels)
     plan = make_plan(network, methods, layers, **options)
     if callable(classes):
         plan = replace(plan, score=FreeScore(classes))
-    top, indices = _target(classes, len(images), network.num_classes)
-    logits, chosen, maps, dead = compute_maps(
-        network.apply, network.preprocessing, plan, network.state, images, top, indices
-    )
+    top, indices = _target(classes, len(given), network.num_classes)
+
+    def program(images: Any, indices: np.ndarray | None) -> tuple:
+        arguments = (network.apply, network.preprocessing, plan, network.state)
+        return compute_maps(*arguments, images, top, indices)
+
+    results, sizes = in_batches(program, batches(given, shape, batch_size, channels), indices)
+    logits, chosen, maps, dead = results
     check_gradients(dead)
     if callable(classes):
         chosen = jnp.full_like(chosen, NO_CLASS)
     if is_single(classes):
         chosen, maps = chosen[:, 0], {k: m[:, 0] for k, m in maps.items()}
-    return Localization({key: maps[key] for key in plan.keys}, logits, chosen)
+    maps = Maps((key, maps[key]) for key in plan.keys)
+    return Localization(maps, logits, chosen, plan.relu, sizes)
+
+
+def check_network(network: Any) -> None:
+    """Raises ValueError for what is no network, such as its file or a bare model."""
+    if not hasattr(network, 'apply') or not hasattr(network, 'preprocessing'):
+        raise ValueError(
+            'network must come from load_network, from_nnx, from_linen or from_function, '
+            f'got a {type(network).__name__}'
+        )
+
+
+def resized_shape(network: 'Network', resize: bool | int | tuple[int, int]) -> Any:
+    """(height, width) to resize images to, see `localize`; None for images as they are.
+
+    Raises:
+        ValueError: `resize` is of another kind.
+    """
+    if resize is False:
+        return None
+    if resize is True:
+        return network.input_shape[:2]
+    shape: tuple[Any, ...] = tuple(resize) if isinstance(resize, Iterable) else (resize, resize)
+    if len(shape) != 2 or not all(isinstance(n, int | np.integer) and n > 0 for n in shape):
+        raise ValueError(f'resize must be True, False, a side or (height, width), got {resize!r}')
+    return shape
+
+
+def in_batches(
+    program: Callable[..., Any],
+    batches: Iterable[tuple[Any, list[tuple[int, int]]]],
+    indices: np.ndarray | None,
+) -> tuple[Any, list[tuple[int, int]]]:
+    """Runs a program on batches, and joins what it returns without the padding.
+
+    Args:
+        program: (images [b,H,W,C], classes [b,K] or None) -> arrays with b leading.
+        batches: of `wsol_jax.data.images`.
+        indices: [B,K] classes of all images.
+
+    Returns:
+        Arrays with B leading, and the (width, height) of every image.
+    """
+    parts: list[Any] = []
+    sizes: list[tuple[int, int]] = []
+    for images, some in batches:
+        rows = None if indices is None else _rows(indices[len(sizes) :], len(images))
+        sizes += some
+        found = program(images, rows)
+        parts.append(found if len(some) == len(images) else _first(len(some), found))
+    joined = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    return joined, sizes
+
+
+def _first(count: int, tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[:count], tree)
+
+
+def _rows(indices: np.ndarray, count: int) -> np.ndarray:
+    """The first rows; the last one stands for images that are padding."""
+    return indices[np.minimum(np.arange(count), len(indices) - 1)]
 
 
 def is_single(classes: Any) -> bool:
@@ -193,21 +255,6 @@ def is_single(classes: Any) -> bool:
     if classes is None or isinstance(classes, str):
         return classes in (None, 'top1')
     return callable(classes) or np.ndim(classes) < 2 or np.asarray(classes).dtype == bool
-
-
-def _check_images(images, channels: int) -> None:
-    if images.ndim != 4 or images.shape[-1] != channels:
-        raise ValueError(
-            f'images must be [B,H,W,{channels}], got {list(images.shape)}; '
-            'for one image pass image[None]'
-        )
-    if images.dtype != np.uint8:
-        low, high = float(images.min()), float(images.max())
-        if not (low >= 0 and high <= 1):
-            raise ValueError(
-                f'float images must be RGB in [0, 1], got [{low:g}, {high:g}]; '
-                'pass 0..255 images as uint8, without normalization of your own'
-            )
 
 
 def _target(classes: Any, batch: int, num_classes: int) -> tuple[int, np.ndarray | None]:

@@ -5,6 +5,7 @@ Boxes are x0, y0, x1, y1 in pixels.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ Array = np.ndarray
 
 def boxes_from_map(
     raw: Array,
-    image_size: tuple[int, int],
+    image_size: Any,
     threshold: float,
     *,
     closing: int = 0,
@@ -29,10 +30,12 @@ def boxes_from_map(
 
     Args:
         raw: [h, w] map of one image and class, at any resolution.
-        image_size: (width, height) of the image in pixels.
+        image_size: (width, height) of the image in pixels; or the image, or the shape of its array
+            (height, width, channels).
         threshold: fraction of the maximum, in [0, 1).
         closing: diameter in pixels of a grey-scale closing of the score map; 0 for none.
-        relu: set negative values to zero first (`METHODS[name]().relu`).
+        relu: set negative values to zero first, for methods whose definition ends in a ReLU:
+            `Localization.boxes` knows which.
 
     Returns:
         [n, 4] int boxes, the largest contour first; [[0, 0, 0, 0]] if there is none.

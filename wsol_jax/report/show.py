@@ -1,13 +1,13 @@
 """Maps over images, for notebooks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsol_jax.localization.localize import NO_CLASS, Localization
-from wsol_jax.localization.methods import METHODS
+from wsol_jax.data.images import listed, read_image
+from wsol_jax.localization.result import NO_CLASS, Localization, method_has_relu
 from wsol_jax.maps import Key
 from wsol_jax.maps.score import score_map
 from wsol_jax.names import unknown_name
@@ -29,12 +29,12 @@ def show(
     """Shows maps and boxes over their images: a line for every image, a column for every map.
 
     A notebook displays what a cell returns, so `wsol_jax.show(...)` in its last line is enough;
-    `.savefig(path)` writes the figure to a file. Maps are resized to the image as `boxes_from_map`
-    does it, and negative values become zero for the methods that say so (`METHODS[name]().relu`);
-    for methods of your own, and with eigen_smooth, ask `localize` for rectify=True.
+    `.savefig(path)` writes the figure to a file. Maps and boxes are those of
+    `Localization.score_maps` and `Localization.boxes`. In a dictionary, maps of methods of your own
+    that end in a ReLU, and those with eigen_smooth, must have it already (`rectify=True`).
 
     Args:
-        images: [B,H,W,3] uint8 RGB, or a list of B images [H,W,3] of any sizes.
+        images: B images in any of the forms that `localize` takes.
         result: what `localize` returned, or {(method, layer): maps [B,h,w] or [B,K,h,w]}. With K
           classes an image it has K lines, one a class, in the order of `Localization.classes`;
           the index of the class stands at the left.
@@ -49,7 +49,7 @@ def show(
         The matplotlib figure.
 
     Raises:
-        ValueError: shapes that disagree, images that are not uint8, an unknown key, or a threshold
+        ValueError: shapes that disagree, something that is no image, an unknown key, or a threshold
           outside [0, 1).
     """
     from matplotlib import pyplot
@@ -60,8 +60,11 @@ def show(
     boxes = _true_boxes(truth, len(pictures))
     maps = _maps(result, keys, len(pictures))
     labels = _labels(result, next(iter(maps.values())).shape[:2])
+    relu = _relu(result, maps)
     lines = [
-        _line(pictures[i], boxes[i], label, {key: m[i, k] for key, m in maps.items()}, threshold)
+        _line(
+            pictures[i], boxes[i], label, {key: m[i, k] for key, m in maps.items()}, threshold, relu
+        )
         for (i, k), label in np.ndenumerate(labels)
     ]
     # Of pyplot, which tells a notebook how to display figures; left open it is displayed twice.
@@ -74,21 +77,9 @@ def show(
 
 
 def _pictures(images: Any) -> list[np.ndarray]:
-    pictures = [np.asarray(image) for image in images]
-    if not pictures:
-        raise ValueError('there are no images to show')
-    for image in pictures:
-        if image.ndim != 3 or image.shape[-1] != 3:
-            raise ValueError(
-                f'images must be [B,H,W,3] or a list of [H,W,3], got one of {list(image.shape)}; '
-                'for one image pass image[None]'
-            )
-        if image.dtype != np.uint8:
-            raise ValueError(
-                f'images must be uint8 (0..255), got {image.dtype}; for images in [0, 1] pass '
-                '(255 * images).round().astype(np.uint8)'
-            )
-    return pictures
+    """[H,W,3] uint8 each."""
+    found = [read_image(item)[0] for item in listed(images)]
+    return [x if x.dtype == np.uint8 else (255 * x).round().astype(np.uint8) for x in found]
 
 
 def _true_boxes(truth: Sequence[Any] | None, count: int) -> list[np.ndarray]:
@@ -138,12 +129,13 @@ def _line(
     label: str,
     maps: Mapping[Key, np.ndarray],
     threshold: float | None,
+    relu: Mapping[Key, bool],
 ) -> list[Cell]:
-    height, width = image.shape[:2]
-    scores = [score_map(m, (width, height), relu=_relu(key)) for key, m in maps.items()]
+    scores = [score_map(m, image, relu=relu[key]) for key, m in maps.items()]
     return [Cell(image, truth, label=label), *(Cell(image, truth, s, threshold) for s in scores)]
 
 
-def _relu(key: Key) -> bool:
-    """Whether maps end in a ReLU that is still to be done; fused ones are beyond it."""
-    return key[0] in METHODS and METHODS[key[0]]().relu
+def _relu(result: Any, keys: Iterable[Key]) -> dict[Key, bool]:
+    """The rule of `Localization.boxes`."""
+    known = result.has_relu if isinstance(result, Localization) else method_has_relu
+    return {key: known(key) for key in keys}

@@ -1,0 +1,119 @@
+"""What `localize` returns: maps by name, and their boxes in the pixels of each image."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from wsol_jax.localization.methods import METHODS
+from wsol_jax.maps import Key, Maps
+from wsol_jax.maps.boxes import boxes_from_map
+from wsol_jax.maps.score import score_map, sizes_of
+
+NO_CLASS = -1  # in place of a class index where the target is no single class
+_LINES = 12  # of a repr
+
+
+def _unflatten(keys: Any, maps: Iterable[Any]) -> Maps:
+    return Maps(zip(keys, maps, strict=True))
+
+
+# A subclass of dict is a leaf to JAX, unless told.
+jax.tree_util.register_pytree_node(
+    Maps, lambda maps: (tuple(maps.values()), tuple(maps)), _unflatten
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Localization:
+    """What `localize` returns; device arrays.
+
+    Attributes:
+        maps: {(method, layer): [B,h,w]} raw maps at feature resolution ([B,K,h,w] if K classes
+          were asked for): no ReLU, no min-max, no resizing, unless asked for, or fused over layers,
+          methods or views, where the parts are rectified and min-max scaled first. The name of a
+          method, or a layer, alone is enough where it has one map: `maps['cam']`.
+        logits: [B,C].
+        classes: [B] (or [B,K]) the class each map is for; -1 where it is for no single one.
+        relu: {(method, layer): whether scoring starts with a ReLU}, as the method says.
+        sizes: (width, height) of each image as it was given; () where it is not known.
+    """
+
+    maps: Maps
+    logits: jax.Array
+    classes: jax.Array
+    relu: Mapping[Key, bool] = field(default_factory=dict)
+    sizes: Sequence[tuple[int, int]] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'maps', Maps(self.maps))
+
+    def boxes(self, threshold: float, sizes: Any = None, *, closing: int = 0) -> dict[Key, list]:
+        """Boxes of what each map highlights, in the pixels of each image, as scores count them.
+
+        That is `boxes_from_map` with the ReLU where the method has one.
+
+        Args:
+            threshold: fraction of a map's maximum, in [0, 1).
+            sizes: of the images, where others are meant than those given to `localize`: one for
+              all, or one each, as for `boxes_from_map`.
+            closing: see `boxes_from_map`.
+
+        Returns:
+            {(method, layer): one array [n,4] of x0, y0, x1, y1 for each image, the largest contour
+            first; [[0, 0, 0, 0]] where there is none}. With K classes a list of K arrays each.
+
+        Raises:
+            ValueError: the threshold is outside [0, 1), or there is not one size for every image.
+        """
+        known = self._known(sizes)
+
+        def of_map(raw: np.ndarray, size: tuple[int, int], relu: bool) -> np.ndarray:
+            return boxes_from_map(raw, size, threshold, closing=closing, relu=relu)
+
+        return {key: self._each(key, known, of_map) for key in self.maps}
+
+    def score_maps(self, key: Any, sizes: Any = None, *, closing: int = 0) -> list:
+        """Score maps [height,width] in [0, 1] in the pixels of each image, see `score_map`.
+
+        Args:
+            key: (method, layer), or one of them where that is enough.
+            sizes: as for `boxes`.
+            closing: see `score_map`.
+        """
+
+        def of_map(raw: np.ndarray, size: tuple[int, int], relu: bool) -> np.ndarray:
+            return score_map(raw, size, closing=closing, relu=relu)
+
+        return self._each(self.maps.key(key), self._known(sizes), of_map)
+
+    def has_relu(self, key: Key) -> bool:
+        """Whether scoring this map starts with a ReLU."""
+        return self.relu[key] if key in self.relu else method_has_relu(key)
+
+    def _each(self, key: Key, sizes: Sequence[tuple[int, int]], of_map: Any) -> list:
+        maps, relu = np.asarray(self.maps[key]), self.has_relu(key)
+        if maps.ndim == 3:
+            return [of_map(m, size, relu) for m, size in zip(maps, sizes, strict=True)]
+        return [[of_map(m, s, relu) for m in each] for each, s in zip(maps, sizes, strict=True)]
+
+    def _known(self, sizes: Any) -> Sequence[tuple[int, int]]:
+        if sizes is None and not self.sizes:
+            raise ValueError('the sizes of the images are not known: pass sizes=')
+        return self.sizes if sizes is None else sizes_of(sizes, len(self.classes))
+
+    def __repr__(self) -> str:
+        classes = np.asarray(self.classes).tolist()
+        shown = f'{classes[:8]}'[:-1] + ', ...]' if len(classes) > 8 else f'{classes}'
+        lines = [f'  {key}: {list(np.shape(m))}' for key, m in self.maps.items()]
+        if len(lines) > _LINES:
+            lines[_LINES - 1 :] = [f'  ... {len(lines) - _LINES + 1} more']
+        heads = f'Localization of {len(classes)} images, classes {shown}, maps:'
+        return '\n'.join((heads, *lines))
+
+
+def method_has_relu(key: Key) -> bool:
+    """Whether the definition of the method of a raw map ends in a ReLU; fused ones are past it."""
+    return key[0] in METHODS and METHODS[key[0]]().relu
