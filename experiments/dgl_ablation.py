@@ -88,8 +88,12 @@ def ablation_maps(network: Network, layer: str, images: np.ndarray, labels: np.n
     branches = branches_of(network)
     layers = dict.fromkeys([layer, *branches.values(), *([BLOCK] if branches else [])])
     methods = [replace(dgl(a), name=f'alpha {a:g}') for a in ALPHAS]
-    one = wsol_jax.localize(network, images, [*methods, hires_cam()], tuple(layers), labels).maps
-    several = wsol_jax.localize(network, images, ('dgl',), (layer,), labels, scales=SCALES).maps
+    one = wsol_jax.localize(
+        network, images, [*methods, hires_cam()], tuple(layers), labels, resize=False
+    ).maps
+    several = wsol_jax.localize(
+        network, images, ('dgl',), (layer,), labels, resize=False, scales=SCALES
+    ).maps
     maps = {method.name: one[method.name, layer] for method in methods}
     maps |= {_NO_ENHANCED: one['hires_cam', layer], _MULTI: several['dgl', layer]}
     if branches:
@@ -103,7 +107,7 @@ def layer_maps(
     network: Network, layers: Sequence[str], images: np.ndarray, labels: np.ndarray
 ) -> Maps:
     """Maps of DGL at every layer, by its name."""
-    maps = wsol_jax.localize(network, images, ('dgl',), layers, labels).maps
+    maps = wsol_jax.localize(network, images, ('dgl',), layers, labels, resize=False).maps
     return {layer: maps['dgl', layer] for layer in layers}
 
 

@@ -54,7 +54,9 @@ def recipe_maps(
     labels: np.ndarray,
 ) -> dict[str, jax.Array]:
     """{'method @ layer': [B,h,w]} under one kind of view."""
-    maps = wsol_jax.localize(network, images, _METHODS.value, layers, labels, **options).maps
+    maps = wsol_jax.localize(
+        network, images, _METHODS.value, layers, labels, resize=False, **options
+    ).maps
     return {f'{method} @ {layer}': m for (method, layer), m in maps.items()}
 
 

@@ -206,7 +206,7 @@ def test_the_file_appears_whole_or_not_at_all(toy, toy_file, tmp_path, monkeypat
 def test_images_of_another_kind(toy_file, toy_images):
     with pytest.raises(ValueError) as error:
         load_exported(toy_file)(toy_images / np.float32(255))
-    assert str(error.value) == f'{toy_file}: images must be uint8 RGB, got float32'
+    assert str(error.value) == f'{toy_file}: images must be uint8, got float32'
     with pytest.raises(ValueError, match=r'must be \[B,H,W,3\], got \[4, 8, 8\]; grey'):
         load_exported(toy_file)(toy_images[..., 0])
 
