@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wsol_jax.data.decode import decode_image, pixels_of, resize_image
+from wsol_jax.data.decode import decode_image, pixels_of, resize_image, stored_size
 from wsol_jax.data.records import Decoding, Record
 
 THREADS = 8
@@ -102,16 +102,16 @@ def read_image(item: Any, shape: _Size | None = None, channels: int = 3) -> tupl
         BadImage: the file cannot be read.
     """
     if isinstance(item, str | Path):
-        pixels = decode_image(Record(str(item), Path(item), (), None, decoding=DISPLAYED))
-    elif isinstance(item, Image.Image):
-        pixels = pixels_of(item)
+        record = Record(str(item), Path(item), (), None, decoding=DISPLAYED)
+        # A large scan is reduced while it is decoded, as in the command: it knows its size.
+        pixels, size = decode_image(record, max(shape or (0,))), stored_size(record)
     else:
-        pixels = np.asarray(item)
+        pixels = pixels_of(item) if isinstance(item, Image.Image) else np.asarray(item)
         pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
+        size = pixels.shape[1::-1]
     if pixels.shape[-1] != channels:
         pixels = np.array(Image.fromarray(pixels).convert('L'))[..., None]
-    height, width = pixels.shape[:2]
-    return _resized(pixels, shape or (height, width)), (width, height)
+    return _resized(pixels, shape or pixels.shape[:2]), size
 
 
 _WANTED = 'files, PIL images or arrays'
