@@ -12,12 +12,11 @@ from wsol_jax.models import Network, Preprocessing, load_network
 
 
 class Listed(ListedRecords):
-    """A source over a list of records, of eight classes."""
+    """A source over a list of records, of eight classes if no others are given."""
 
-    class_names = tuple('abcdefgh')
-
-    def __init__(self, records):
+    def __init__(self, records, class_names='abcdefgh'):
         self.records = self._records = list(records)
+        self.class_names = tuple(class_names)
 
 
 @pytest.fixture(scope='session')

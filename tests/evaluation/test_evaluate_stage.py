@@ -70,14 +70,15 @@ def write_store(workdir, split, source, maps, *, target='ground_truth', relu=Fal
     values = {k: np.reshape(v, (count, -1)).astype(dtypes[k]) for k, v in values.items()}
     store = MapStore.create(
         workdir / 'maps' / split,
-        [r.image_id for r in source.records],
+        count,
         target,
         {k: v.shape[1:] for k, v in maps.items()},
         dict.fromkeys(maps, relu),
         5,
     )
     status = np.array(facts.get('status', [DONE] * count))
-    store.write(np.arange(count), status, values, maps)
+    names = [r.image_id for r in source.records]
+    store.write(np.arange(count), names, status, values, maps)
     return source
 
 
@@ -590,7 +591,7 @@ def test_mobilenet_on_real_images(tmp_path):
         pytest.skip('WSOL_DATA is not set: no real images and weights')
     data = Path(os.environ['WSOL_DATA'])
     parts = [WsolFolder(data / 'imagenette', s, class_index=True) for s in ('val', 'test')]
-    source = Listed([part[i] for part in parts for i in range(len(part))])
+    source = Listed([part[i] for part in parts for i in range(len(part))], ())
     network = load_network('mobilenet_v1', data / 'weights/mobilenet_v1.safetensors')
     methods = ('cam', 'dgl', 'layer_cam', 'grad_cam')
     localize = LocalizeConfig(methods=methods, layers=('pw_10', 'pw_11'), batch_size=50)
@@ -613,7 +614,7 @@ def test_faithfulness_of_the_chosen_layers(resnet, tmp_path):
     shapes = Shapes('val', 9, size=40)
     records = [shapes[i] for i in range(9)]
     records[0] = replace(records[0], image=b'not an image')
-    source = Listed(records)
+    source = Listed(records, 'abcdefg')
     config = Config(
         network=NetworkConfig(name='resnet10', input_size=32),
         localize=LocalizeConfig(

@@ -1,14 +1,18 @@
 """The stage localize: whole splits, resumed, with broken images, in any batch size."""
 
 import json
+import shutil
 from dataclasses import replace
+from functools import partial
 
+import conftest
 import numpy as np
 import pytest
-from conftest import Listed
 
 from wsol_jax.config import Config, ConfigError, LocalizeConfig, NetworkConfig
-from wsol_jax.data import Shapes, decode_image, resize_image
+from wsol_jax.data import DataError, Shapes, decode_image, resize_image
+from wsol_jax.data.records import NamedClasses
+from wsol_jax.evaluation.stage import evaluate
 from wsol_jax.localization import store as store_module
 from wsol_jax.localization.localize import localize
 from wsol_jax.localization.stage import localize_split
@@ -17,6 +21,7 @@ from wsol_jax.localization.store import DONE, SKIPPED, MapStore
 SIDE = 32
 COUNT = 11
 BROKEN = 4
+Listed = partial(conftest.Listed, class_names='abcdefg')  # as many as the network has
 FACTS = ('status', 'classes', 'class_scores', 'top')
 
 
@@ -189,11 +194,93 @@ def test_unlabelled_images_need_predicted_classes(resnet, source, tmp_path):
     assert len(store.pending()) == 0
 
 
-def test_a_label_the_network_does_not_have(resnet, source, tmp_path):
-    records = [replace(r, labels=(7,)) if i == 10 else r for i, r in enumerate(source.records)]
-    with pytest.raises(ConfigError, match=r'00010.png has label 7, but resnet10 has .* 0\.\.6'):
-        localize_split(settings(), resnet, Listed(records), 'val', tmp_path)
+@pytest.mark.parametrize('label', [7, 10**9, -5])
+@pytest.mark.parametrize('target', ['ground_truth', 'top1'])
+def test_a_label_the_network_does_not_have(resnet, source, tmp_path, label, target):
+    records = [replace(r, labels=(label,)) if i == 10 else r for i, r in enumerate(source.records)]
+    wrong = rf'00010.png has label {label}, but resnet10 has .* 0\.\.6'
+    with pytest.raises(ConfigError, match=wrong):
+        localize_split(settings(classes=target), resnet, Listed(records), 'val', tmp_path)
     assert not (tmp_path / 'maps').exists()
+
+
+class Counted(NamedClasses):
+    """Records that are read one by one."""
+
+    def __init__(self, records):
+        self.records, self.reads = list(records), []
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        self.reads.append(index)
+        return self.records[index]
+
+
+def test_each_record_is_read_once_a_stage(resnet, with_broken, whole, tmp_path):
+    source = Counted(with_broken.records)
+    localize_split(settings(), resnet, source, 'val', tmp_path)
+    assert sorted(source.reads) == list(range(COUNT))
+    assert MapStore(tmp_path / 'maps/val').image_ids == whole[1].image_ids
+    source.reads.clear()
+    localize_split(settings(), resnet, source, 'val', tmp_path)
+    assert source.reads == []
+    evaluate(settings(), {'val': source}, tmp_path)
+    assert sorted(source.reads) == list(range(COUNT))
+
+
+@pytest.mark.parametrize('labels', [(), (7,)])
+def test_a_wrong_label_is_found_in_its_batch_and_what_came_before_is_kept(
+    resnet, source, tmp_path, labels
+):
+    records = [replace(r, labels=labels) if i == 6 else r for i, r in enumerate(source.records)]
+    wrong = 'val/00006.png has no label' if not labels else 'val/00006.png has label 7'
+    with pytest.raises(ConfigError, match=wrong):
+        localize_split(settings(), resnet, Counted(records), 'val', tmp_path)
+    store = MapStore(tmp_path / 'maps/val')
+    assert store.pending().tolist() == [6, 7, 8, 9, 10]
+    right = Counted(source.records)
+    localize_split(settings(), resnet, right, 'val', tmp_path)
+    assert sorted(right.reads) == [6, 7, 8, 9, 10]
+
+
+def test_other_images_of_a_source_that_reads_them_one_by_one(resnet, source, tmp_path):
+    localize_split(settings(), resnet, Counted(source.records), 'val', tmp_path)
+    next((tmp_path / 'maps/val/classes').glob('1.*')).unlink()
+    renamed = [replace(r, image_id=f'new/{r.image_id}') for r in source.records]
+    with pytest.raises(DataError, match='maps of other images'):
+        localize_split(settings(), resnet, Counted(renamed), 'val', tmp_path)
+    with pytest.raises(DataError, match='maps of other images'):
+        localize_split(settings(), resnet, Listed(renamed), 'val', tmp_path)
+
+
+def test_missing_chunks_are_computed_again_to_the_same_bytes(resnet, source, whole, tmp_path):
+    shutil.copytree(whole[0] / 'maps', tmp_path / 'maps')
+    for name in ('dgl/stage2', 'classes'):
+        next((tmp_path / 'maps/val' / name).glob('1.*')).unlink()
+    missing = r'/classes: images 4 to 7 \(val/00004.png \.\.\.\).*localize again'
+    with pytest.raises(DataError, match=missing):
+        evaluate(settings(), {'val': source}, tmp_path)
+    counted = Counted(source.records)
+    localize_split(settings(), resnet, counted, 'val', tmp_path)
+    assert sorted(counted.reads) == [4, 5, 6, 7]
+    assert contents(tmp_path / 'maps/val') == contents(whole[0] / 'maps/val')
+
+
+@pytest.mark.parametrize('target', ['ground_truth', 'top1', '3'])
+def test_labels_of_another_classifier_are_refused(resnet, source, tmp_path, target):
+    ten = conftest.Listed(source.records, 'abcdefghij')
+    with pytest.raises(ConfigError, match=r"10 classes, resnet10 .* 7 others.*'name,index'"):
+        localize_split(settings(classes=target), resnet, ten, 'val', tmp_path)
+    assert not (tmp_path / 'maps').exists()
+
+
+def test_a_split_stays_in_the_workdir(resnet, source, tmp_path):
+    for split in ('../x', str(tmp_path / 'x'), '', '..'):
+        with pytest.raises(ConfigError, match='must be the plain name of a split'):
+            localize_split(settings(), resnet, source, split, tmp_path / 'w')
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize('target', ['7', '-1', 'groundtruth', '1.0', ''])
@@ -211,6 +298,7 @@ def test_wrong_names_write_nothing(resnet, source, tmp_path, change):
 
 
 def test_a_layer_without_gradient_is_named(toy_with_spare, source, tmp_path):
+    source = conftest.Listed(source.records, 'abcdef')
     config = settings(layers=('early', 'spare'), methods=('dgl',))
     with pytest.raises(ValueError, match="'spare' is zero everywhere"):
         localize_split(config, toy_with_spare, source, 'val', tmp_path)

@@ -9,7 +9,7 @@ import pytest
 
 from wsol_jax.data import DataError
 from wsol_jax.localization import store as module
-from wsol_jax.localization.store import DONE, PENDING, SKIPPED, ChunkWriter, MapStore
+from wsol_jax.localization.store import DONE, SKIPPED, ChunkWriter, MapStore
 
 BLOCK = ('dgl', 'stage1/block1')
 SHAPES = {BLOCK: (2, 3, 4), ('cam', 'a+b'): (2, 2, 2)}
@@ -24,8 +24,8 @@ def pairs(monkeypatch):
     monkeypatch.setattr(module, 'CHUNK', 2)
 
 
-def create(folder, ids=IDS, target='top1', shapes=SHAPES):
-    return MapStore.create(folder, ids, target, shapes, RELU, 3)
+def create(folder, count=5, target='top1', shapes=SHAPES):
+    return MapStore.create(folder, count, target, shapes, RELU, 3)
 
 
 def batch(index, seed=0):
@@ -37,7 +37,7 @@ def batch(index, seed=0):
         'top': rng.integers(0, 9, (n, 3), np.int32),
     }
     maps = {key: rng.normal(size=(n, *s)).astype(np.float32) for key, s in SHAPES.items()}
-    return np.array(index), np.full(n, DONE), facts, maps
+    return np.array(index), [IDS[i] for i in index], np.full(n, DONE), facts, maps
 
 
 def full(folder):
@@ -54,20 +54,19 @@ def files(folder):
 def test_what_is_written_comes_back(tmp_path):
     store = create(tmp_path / 's')
     assert store.pending().tolist() == [0, 1, 2, 3, 4]
-    index, status, facts, maps = batch([4, 0, 3])
-    status[1] = SKIPPED
-    store.write(index, status, facts, maps)
+    store.write(*batch(range(3), seed=1))
+    index, names, status, facts, maps = batch([0, 3, 4])
+    status[0] = SKIPPED
+    store.write(index, names, status, facts, maps)
     for opened in (store, MapStore(tmp_path / 's')):
-        expected = [SKIPPED, PENDING, PENDING, DONE, DONE]
-        assert opened.fact('status').tolist() == expected
-        assert opened.pending().tolist() == [1, 2]
+        assert opened.fact('status').tolist() == [SKIPPED, DONE, DONE, DONE, DONE]
+        assert opened.image_ids == IDS
         for name, values in facts.items():
-            np.testing.assert_array_equal(opened.fact(name)[[4, 0, 3]], values)
-            assert not opened.fact(name)[[1, 2]].any()
+            np.testing.assert_array_equal(opened.fact(name)[[0, 3, 4]], values)
         for key, values in maps.items():
-            np.testing.assert_array_equal(opened.read(key, 0, 5)[[4, 0, 3]], values)
-            np.testing.assert_array_equal(opened.read(key, 3, 5), values[[2, 0]])
-            np.testing.assert_array_equal(opened.take(key, np.array([3, 0, 4])), values[[2, 1, 0]])
+            np.testing.assert_array_equal(opened.read(key, 0, 5)[[0, 3, 4]], values)
+            np.testing.assert_array_equal(opened.read(key, 3, 5), values[1:])
+            np.testing.assert_array_equal(opened.take(key, np.array([3, 0, 4])), values[[1, 0, 2]])
 
 
 def test_index_lists_every_array_and_its_path(tmp_path):
@@ -81,6 +80,7 @@ def test_index_lists_every_array_and_its_path(tmp_path):
     ]
     for name in ARRAYS:
         assert json.loads((tmp_path / 's' / name / 'zarr.json').read_text())['shape'][0] == 5
+    store.write(*batch(range(5)))
     assert (tmp_path / 's/image_ids.txt').read_text(encoding='utf-8').split('\n') == [*IDS, '']
     opened = MapStore(tmp_path / 's')
     assert list(opened.arrays) == list(SHAPES) and opened.relu == RELU
@@ -90,11 +90,11 @@ def test_index_lists_every_array_and_its_path(tmp_path):
 
 def test_status_is_written_last(tmp_path):
     store = create(tmp_path / 's')
-    index, status, facts, maps = batch([0, 1])
+    index, names, status, facts, maps = batch([0, 1])
     key = next(iter(maps))
     maps[key] = maps[key][:, :, :2]  # does not fit: the write fails
     with pytest.raises(ValueError):
-        store.write(index, status, facts, maps)
+        store.write(index, names, status, facts, maps)
     assert MapStore(tmp_path / 's').pending().tolist() == [0, 1, 2, 3, 4]
 
 
@@ -145,7 +145,7 @@ def test_opening_again_keeps_what_is_there(tmp_path):
     assert again.pending().tolist() == [3, 4]
     again.write(*batch([3, 4], seed=1))
     assert len(MapStore(tmp_path / 's').pending()) == 0
-    np.testing.assert_array_equal(again.read(BLOCK, 0, 3), batch([0, 1, 2])[3][BLOCK])
+    np.testing.assert_array_equal(again.read(BLOCK, 0, 3), batch([0, 1, 2])[-1][BLOCK])
 
 
 @pytest.mark.parametrize('size', [1, 2, 3, 4, 5])
@@ -154,13 +154,14 @@ def test_each_chunk_is_written_once_whatever_the_batch(tmp_path, monkeypatch, si
     monkeypatch.setattr(
         MapStore, 'write', lambda s, *rows: (written.append(rows[0].tolist()), write(s, *rows))
     )
-    index, status, facts, maps = batch(range(5))
+    index, names, status, facts, maps = batch(range(5))
     store = create(tmp_path / 's')
     with ChunkWriter(store) as writer:
         for start in range(0, 5, size):
             rows = slice(start, start + size)
             writer.add(
                 index[rows],
+                names[rows],
                 status[rows],
                 {name: values[rows] for name, values in facts.items()},
                 {key: values[rows] for key, values in maps.items()},
@@ -193,14 +194,56 @@ def test_a_chunk_that_fills_slowly_is_written_before_it_is_whole(tmp_path, monke
             assert len(store.pending()) == left
 
 
-def test_other_images_maps_or_classes_are_refused(tmp_path):
+def test_maps_of_other_things_are_refused(tmp_path):
     create(tmp_path / 's')
-    for ids in (IDS[:4], [*IDS, 'new.png'], IDS[::-1]):
-        with pytest.raises(DataError, match='maps of other images'):
-            create(tmp_path / 's', ids)
-    for changed in ({'target': 'top2'}, {'shapes': {BLOCK: (2, 3, 4)}}):
+    for changed in ({'count': 4}, {'target': 'top2'}, {'shapes': {BLOCK: (2, 3, 4)}}):
         with pytest.raises(DataError, match='other images, methods, layers or classes'):
             create(tmp_path / 's', **changed)
+
+
+def test_other_images_are_refused(tmp_path):
+    store = create(tmp_path / 's')
+    store.expect(IDS)  # nothing is known yet
+    store.write(*batch([0, 1, 2]))
+    store.expect(IDS)
+    store.expect(IDS[2:], 2)
+    for ids, first in ((IDS[::-1], 0), (['new.png'], 1)):
+        with pytest.raises(DataError, match='maps of other images'):
+            store.expect(ids, first)
+    index, names, *rows = batch([2, 3])
+    with pytest.raises(DataError, match='maps of other images'):
+        store.write(index, ['x/1.png', names[1]], *rows)
+    assert store.pending().tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    'names', [['a\nb', 'c\\nd\r', 'caf\udce9.jpg', '\\'], ['', ' ', '=a', '"']]
+)
+def test_any_name_of_an_image_comes_back(tmp_path, names):
+    store = create(tmp_path / 's')
+    index, _, *rows = batch(range(4))
+    store.write(index, names, *rows)
+    assert (tmp_path / 's/image_ids.txt').read_bytes().count(b'\n') == 4
+    assert MapStore(tmp_path / 's').image_ids == names
+    create(tmp_path / 's').expect(names)
+
+
+def test_ids_cut_off_by_a_kill_are_written_again(tmp_path):
+    full(tmp_path / 's')
+    before, ids = files(tmp_path / 's'), tmp_path / 's/image_ids.txt'
+    ids.write_bytes(ids.read_bytes()[:-3])
+    assert MapStore(tmp_path / 's').image_ids == IDS[:4]
+    store = create(tmp_path / 's')
+    assert store.pending().tolist() == [4]
+    index, names, status, facts, maps = batch(range(5))
+    facts, maps = ({k: v[4:] for k, v in d.items()} for d in (facts, maps))
+    store.write(index[4:], names[4:], status[4:], facts, maps)
+    assert files(tmp_path / 's') == before
+
+
+def test_ids_must_follow_each_other(tmp_path):
+    with pytest.raises(ValueError, match=r'images 2 \.\.\. do not follow the 0'):
+        create(tmp_path / 's').write(*batch([2, 3]))
 
 
 @pytest.mark.parametrize('name', ARRAYS)
@@ -227,10 +270,11 @@ def test_a_damaged_chunk_is_never_read_and_done_again(tmp_path, name, damage):
             store.take(key, np.array([0, 3])) if key else store.fact(name)
     again = create(tmp_path / 's')
     assert again.pending().tolist() == [2, 3]
-    index, status, facts, maps = expected
+    index, names, status, facts, maps = expected
     rows = [2, 3]
     again.write(
         index[rows],
+        [names[i] for i in rows],
         status[rows],
         {n: values[rows] for n, values in facts.items()},
         {k: values[rows] for k, values in maps.items()},
@@ -331,17 +375,14 @@ def test_maps_of_an_older_version_are_refused(tmp_path):
 def test_names_that_leave_the_store_or_share_a_folder_are_refused(tmp_path, keys):
     with pytest.raises(DataError, match='stored under'):
         shapes, relu = dict.fromkeys(keys, (1, 2, 2)), dict.fromkeys(keys, False)
-        MapStore.create(tmp_path / 's', IDS, 'top1', shapes, relu, 3)
+        MapStore.create(tmp_path / 's', 5, 'top1', shapes, relu, 3)
     assert os.listdir(tmp_path) == []
 
 
-def test_ids_that_do_not_agree_are_one_line(tmp_path):
+def test_ids_of_too_many_images_are_one_line(tmp_path):
     full(tmp_path / 's')
-    (tmp_path / 's/image_ids.txt').write_text('x/0.png\n')
-    with pytest.raises(DataError, match=r'lists 1 images, index.json 5'):
-        MapStore(tmp_path / 's')
-    (tmp_path / 's/image_ids.txt').write_bytes(b'\xff\n')
-    with pytest.raises(DataError, match=r'image_ids.txt: .*run the stage localize again'):
+    (tmp_path / 's/image_ids.txt').write_text('x\n' * 6)
+    with pytest.raises(DataError, match='lists more than the 5 images'):
         MapStore(tmp_path / 's')
 
 

@@ -44,7 +44,7 @@ def store_of(workdir, count, keys, skipped=()):
     shapes = dict.fromkeys(keys, (1, 4, 4))
     ids = [f'{k}.png' for k in range(count)]
     relu = dict.fromkeys(keys, False)
-    store = MapStore.create(workdir / 'maps/val', ids, 'top1', shapes, relu, 2)
+    store = MapStore.create(workdir / 'maps/val', count, 'top1', shapes, relu, 2)
     status = np.full(count, DONE)
     status[list(skipped)] = SKIPPED
     maps = np.zeros((count, 1, 4, 4), np.float32)
@@ -54,7 +54,7 @@ def store_of(workdir, count, keys, skipped=()):
         'class_scores': np.ones((count, 1), np.float32),
         'top': np.tile(np.arange(2, dtype=np.int32), (count, 1)),
     }
-    store.write(np.arange(count), status, facts, dict.fromkeys(keys, maps))
+    store.write(np.arange(count), ids, status, facts, dict.fromkeys(keys, maps))
     return store
 
 

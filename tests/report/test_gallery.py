@@ -45,7 +45,7 @@ def write_maps(workdir, source, maps, *, split='test', relu=False, classes=None,
     shapes = {key: m.shape[1:] for key, m in maps.items()}
     chosen = dict.fromkeys(maps, relu)
     folder = workdir / 'maps' / split
-    store = MapStore.create(folder, ids, 'ground_truth', shapes, chosen, 2)
+    store = MapStore.create(folder, len(ids), 'ground_truth', shapes, chosen, 2)
     num_classes = next(iter(shapes.values()))[0]
     labels = [[r.labels[0]] * num_classes for r in source.records] if classes is None else classes
     facts = {
@@ -54,7 +54,7 @@ def write_maps(workdir, source, maps, *, split='test', relu=False, classes=None,
         'top': np.tile(np.arange(2, dtype=np.int32), (len(ids), 1)),
     }
     status = np.full(len(ids), DONE) if status is None else np.array(status)
-    store.write(np.arange(len(ids)), status, facts, maps)
+    store.write(np.arange(len(ids)), ids, status, facts, maps)
     return store
 
 

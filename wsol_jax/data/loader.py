@@ -20,6 +20,7 @@ from wsol_jax.data.records import BadImage, DataError, Pixels, Source
 from wsol_jax.interrupts import deaf_children, end_with_parent
 
 THREADS = 8
+UNLABELLED = -1
 _AUGMENT = AugmentConfig()
 _Key = TypeVar('_Key')
 _ADVICE = "'python -m wsol_jax.data check DIR' lists all that is wrong with a data set"
@@ -40,6 +41,7 @@ class Batch:
         images: uint8 RGB [B, s, s, 3].
         labels: int32 [B], the first label of each image; -1 for none and for padding.
         index: int64 [B], position of each image in the source; -1 for padding.
+        image_ids: B of them; '' for padding.
         valid: bool [B], False for what must not count: padding (zeros; in training, images of the
             same epoch once more, with their labels and positions) and images that did not decode.
         errors: why an image did not decode, by its position in the source.
@@ -50,6 +52,7 @@ class Batch:
     index: NDArray[np.int64]
     valid: NDArray[np.bool_]
     errors: dict[int, str]
+    image_ids: tuple[str, ...]
 
 
 class _Item(NamedTuple):
@@ -57,6 +60,7 @@ class _Item(NamedTuple):
     label: int
     position: int
     error: str
+    image_id: str
 
 
 def evaluation_batches(
@@ -215,11 +219,11 @@ def _start_reading(index: int, count: int) -> None:
 
 def _load(source: Source, transform: Callable[[Pixels], Pixels], side: int, index: int) -> _Item:
     record = source[index]
-    label = record.labels[0] if record.labels else -1
+    label = record.labels[0] if record.labels else UNLABELLED
     try:
-        return _Item(transform(decode_image(record, side)), label, index, '')
+        return _Item(transform(decode_image(record, side)), label, index, '', record.image_id)
     except BadImage as error:
-        return _Item(None, label, index, str(error))
+        return _Item(None, label, index, str(error), record.image_id)
 
 
 def _load_augmented(
@@ -234,11 +238,13 @@ def _load_augmented(
 
 def _collate(items: list[_Item], size: tuple[int, int], batch_size: int) -> Batch:
     images = np.zeros((batch_size, *size, 3), np.uint8)
-    labels = np.full(batch_size, -1, np.int32)
+    labels = np.full(batch_size, UNLABELLED, np.int32)
     index = np.full(batch_size, -1, np.int64)
     valid = np.zeros(batch_size, bool)
     for row, item in enumerate(items):
         labels[row], index[row] = item.label, item.position
         if item.image is not None:
             images[row], valid[row] = item.image, True
-    return Batch(images, labels, index, valid, {i.position: i.error for i in items if i.error})
+    errors = {item.position: item.error for item in items if item.error}
+    names = (*(item.image_id for item in items), *([''] * (batch_size - len(items))))
+    return Batch(images, labels, index, valid, errors, names)

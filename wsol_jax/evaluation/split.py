@@ -79,6 +79,11 @@ class Split:
         others = f'{self.store.folder} has maps of other images than split {self.name}'
         if len(self.source) != self.store.count:
             raise DataError(others)
+        if len(self.store.image_ids) < self.store.count:
+            raise DataError(
+                f'{self.store.folder}/image_ids.txt lists {len(self.store.image_ids)} of the '
+                f'{self.store.count} images; run the stage localize again'
+            )
         for i, image_id in enumerate(self.store.image_ids):
             record = self.source[i]
             if record.image_id != image_id:

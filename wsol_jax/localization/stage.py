@@ -1,7 +1,7 @@
 """The stage `localize`: raw maps of whole splits into the workdir."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from wsol_jax.config import Config, ConfigError, LocalizeConfig
-from wsol_jax.data import Batch, Record, Source, evaluation_batches
+from wsol_jax.data import Batch, Source, evaluation_batches
+from wsol_jax.data.loader import UNLABELLED
+from wsol_jax.data.records import ListedRecords
+from wsol_jax.limits import check
 from wsol_jax.localization.localize import (
     check_gradients,
     compute_maps,
@@ -64,18 +67,29 @@ def localize_split(
         The finished store.
 
     Raises:
-        ConfigError: ground-truth classes were asked for and an image has no label or one that the
-            network does not know; nothing is written then.
+        ConfigError: the labels are not classes of the network, or an image lacks the label that
+            ground-truth classes need. Where the source lists its records nothing is written then,
+            else what came before that image is kept.
         DataError: the maps there are of other images.
         ValueError: a wrong method, layer or class.
     """
     setting = config.localize
+    if fault := check('localize.splits', (split,)):
+        raise ConfigError(fault)
     plan = plan_of(setting, network, config.seed)
-    _check_target(setting.classes, network, source)
+    _check_target(setting.classes, network)
+    _check_classes(network, source, split)
+    # Other sources read the image with its label: there each batch is checked when it comes.
+    records = [source[i] for i in range(len(source))] if isinstance(source, ListedRecords) else []
+    labels = [(r.image_id, r.labels[0] if r.labels else UNLABELLED) for r in records]
+    if fault := _first_fault(labels, setting.classes, network)[1]:
+        raise ConfigError(fault)
     devices = local_devices(config.parallel)
     batch_size = devices.round_up(min(setting.batch_size, len(source)))
     size = config.network.input_size or network.input_size
-    store = _open_store(setting.classes, network, plan, source, size, workdir / 'maps' / split)
+    folder = workdir / 'maps' / split
+    store = _open_store(setting.classes, network, plan, len(source), size, folder)
+    store.expect([record.image_id for record in records])
     pending = store.pending()
     check_maps(network, split, workdir)
     if len(pending):
@@ -88,7 +102,7 @@ def localize_split(
     log = ProgressLog(workdir)
 
     def launch(batch: Batch) -> tuple[Batch, _Outputs]:
-        classes = _classes_of(setting.classes, batch)
+        classes = _classes_of(setting.classes, batch, network)
         return batch, program(state, *devices.shard((batch.images, classes)))
 
     with progress, closing(reader), ChunkWriter(store) as writer:
@@ -96,8 +110,12 @@ def localize_split(
             outputs = devices.gather(launched)
             if step == 0:
                 check_gradients(outputs.dead, batch.valid)
-            _store(store, writer, source, batch, outputs)
             done = int((batch.index >= 0).sum())
+            named = list(zip(batch.image_ids, batch.labels.tolist(), strict=True))[:done]
+            right, fault = _first_fault(named, setting.classes, network)
+            _store(store, writer, batch, outputs, right)
+            if fault:
+                raise ConfigError(fault)
             log.row('localize', split, step, done)
             progress.update(done)
     return store
@@ -133,7 +151,7 @@ def _compile(devices: Devices, apply, preprocessing, plan: MapPlan, top: int):
     return devices.per_image(program)
 
 
-def _open_store(target, network, plan: MapPlan, source, size, folder) -> MapStore:
+def _open_store(target, network, plan: MapPlan, count, size, folder) -> MapStore:
     def shapes(images, classes):
         arguments = (network.apply, network.preprocessing, plan, network.state)
         return compute_maps(*arguments, images, _top(target, network), classes)
@@ -143,7 +161,7 @@ def _open_store(target, network, plan: MapPlan, source, size, folder) -> MapStor
     _, _, maps, _ = jax.eval_shape(shapes, images, jax.ShapeDtypeStruct((1, 1), np.int32))
     return MapStore.create(
         folder,
-        [source[i].image_id for i in range(len(source))],
+        count,
         target,
         {key: maps[key].shape[1:] for key in plan.keys},
         plan.relu,
@@ -155,53 +173,64 @@ def _top(target: str, network: Network) -> int:
     return min(top_count(target), network.num_classes) if target in _PREDICTED else 0
 
 
-def _classes_of(target: str, batch: Batch):
+def _classes_of(target: str, batch: Batch, network: Network):
     """Classes [B,1] for `compute_maps`, None where they are predicted; padding asks for class 0."""
     if target in _PREDICTED:
         return None
     if target == 'ground_truth':
-        return np.maximum(batch.labels, 0)[:, None]
+        return np.clip(batch.labels, 0, network.num_classes - 1)[:, None]
     return np.full((len(batch.labels), 1), int(target), np.int32)
 
 
-def _check_target(target: str, network: Network, source: Source) -> None:
-    if target == 'ground_truth':
-        for i in range(len(source)):
-            _check_label(source[i], network)
-    elif target not in _PREDICTED and not (
-        target.isdecimal() and int(target) < network.num_classes
-    ):
+def _check_target(target: str, network: Network) -> None:
+    index = int(target) if target.isdecimal() and len(target) < 10 else network.num_classes
+    if target not in ('ground_truth', *_PREDICTED) and index >= network.num_classes:
         raise ConfigError(
             f"config.localize.classes must be 'ground_truth', 'top1', 'top5' or a class index "
             f'below {network.num_classes}, got {target!r}'
         )
 
 
-def _check_label(record: Record, network: Network) -> None:
-    if not record.labels:
+def _check_classes(network: Network, source: Source, split: str) -> None:
+    """Refuses labels that count the classes of the data set where the network has others."""
+    count = len(source.class_names)
+    if count not in (0, network.num_classes) and not getattr(source, 'class_index', ()):
         raise ConfigError(
-            f'{record.image_id} has no label, which '
-            "config.localize.classes='ground_truth' needs; use 'top1'"
+            f'{split} has labels 0..{count - 1} of its own {count} classes, {network.name} was '
+            f'trained on {network.num_classes} others: set config.data.class_index=True with a '
+            "class_names.txt of lines 'name,index', or localize without labels with "
+            "config.data.source='image_folder' and config.localize.classes='top1'"
         )
-    if record.labels[0] >= network.num_classes:
-        raise ConfigError(
-            f'{record.image_id} has label {record.labels[0]}, but {network.name} has the '
-            f'classes 0..{network.num_classes - 1}'
-        )
+
+
+def _first_fault(
+    labels: Sequence[tuple[str, int]], target: str, network: Network
+) -> tuple[int, str]:
+    """How many images come before the first one whose label is wrong, and what is wrong with it."""
+    for i, (image_id, label) in enumerate(labels):
+        if label == UNLABELLED and target == 'ground_truth':
+            needs = "config.localize.classes='ground_truth' needs; use 'top1'"
+            return i, f'{image_id} has no label, which {needs}'
+        if label != UNLABELLED and not 0 <= label < network.num_classes:
+            known = f'{network.name} has the classes 0..{network.num_classes - 1}'
+            return i, f'{image_id} has label {label}, but {known}'
+    return len(labels), ''
 
 
 def _store(
-    store: MapStore, writer: ChunkWriter, source: Source, batch: Batch, outputs: _Outputs
+    store: MapStore, writer: ChunkWriter, batch: Batch, outputs: _Outputs, count: int
 ) -> None:
-    real = batch.index >= 0
-    index = batch.index[real]
+    """Stores the first images of a batch."""
+    index, names = batch.index[:count], batch.image_ids[:count]
+    named = dict(zip(index.tolist(), names, strict=True))
+    store.skip({named[i]: reason for i, reason in batch.errors.items() if i in named})
     facts = _facts(outputs.logits.astype(np.float64), outputs.classes)
-    store.skip({source[i].image_id: reason for i, reason in batch.errors.items()})
     writer.add(
         index,
-        np.where(batch.valid[real], DONE, SKIPPED),
-        {name: value[real] for name, value in facts.items()},
-        {key: m[real] for key, m in outputs.maps.items()},
+        names,
+        np.where(batch.valid[:count], DONE, SKIPPED),
+        {name: value[:count] for name, value in facts.items()},
+        {key: m[:count] for key, m in outputs.maps.items()},
     )
 
 

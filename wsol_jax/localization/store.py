@@ -1,6 +1,8 @@
 """Raw maps on disk: zarr arrays through tensorstore, filled chunk by chunk, resumable."""
 
 import json
+import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,9 +24,11 @@ CHUNK = 64  # images: few files, and little is read or written that is not asked
 _AT_ONCE = 16  # chunks that are read side by side
 _SECONDS = 3.0  # of work that a kill can cost where a chunk fills slowly
 _FACTS = {'status': 'uint8', 'classes': 'int32', 'class_scores': 'float32', 'top': 'int32'}
+_VALUES = ('classes', 'class_scores', 'top')
 # What tensorstore says of a file that is there, but not whole, or not of this array.
 _DAMAGED = ('DATA_LOSS', 'FAILED_PRECONDITION', 'INVALID_ARGUMENT', 'OUT_OF_RANGE')
 _AGAIN = 'run the stage localize again'
+_IDS = 'image_ids.txt'
 
 
 class MapStore:
@@ -33,7 +37,8 @@ class MapStore:
     One zarr array [images, classes, h, w] per (method, layer); `classes` [images, K], what each
     map is for; `class_scores` [images, K], its softmax probability; `top` [images, 5], the classes
     ranked first; `status` [images], written last for each chunk, so what it does not mark done is
-    computed again. `index.json` lists the arrays, `image_ids.txt` the images in order.
+    computed again. `index.json` lists the arrays, `image_ids.txt` the images in order, as far as
+    there are maps.
 
     Every array has a file with a checksum for the same `chunk` images; nothing is ever read from
     one that is missing or damaged.
@@ -53,12 +58,9 @@ class MapStore:
         self.target: str = index['classes']
         self.count: int = index['images']
         self.chunk: int = index['chunk']
-        self.image_ids = _read_ids(folder / 'image_ids.txt')
-        if len(self.image_ids) != self.count:
-            raise DataError(
-                f'{folder / "image_ids.txt"} lists {len(self.image_ids)} images, index.json '
-                f'{self.count}; delete it and {_AGAIN}'
-            )
+        self.image_ids = _read_ids(folder / _IDS)
+        if len(self.image_ids) > self.count:
+            raise DataError(f'{folder / _IDS} lists more than the {self.count} images; delete it')
         self._arrays = {n: _opened(folder / n, m) for n, m in _layout(index).items()}
         keys = {(m['method'], m['layer']): m for m in index['maps']}
         self.arrays = {key: self._arrays[m['path']] for key, m in keys.items()}
@@ -68,7 +70,7 @@ class MapStore:
     def create(
         cls,
         folder: Path,
-        image_ids: Sequence[str],
+        count: int,
         target: str,
         shapes: Mapping[Key, tuple[int, ...]],
         relu: Mapping[Key, bool],
@@ -80,7 +82,7 @@ class MapStore:
 
         Args:
             folder: of the store.
-            image_ids: in the order of the source.
+            count: how many images the split has.
             target: which classes the maps are for, as configured.
             shapes: (K, h, w) of the maps of every (method, layer).
             relu: whether scoring starts with a ReLU.
@@ -89,7 +91,7 @@ class MapStore:
         Raises:
             DataError: the store there is of other images, maps or classes, or of another version.
         """
-        index = _index(len(image_ids), target, shapes, relu, num_top)
+        index = _index(count, target, shapes, relu, num_top)
         there = (folder / 'index.json').exists()
         if there and _read_index(folder) != index:
             raise DataError(
@@ -101,18 +103,25 @@ class MapStore:
             raise DataError(f'two layers of {list(shapes)} would be stored under one name')
         for name, metadata in _layout(index).items():
             _make(folder / name, metadata)
-        if not (folder / 'image_ids.txt').exists():
-            write_text(folder / 'image_ids.txt', ''.join(f'{i}\n' for i in image_ids))
         if not there:
             write_text(folder / 'index.json', json.dumps(index, indent=2) + '\n')
         store = cls(folder)
-        if store.image_ids != list(image_ids):
-            raise DataError(
-                f'{folder} holds maps of other images than the split has now; delete that folder'
-            )
         if not fresh:
             store._repair()
         return store
+
+    def expect(self, image_ids: Sequence[str], first: int = 0) -> None:
+        """Checks that maps there are of these images, which stand in the source from `first` on.
+
+        Raises:
+            DataError: they are of others.
+        """
+        known = self.image_ids[first : first + len(image_ids)]
+        if known != list(image_ids[: len(known)]):
+            raise DataError(
+                f'{self.folder} holds maps of other images than the split has now; '
+                'delete that folder'
+            )
 
     def fact(self, name: str) -> np.ndarray:
         """Reads 'status', 'classes', 'class_scores' or 'top' whole.
@@ -145,18 +154,45 @@ class MapStore:
     def write(
         self,
         index: np.ndarray,
+        image_ids: Sequence[str],
         status: np.ndarray,
         facts: Mapping[str, np.ndarray],
         maps: Mapping[Key, np.ndarray],
     ) -> None:
-        """Stores some images: everything else first, their status last."""
+        """Stores some images: everything else first, their status last.
+
+        Args:
+            index: [n] their positions, increasing; those without an id yet follow each other.
+            image_ids: n of them.
+            status: [n] `DONE` or `SKIPPED`.
+            facts: {name: [n, ...]}, see `fact`.
+            maps: {(method, layer): [n, K, h, w]}.
+
+        Raises:
+            DataError: there are maps of other images at these positions.
+        """
         if not len(index):
             return
+        self._name(index.tolist(), image_ids)
         writes = [self._arrays[name][index].write(value) for name, value in facts.items()]
         writes += [self.arrays[key][index].write(value) for key, value in maps.items()]
         for future in writes:
             future.result()
         self._arrays['status'][index].write(status.astype(np.uint8)).result()
+
+    def _name(self, index: Sequence[int], image_ids: Sequence[str]) -> None:
+        """Appends to image_ids.txt the ids that it does not have."""
+        known = len(self.image_ids)
+        for position, image_id in zip(index, image_ids, strict=True):
+            if position < known:
+                self.expect([image_id], position)
+        new = [(i, name) for i, name in zip(index, image_ids, strict=True) if i >= known]
+        if [i for i, _ in new] != list(range(known, known + len(new))):
+            raise ValueError(f'images {new[0][0]} ... do not follow the {known} that are there')
+        names = [name for _, name in new]
+        with (self.folder / _IDS).open('ab') as file:
+            file.write(_lines(names))
+        self.image_ids += names
 
     def skipped(self) -> dict[str, str]:
         """{image_id: reason} of the images that could not be read."""
@@ -175,7 +211,8 @@ class MapStore:
             chunks = np.unique(np.r_[index] // self.chunk).tolist()
             where, reason = next(self._unreadable(name, chunks), (chunks[0], str(error)))
             first, stop = self._bounds(where)
-            images = f'images {first} to {stop - 1} ({self.image_ids[first]} ...)'
+            image_id = ''.join(self.image_ids[first : first + 1])
+            images = f'images {first} to {stop - 1} ({image_id} ...)'
             raise DataError(f'{self.folder / name}: {images}: {reason}; {_AGAIN}') from None
 
     def _bounds(self, chunk: int) -> tuple[int, int]:
@@ -197,6 +234,9 @@ class MapStore:
 
     def _repair(self) -> None:
         """Removes what is damaged; what is not whole any more is pending again."""
+        whole, ids = len(_lines(self.image_ids)), self.folder / _IDS
+        if ids.exists() and ids.stat().st_size > whole:
+            os.truncate(ids, whole)
         chunks = range(-(-self.count // self.chunk))
         found: set[int] = set()
         for name in self._arrays:
@@ -207,8 +247,11 @@ class MapStore:
                 found.add(chunk)
         status = self.fact('status')
         for first, stop in map(self._bounds, sorted(found)):
-            if status[first:stop].any():
-                self._arrays['status'][first:stop].write(np.uint8(PENDING)).result()
+            status[first:stop] = PENDING
+        status[len(self.image_ids) :] = PENDING
+        changed = np.flatnonzero(status != self.fact('status'))
+        if len(changed):
+            self._arrays['status'][changed].write(status[changed]).result()
 
     def _file(self, name: str, chunk: int) -> Path:
         zeros = '.0' * (self._arrays[name].rank - 1)
@@ -237,6 +280,7 @@ class ChunkWriter:
     def add(
         self,
         index: np.ndarray,
+        image_ids: Sequence[str],
         status: np.ndarray,
         facts: Mapping[str, np.ndarray],
         maps: Mapping[Key, np.ndarray],
@@ -244,7 +288,8 @@ class ChunkWriter:
         """Takes a batch as `MapStore.write` does; positions must increase over all batches."""
         if not len(index):
             return
-        self._batches.append({'index': index, 'status': status, **facts, **maps})
+        names = np.array(image_ids, object)
+        self._batches.append({'index': index, 'ids': names, 'status': status, **facts, **maps})
         first, stop = self._batches[0]['index'][0], index[-1] + 1
         whole = stop // self._store.chunk
         if whole > first // self._store.chunk:
@@ -255,14 +300,16 @@ class ChunkWriter:
     def _write(self, stop: int) -> None:
         """Writes the images before a position."""
         if self._batches:
-            names = list(self._batches[0])
-            rows = {n: np.concatenate([batch[n] for batch in self._batches]) for n in names}
+            rows = {n: np.concatenate([b[n] for b in self._batches]) for n in self._batches[0]}
             count = int(np.searchsorted(rows['index'], stop))
             now = {name: values[:count] for name, values in rows.items()}
-            index, status = now.pop('index'), now.pop('status')
-            facts = {name: values for name, values in now.items() if name in _FACTS}
-            maps = {name: values for name, values in now.items() if name not in _FACTS}
-            self._store.write(index, status, facts, maps)
+            self._store.write(
+                now['index'],
+                now['ids'].tolist(),
+                now['status'],
+                {name: values for name, values in now.items() if name in _VALUES},
+                {key: values for key, values in now.items() if key in self._store.arrays},
+            )
             left = {name: values[count:] for name, values in rows.items()}
             self._batches = [left] if len(left['index']) else []
         self._written = time.monotonic()
@@ -394,7 +441,16 @@ def _reason(error: Exception) -> str:
 
 
 def _read_ids(file: Path) -> list[str]:
+    """The lines of image_ids.txt; the last one does not count where a kill cut it off."""
     try:
-        return file.read_text(encoding='utf-8').split('\n')[:-1]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f'{file}: {error}; delete it and {_AGAIN}') from None
+        lines = file.read_bytes().split(b'\n')[:-1] if file.exists() else []
+    except OSError as error:
+        raise DataError(f'{file}: {error.strerror}') from None
+    texts = (line.decode('utf-8', 'surrogateescape') for line in lines)
+    return [re.sub(r'\\([n\\])', lambda m: '\n' if m[1] == 'n' else m[1], t) for t in texts]
+
+
+def _lines(image_ids: Iterable[str]) -> bytes:
+    r"""Lines of image_ids.txt; a line end in a name is \n there, and \ is \\."""
+    escaped = (name.replace('\\', r'\\').replace('\n', r'\n') for name in image_ids)
+    return ''.join(f'{name}\n' for name in escaped).encode('utf-8', 'surrogateescape')
