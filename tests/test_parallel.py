@@ -25,7 +25,7 @@ from wsol_jax.models.layers import Dropout, conv, global_average_pool
 from wsol_jax.parallel import local_devices, one_ahead
 from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.loop import train, trained_network
-from wsol_jax.training.step import make_program
+from wsol_jax.training.step import Shard, make_program
 from wsol_jax.workdir import read_csv
 
 SIDE = 32
@@ -91,7 +91,7 @@ def stages(folder, parallel):
 
 
 METHODS = ('dgl', 'layer_cam', 'eigen_cam', 'score_cam', 'random_cam')
-COLLECTIVE = r'= \S+ (all-\w+|reduce-scatter|collective-\w+)(-start)?\('
+COLLECTIVE = r' (all-[a-z]+|reduce-scatter|collective-[a-z]+)(-start)?\('
 
 
 def costs(kind):
@@ -126,11 +126,23 @@ def cost(program):
     return [program.cost_analysis()['flops'], len(re.findall(COLLECTIVE, program.as_text()))]
 
 
+def training_cost(kind):
+    """FLOPs of a device in a training step, and the kinds of communication."""
+    devices, setting = local_devices(kind), TrainConfig(ema=0.5)
+    network = load_network('tiny', num_classes=6, seed=2)
+    program = make_program(setting, Tiny(6, rngs=nnx.Rngs(0)), network, devices, 10, 5)
+    images, whole = np.zeros((64, SIDE, SIDE, 3), np.uint8), np.arange(64, dtype=np.int32)
+    shard = devices.shard(Shard(images, whole % 6, whole >= 0, whole))
+    compiled = program.step.lower(devices.replicate(program.initial), shard).compile()
+    kinds = {name for name, _ in re.findall(COLLECTIVE, compiled.as_text())}
+    return [compiled.cost_analysis()['flops'], sorted(kinds)]
+
+
 ON_EIGHT = """
 import json, sys
 import jax, numpy as np
 from pathlib import Path
-from test_parallel import KINDS, RECIPE, check_devices, costs, stages
+from test_parallel import KINDS, RECIPE, check_devices, costs, stages, training_cost
 from wsol_jax.models import zoo
 
 if __name__ == '__main__':
@@ -140,7 +152,8 @@ if __name__ == '__main__':
         check_devices(kind)
         folder = Path(sys.argv[1]) / f'eight {kind}'
         stages(folder, kind)
-        (folder / 'costs.json').write_text(json.dumps(costs(kind)))
+        found = costs(kind) | {'training': training_cost(kind)}
+        (folder / 'costs.json').write_text(json.dumps(found))
 """
 
 
@@ -279,11 +292,20 @@ def test_each_device_does_its_share_alone(runs, kind, tiny):
         assert collectives == 0 and share <= 1.2 * flops / 8, f'{name}: {share} of {flops}'
 
 
+@pytest.mark.parametrize('kind', KINDS)
+def test_training_shares_its_work_and_sums_only(runs, kind, tiny):
+    flops, _ = training_cost('jit')
+    share, kinds = json.loads((runs / f'eight {kind}' / 'costs.json').read_text())['training']
+    assert kinds == ['all-reduce'] and share <= 1.2 * flops / 8
+
+
 @pytest.mark.parametrize(
     'operation', ['all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute-start']
 )
 def test_what_counts_as_a_collective(operation):
-    assert re.findall(COLLECTIVE, f'  %r = f32[8]{{0}} {operation}(f32[8]{{0}} %x), channel_id=1')
+    for result in ('f32[8]{0}', '(f32[8]{0}, f32[])'):
+        (found,) = re.findall(COLLECTIVE, f'  %r = {result} {operation}(%x, %y), channel_id=1')
+        assert ''.join(found) == operation
 
 
 @pytest.mark.parametrize('kind', KINDS)
