@@ -36,7 +36,7 @@ from wsol_jax.localization.localize import (
     is_single,
     top_count,
 )
-from wsol_jax.localization.plan import MapPlan, make_plan
+from wsol_jax.localization.plan import MapPlan, check_options, make_plan
 from wsol_jax.localization.result import Localization
 from wsol_jax.maps import Key, Maps
 from wsol_jax.names import shortened, shown
@@ -175,6 +175,7 @@ def export(
         OSError: the file cannot be written, or a link, a folder or a device is there.
     """
     check_writable(Path(path))
+    check_options(export, options)
     if not isinstance(classes, str):
         raise ValueError(
             f"classes must be 'top1' or 'top5', got {classes!r}; indices go to the exported maps"

@@ -1,8 +1,10 @@
 """One wording for misspelt names and values; names that are imported when they are used."""
 
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -21,9 +23,22 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
         One line, for the error that the caller raises.
     """
     known = list(known)
-    near = difflib.get_close_matches(str(name)[:_LENGTH], known, n=1, cutoff=0.5)
+    near = _nearest(str(name)[:_LENGTH], known)
     hint = f'did you mean {near[0]!r}? ' if near else ''
     return f'unknown {kind} {shown(name)}; {hint}known: {", ".join(known) or "none"}'
+
+
+def _nearest(name: str, known: list[str]) -> list[str]:
+    """The known name that was meant, if any: spelt otherwise as GradCAM++ is, or mistyped."""
+    plain = {_plain(right): right for right in reversed(known)}
+    if _plain(name) in plain:
+        return [plain[_plain(name)]]
+    near = partial(difflib.get_close_matches, n=1, cutoff=0.5)
+    return near(name, known) or [plain[right] for right in near(_plain(name), list(plain))]
+
+
+def _plain(name: str) -> str:
+    return re.sub('[^a-z0-9]', '', name.lower().replace('+', 'p'))
 
 
 def shown(value: Any) -> str:

@@ -419,6 +419,42 @@ def test_resize_is_the_choice_of_the_caller(toy, toy_images):
             localize(toy, large, resize=wrong)
 
 
+def test_arguments_of_other_libraries(toy, toy_images):
+    with pytest.raises(
+        TypeError, match=r"unknown argument of localize 'target_layers'; .*'layers'"
+    ):
+        localize(toy, toy_images, target_layers=('late',))
+    with pytest.raises(ValueError, match="layers are names such as 'late', got a Network"):
+        localize(toy, toy_images, layers=[toy])
+    with pytest.raises(ValueError, match=r"got '3'; pass classes=3$"):
+        localize(toy, toy_images, classes='3')
+    for names in ('dog', ['dog', 'cat', 'dog', 'cat']):
+        with pytest.raises(ValueError, match='a network knows classes by number'):
+            localize(toy, toy_images, classes=names)
+
+
+@pytest.mark.parametrize(
+    ('name', 'meant'),
+    [
+        ('GradCAM++', 'grad_cam_pp'),
+        ('GradCAMPlusPlus', 'grad_cam_pp'),
+        ('Grad-CAM', 'grad_cam'),
+        ('GradCAM', 'grad_cam'),
+        ('XGradCAM', 'xgrad_cam'),
+        ('LayerCAM', 'layer_cam'),
+        ('Score-CAM', 'score_cam'),
+        ('HiResCAM', 'hires_cam'),
+        ('FullGrad', 'full_grad'),
+        ('CAM', 'cam'),
+        ('SmoothGradCAMpp', 'smooth_grad_cam_pp'),
+        ('gradcamm', 'grad_cam'),
+    ],
+)
+def test_names_of_methods_elsewhere(toy, toy_images, name, meant):
+    with pytest.raises(ValueError, match=f'did you mean {meant!r}'):
+        localize(toy, toy_images, (name,))
+
+
 def test_no_network(toy, toy_images):
     for wrong in ('mobilenet_v1.safetensors', toy.state, toy_images):
         with pytest.raises(ValueError, match='network must come from load_network, from_nnx'):

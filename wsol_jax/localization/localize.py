@@ -11,7 +11,7 @@ import numpy as np
 
 from wsol_jax.data.images import batches, listed
 from wsol_jax.localization.gradients import DEAD, UNEVEN, Apply, Classes, Method, raw_maps
-from wsol_jax.localization.plan import MapPlan, make_plan
+from wsol_jax.localization.plan import MapPlan, check_options, make_plan
 from wsol_jax.localization.result import NO_CLASS, Localization
 from wsol_jax.localization.targets import FreeScore
 from wsol_jax.localization.views import AS_IT_IS, View, image_keys, mirrored, scaled, seen
@@ -168,6 +168,7 @@ def localize(
             that no class score depends on.
     """
     check_network(network)
+    check_options(localize, options)
     channels, shape = network.input_shape[2], resized_shape(network, resize)
     given = listed(images, channels)
     plan = make_plan(network, methods, layers, **options)
@@ -281,6 +282,7 @@ def class_indices(classes: Any, batch: int, num_classes: int) -> np.ndarray:
         raise ValueError(
             f'classes must be integers of shape [{batch}] or [{batch},K], '
             f'got {indices.dtype} {list(indices.shape)}'
+            + ('; a network knows classes by number' if indices.dtype.kind in 'OUS' else '')
         )
     if indices.min() < 0 or indices.max() >= num_classes:
         wrong = indices[(indices < 0) | (indices >= num_classes)][0]
@@ -305,7 +307,9 @@ def top_count(name: str) -> int:
     """
     count = name.removeprefix('top')
     if not (name.startswith('top') and count.isdecimal() and int(count)):
-        raise ValueError(f"classes must be 'top1', 'top5' or indices, got {name!r}")
+        number = name.strip().isdecimal()
+        hint = f'pass classes={int(name)}' if number else 'a network knows classes by number'
+        raise ValueError(f"classes must be 'top1', 'top5' or indices, got {name!r}; {hint}")
     return int(count)
 
 

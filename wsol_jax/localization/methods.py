@@ -50,7 +50,7 @@ def resolve_methods(
         if not isinstance(m, str | Method):
             raise ValueError(f'{m!r} is no method; METHODS holds functions: METHODS[name]()')
     resolved = tuple(
-        (m,) if isinstance(m, Method) else tuple(_by_name(n, alpha) for n in m.split('+'))
+        (m,) if isinstance(m, Method) else tuple(_by_name(n, alpha) for n in _parts(m))
         for m in methods
     )
     for fused in resolved:
@@ -64,6 +64,11 @@ def resolve_methods(
         if names.count(name) > 1:
             raise ValueError(f'localization method {name!r} is given more than once')
     return resolved
+
+
+def _parts(name: str) -> list[str]:
+    """Of 'a+b'; Grad-CAM++ is one name, if a wrong one."""
+    return [name] if '++' in name else name.split('+')
 
 
 def _by_name(name: str, alpha: float) -> Method:

@@ -1,8 +1,9 @@
 """What to compute, fixed at compile time and checked against the network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from inspect import signature
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -162,6 +163,11 @@ def make_plan(
         raise ValueError(f'layers must be a sequence such as ({layers!r},), got the string')
     chosen = tuple(layers) if layers else network.layers()
     known = list(network.endpoints())
+    for layer in chosen:
+        if not isinstance(layer, str):
+            raise ValueError(
+                f'layers are names such as {known[-1]!r}, got a {type(layer).__name__}'
+            )
     for name in [part for layer in chosen for part in layer.split('+')]:
         if name not in known:
             raise ValueError(unknown_name(f'layer of {network.name}', name, known))
@@ -203,6 +209,15 @@ def make_plan(
         normalize,
         seed,
     )
+
+
+def check_options(function: Callable[..., Any], options: Iterable[str]) -> None:
+    """Raises TypeError if a function that passes options on to `make_plan` has one too many."""
+    own = [name for name in signature(function).parameters if name != 'options']
+    further = [p.name for p in signature(make_plan).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    for name in options:
+        if name not in further:
+            raise TypeError(unknown_name(f'argument of {function.__name__}', name, own + further))
 
 
 def _check_distinct(methods: tuple[tuple[Method, ...], ...]) -> None:
