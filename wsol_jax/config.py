@@ -63,6 +63,8 @@ class NetworkConfig:
           (TensorFlow), 'unit' (RGB in [0, 1]), or JSON on the 0..255 scale, such as
           '{"mean": [104, 117, 123], "std": [1, 1, 1], "bgr": true}'; '' for what the weights file
           says, or else for that of the weights known by the network's name.
+        probability: what the logits stand for: 'softmax', 'sigmoid' (every class for itself), or ''
+          for 'sigmoid' where there is one logit and 'softmax' where there are more.
         options: of that network, such as {'output_stride': 8}.
     """
 
@@ -70,6 +72,7 @@ class NetworkConfig:
     weights: str = ''
     input_size: int = 0
     preprocessing: str = ''
+    probability: str = ''
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

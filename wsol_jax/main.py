@@ -132,6 +132,7 @@ def load_classifier(config: Config, workdir: Path, splits: Splits) -> Network:
         net.name,
         net.weights,
         preprocessing=net.preprocessing,
+        probability=net.probability or None,
         seed=config.seed,
         **net.options,
     )

@@ -5,7 +5,7 @@ Insertion and deletion: Petsiuk et al., RISE, BMVC 2018.
 ROAD: Rong et al., A Consistent and Efficient Evaluation Strategy for Attribution Methods, ICML
 2022; both orders combined as in pytorch-grad-cam's ROADCombined.
 
-Every score compares softmax probabilities of one class over perturbed images. A perturbed image
+Every score compares probabilities of one class over perturbed images. A perturbed image
 keeps the pixels whose rank in the map lies in a range and fills the others: one forward pass,
 `chunk_size` perturbed copies of the batch at a time.
 """
@@ -54,10 +54,10 @@ def faithfulness(
 ) -> dict[Key, dict[str, jax.Array]]:
     """Scores many maps of each image of a batch in one compiled program.
 
-    Below, s is the softmax probability of the image's class, and every map is min-max scaled to
-    [0, 1] and then bilinearly resized to the image; a constant map or one with NaN becomes zeros.
-    Pixels are ranked by falling value, ties from the top left. All fills are on the preprocessed
-    scale, where 0 is the mean colour.
+    Below, s is the probability of the image's class, the softmax or what `Network.probability`
+    says, and every map is min-max scaled to [0, 1] and then bilinearly resized to the image; a
+    constant map or one with NaN becomes zeros. Pixels are ranked by falling value, ties from the
+    top left. All fills are on the preprocessed scale, where 0 is the mean colour.
 
     - 'average_drop': 100 relu(s - s_m) / s percent, with s_m on the image times the map. Lower is
       better.
@@ -98,6 +98,7 @@ def faithfulness(
     values = compute_faithfulness(
         network.apply,
         network.preprocessing,
+        network.probabilities,
         tuple(scores),
         steps,
         chunk_size,
@@ -120,8 +121,9 @@ def faithfulness_program(network: Network, devices: Devices) -> Callable[..., di
         (state, images [B,H,W,3], [maps [B,h,w]], classes [B]) -> {score: [B,M]} of M maps, the
         state from `devices.replicate`, the rest from `devices.shard`.
     """
-    options = (network.apply, network.preprocessing, tuple(SCORES), STEPS, CHUNK_SIZE)
-    return devices.per_image(partial(compute_faithfulness, *options))
+    of_network = (network.apply, network.preprocessing, network.probabilities)
+    options = (tuple(SCORES), STEPS, CHUNK_SIZE)
+    return devices.per_image(partial(compute_faithfulness, *of_network, *options))
 
 
 def summarize(values: Mapping[str, Any]) -> dict[str, float]:
@@ -168,10 +170,11 @@ def _check_options(scores: Sequence[str], steps: int, chunk_size: int) -> None:
             raise ValueError(f'{name} must be an integer of at least {least}, got {number!r}')
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def compute_faithfulness(
     apply: Apply,
     preprocessing: Preprocessing,
+    probability: Callable[[jax.Array], jax.Array],
     scores: tuple[str, ...],
     steps: int,
     chunk_size: int,
@@ -187,7 +190,7 @@ def compute_faithfulness(
     blurred = blur(inputs)
     draw = jax.random.normal(jax.random.key(0), inputs.shape[1:])
     noise = NOISE * 255 / jnp.array(preprocessing.std) * draw
-    classify = partial(_probabilities, apply, state, classes)
+    classify = partial(_probabilities, apply, probability, state, classes)
     ends = classify(jnp.stack([inputs, jnp.zeros_like(inputs), blurred], axis=1))
     passes = _passes(scores, steps, size[0] * size[1])
     chunks = jnp.array(passes[in_parts(len(passes), chunk_size)])
@@ -201,11 +204,17 @@ def compute_faithfulness(
     return jax.tree.map(jnp.transpose, jax.lax.map(score, scaled))
 
 
-def _probabilities(apply: Apply, state, classes: jax.Array, inputs: jax.Array) -> jax.Array:
-    """Softmax probability [B,n] of each image's class on n inputs [B,n,H,W,3] per image."""
+def _probabilities(
+    apply: Apply,
+    probability: Callable[[jax.Array], jax.Array],
+    state,
+    classes: jax.Array,
+    inputs: jax.Array,
+) -> jax.Array:
+    """Probability [B,n] of each image's class on n inputs [B,n,H,W,3] per image."""
     # The batch stays the major axis: sharded over devices, it needs no communication.
     logits, _ = apply(state, inputs.reshape(-1, *inputs.shape[2:]), None)
-    probabilities = jax.nn.softmax(logits.astype(jnp.float32)).reshape(*inputs.shape[:2], -1)
+    probabilities = probability(logits.astype(jnp.float32)).reshape(*inputs.shape[:2], -1)
     return jnp.take_along_axis(probabilities, classes[:, None, None], axis=-1)[..., 0]
 
 

@@ -22,7 +22,8 @@ def dgl(alpha: float = 10.0) -> Method:
 
     Two pull-backs, e_c and p = softmax(z), give both gradients for every alpha: g pulls back e_c
     and G = q - alpha g pulls back p - alpha e_c. That is the gradient the released code uses; the
-    mathematical gradient of -alpha log p_c is alpha (p - e_c), from which alpha would cancel.
+    mathematical gradient of -alpha log p_c is alpha (p - e_c), from which alpha would cancel. Where
+    the network's logits stand for something else than a softmax, p is that: sigmoid(z) for one.
 
     Args:
         alpha: weight of the class in the loss gradient; the paper uses 10. As it grows the method

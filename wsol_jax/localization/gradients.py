@@ -70,7 +70,8 @@ class Method:
     Attributes:
         name: key of its maps in results, tables and files.
         cotangents: what it pulls back from the logits, in the order `terms` takes the gradients;
-            `class_score` stands for whatever score is explained. () needs no backward pass.
+            `class_score` stands for whatever score is explained, `softmax_probabilities` for what
+            the network's logits stand for. () needs no backward pass.
         terms: (activations [B,h,w,K], *gradients [B,h,w,K]) -> [B,h,w,K], which `reduce` makes
             the map of.
         passes: (run, layers) -> {layer: terms [K,B,h,w,K']} for the K targets, or [1,B,h,w,K'].
@@ -169,6 +170,7 @@ def raw_maps(
     keys: jax.Array,
     *,
     score: Score = logit,
+    probability: Callable[[jax.Array], jax.Array] = jax.nn.softmax,
     main_layers: tuple[str, ...] = (),
     chunk_size: int = 16,
 ) -> tuple[jax.Array, jax.Array, dict[tuple[str, str], jax.Array], dict[str, jax.Array]]:
@@ -182,6 +184,7 @@ def raw_maps(
         layers_of: the methods to compute and the layers of each; (ALL,) for one that needs all.
         keys: random keys [B], for the methods that draw.
         score: what is explained of a class.
+        probability: logits [B,C] -> probabilities [B,C], in place of the softmax.
         main_layers: of the network, for the methods that need them all.
         chunk_size: see `Run`.
 
@@ -194,14 +197,17 @@ def raw_maps(
     cotangents = list(dict.fromkeys(c for m in layers_of for c in m.cotangents))
     layers = _activations_of(layers_of, main_layers)
     pulled_at = _activations_of({m: n for m, n in layers_of.items() if m.cotangents}, main_layers)
-    explained = partial(target_cotangents, score)
+    stands_for: dict[Cotangent, Cotangent] = {
+        class_score: partial(target_cotangents, score),
+        softmax_probabilities: lambda logits, classes: probability(logits)[None],
+    }
     logits, chosen, activations, pulled = activation_gradients(
         apply,
         state,
         inputs,
         classes,
         pulled_at,
-        [explained if c is class_score else c for c in cotangents],
+        [stands_for.get(c, c) for c in cotangents],
         [n for n in layers if n not in pulled_at],
     )
     gradients = {n: dict(zip(cotangents, g.values(), strict=True)) for n, g in pulled.items()}

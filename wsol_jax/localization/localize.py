@@ -100,6 +100,7 @@ def _view_maps(apply, plan: MapPlan, state, inputs, keys, classes, view: View):
         plan.layers_of,
         keys,
         score=plan.score,
+        probability=plan.probability,
         main_layers=plan.main_layers,
         chunk_size=plan.chunk_size,
     )

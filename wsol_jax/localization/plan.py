@@ -11,7 +11,7 @@ import numpy as np
 from wsol_jax.localization.factors import principal_component
 from wsol_jax.localization.gradients import ALL, Method, channel_sum
 from wsol_jax.localization.methods import resolve_methods
-from wsol_jax.localization.targets import Score, logit, resolve_score
+from wsol_jax.localization.targets import FinerCAM, Score, logit, resolve_score, softmax
 from wsol_jax.localization.views import AS_IT_IS, GAINS, View
 from wsol_jax.maps import Key
 from wsol_jax.maps.fuse import FUSIONS
@@ -43,6 +43,7 @@ class MapPlan:
         size: (height, width) that maps are resized to, bilinearly; None leaves them as they are.
         normalize: scale each map to [0, 1], after resizing.
         seed: of the noise and of random maps; every image draws its own, wherever it stands.
+        probability: what the network's logits [B,C] stand for.
     """
 
     methods: tuple[tuple[Method, ...], ...]
@@ -61,6 +62,7 @@ class MapPlan:
     size: tuple[int, int] | None = None
     normalize: bool = False
     seed: int = 0
+    probability: Callable[[jax.Array], jax.Array] = jax.nn.softmax
 
     @property
     def parts(self) -> dict[Key, tuple[tuple[Method, str], ...]]:
@@ -187,6 +189,11 @@ def make_plan(
         )
     if size is not None and (np.shape(size) != (2,) or min(size) < 1):
         raise ValueError(f'size must be (height, width) in pixels, got {size}')
+    explained = resolve_score(score)
+    if network.num_classes == 1 and (explained is softmax or isinstance(explained, FinerCAM)):
+        raise ValueError(
+            f"score={score!r} compares classes and {network.name} has one logit; use 'logit'"
+        )
     resolved = resolve_methods(methods, alpha)
     _check_distinct(resolved)
     if eigen_smooth:
@@ -196,7 +203,7 @@ def make_plan(
         chosen,
         network.last_layer,
         network.layers(),
-        resolve_score(score),
+        explained,
         fusion,
         tuple(scales),
         flip or aug_smooth,
@@ -208,6 +215,7 @@ def make_plan(
         None if size is None else (int(size[0]), int(size[1])),
         normalize,
         seed,
+        network.probabilities,
     )
 
 

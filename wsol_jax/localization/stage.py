@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -113,7 +114,7 @@ def localize_split(
             done = int((batch.index >= 0).sum())
             named = list(zip(batch.image_ids, batch.labels.tolist(), strict=True))[:done]
             right, fault = _first_fault(named, setting.classes, network)
-            _store(store, writer, batch, outputs, right)
+            _store(store, writer, network, batch, outputs, right)
             if fault:
                 raise ConfigError(fault)
             log.row('localize', split, step, done)
@@ -218,13 +219,18 @@ def _first_fault(
 
 
 def _store(
-    store: MapStore, writer: ChunkWriter, batch: Batch, outputs: _Outputs, count: int
+    store: MapStore,
+    writer: ChunkWriter,
+    network: Network,
+    batch: Batch,
+    outputs: _Outputs,
+    count: int,
 ) -> None:
     """Stores the first images of a batch."""
     index, names = batch.index[:count], batch.image_ids[:count]
     named = dict(zip(index.tolist(), names, strict=True))
     store.skip({named[i]: reason for i, reason in batch.errors.items() if i in named})
-    facts = _facts(outputs.logits.astype(np.float64), outputs.classes)
+    facts = _facts(network, outputs.logits, outputs.classes)
     writer.add(
         index,
         names,
@@ -234,9 +240,8 @@ def _store(
     )
 
 
-def _facts(logits: np.ndarray, classes: np.ndarray) -> Mapping[str, Any]:
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+def _facts(network: Network, logits: np.ndarray, classes: np.ndarray) -> Mapping[str, Any]:
+    probabilities = np.asarray(network.probabilities(jnp.asarray(logits)))
     return {
         'classes': classes,
         'class_scores': np.take_along_axis(probabilities, classes, axis=1).astype(np.float32),

@@ -35,7 +35,7 @@ class MapStore:
     """The maps of one split, `maps/<split>/` in the workdir.
 
     One zarr array [images, classes, h, w] per (method, layer); `classes` [images, K], what each
-    map is for; `class_scores` [images, K], its softmax probability; `top` [images, 5], the classes
+    map is for; `class_scores` [images, K], its probability; `top` [images, 5], the classes
     ranked first; `status` [images], written last for each chunk, so what it does not mark done is
     computed again. `index.json` lists the arrays, `image_ids.txt` the images in order, as far as
     there are maps.

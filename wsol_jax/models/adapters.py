@@ -16,6 +16,7 @@ from wsol_jax.models.layers import Perturbations
 from wsol_jax.models.network import (
     Network,
     Preprocessing,
+    Probability,
     Size,
     Thaw,
     by_identity_unless_hashable,
@@ -49,6 +50,7 @@ def from_linen(
     call_options: Mapping[str, Any] | None = None,
     output: Callable[[Any], jax.Array] | None = None,
     last_layer: str | None = None,
+    probability: Probability | None = None,
 ) -> Network:
     """A Flax Linen classifier as a `Network`.
 
@@ -75,6 +77,8 @@ def from_linen(
             an object with `.logits`.
         last_layer: the endpoint directly before global average pooling, where CAM is defined;
             None: the last main endpoint.
+        probability: what the logits stand for: 'softmax', 'sigmoid' or a function; None: 'sigmoid'
+            for one logit, else 'softmax'. See `Network`.
 
     Raises:
         ValueError: an unknown layer, one that gives no map, no logits, an unknown keyword,
@@ -95,6 +99,7 @@ def from_linen(
         input_size=input_size,
         preprocessing=preprocessing,
         last_layer=last_layer,
+        probability=probability,
     )
 
 
@@ -109,6 +114,7 @@ def from_nnx(
     call_options: Mapping[str, Any] | None = None,
     output: Callable[[Any], jax.Array] | None = None,
     last_layer: str | None = None,
+    probability: Probability | None = None,
 ) -> Network:
     """A Flax NNX classifier as a `Network`.
 
@@ -126,6 +132,7 @@ def from_nnx(
         call_options: see `from_linen`.
         output: see `from_linen`.
         last_layer: see `from_linen`.
+        probability: see `from_linen`.
 
     Raises:
         ValueError: as `from_linen`.
@@ -141,6 +148,7 @@ def from_nnx(
         input_size=input_size,
         preprocessing=preprocessing,
         last_layer=last_layer,
+        probability=probability,
     )
 
 
@@ -151,6 +159,7 @@ def from_function(
     preprocessing: Preprocessing,
     name: str = 'function',
     last_layer: str | None = None,
+    probability: Probability | None = None,
 ) -> Network:
     """A function that shows its endpoints itself, as a `Network`.
 
@@ -165,6 +174,7 @@ def from_function(
         preprocessing: what makes its inputs from images.
         name: for messages.
         last_layer: the endpoint directly before global average pooling; None: the last main one.
+        probability: see `from_linen`.
 
     Raises:
         ValueError: logits or an endpoint of another shape, no endpoint, or an unknown
@@ -178,6 +188,7 @@ def from_function(
         preprocessing=preprocessing,
         input_size=input_size,
         last_layer=last_layer,
+        probability=probability,
     )
 
 
@@ -191,6 +202,7 @@ def _network(
     input_size: Size,
     preprocessing: Preprocessing,
     last_layer: str | None,
+    probability: Probability | None,
 ) -> Network:
     shape = (*sides(input_size), preprocessing.channels)
     try:
@@ -205,6 +217,7 @@ def _network(
         input_size=input_size,
         main=chosen if layers else None,
         last_layer=last_layer,
+        probability=probability,
     )
 
 

@@ -17,6 +17,12 @@ from wsol_jax.names import unknown_name
 
 # Side of a square in pixels, or (height, width).
 Size = int | tuple[int, int]
+# A name of `PROBABILITIES`, or a function logits [B,C] -> probabilities [B,C].
+Probability = str | Callable[[jax.Array], jax.Array]
+PROBABILITIES: Mapping[Any, Callable[[jax.Array], jax.Array]] = {
+    'softmax': jax.nn.softmax,
+    'sigmoid': jax.nn.sigmoid,
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,6 +43,13 @@ class Network:
         shapes: (H,W,K) of every endpoint at `input_size`, from input to output.
         main: the main endpoints, from input to output; None: those that are no part (branch,
             block) of another, by their names: 'stage1/block1' is a part of 'stage1'.
+        probability: what the logits stand for: 'softmax' (one class of several), 'sigmoid' (every
+            class for itself), or a function logits [B,C] -> probabilities [B,C], defined once:
+            programs are compiled anew for every other function. None is 'sigmoid' for one logit,
+            else 'softmax'.
+
+    Raises:
+        ValueError: `probability` is none of these.
     """
 
     name: str
@@ -48,6 +61,20 @@ class Network:
     last_layer: str
     shapes: dict[str, tuple[int, int, int]]
     main: tuple[str, ...] | None = None
+    probability: Probability | None = None
+
+    def __post_init__(self) -> None:
+        usual = 'sigmoid' if self.num_classes == 1 else 'softmax'
+        object.__setattr__(self, 'probability', self.probability or usual)
+        if isinstance(self.probability, str) and self.probability not in PROBABILITIES:
+            raise ValueError(unknown_name('probability', self.probability, PROBABILITIES))
+        logits = jax.ShapeDtypeStruct((2, self.num_classes), jnp.float32)
+        given = jax.eval_shape(self.probabilities, logits)
+        if getattr(given, 'shape', None) != logits.shape:
+            raise ValueError(
+                'probability must make of logits [B,C] as many probabilities, made '
+                f'{jax.tree.map(lambda x: x.shape, given)} of {logits.shape}'
+            )
 
     @classmethod
     def from_apply(
@@ -60,6 +87,7 @@ class Network:
         input_size: Size,
         main: tuple[str, ...] | None = None,
         last_layer: str | None = None,
+        probability: Probability | None = None,
     ) -> 'Network':
         """A network of its pure function; the arguments are the attributes of the same name.
 
@@ -83,12 +111,27 @@ class Network:
         if last_layer not in shapes:
             raise ValueError(unknown_name(f'layer of {name}', last_layer, shapes))
         return cls(
-            name, apply, state, preprocessing, input_size, num_classes, last_layer, shapes, main
+            name,
+            apply,
+            state,
+            preprocessing,
+            input_size,
+            num_classes,
+            last_layer,
+            shapes,
+            main,
+            probability,
         )
 
     @classmethod
     def from_module(
-        cls, module: nnx.Module, *, name: str, preprocessing: Preprocessing, input_size: Size
+        cls,
+        module: nnx.Module,
+        *,
+        name: str,
+        preprocessing: Preprocessing,
+        input_size: Size,
+        probability: Probability | None = None,
     ) -> 'Network':
         """Freezes a module whose call is `module(inputs, perturb=None) -> (logits, endpoints)`.
 
@@ -101,6 +144,7 @@ class Network:
             name=name,
             preprocessing=preprocessing,
             input_size=input_size,
+            probability=probability,
         )
 
     def __call__(
@@ -117,6 +161,13 @@ class Network:
             f'Network {self.name!r}: input {size}, {self.num_classes} classes, '
             f'{_parameters(self.state):,} parameters, layers {shown}'
         )
+
+    @property
+    def probabilities(self) -> Callable[[jax.Array], jax.Array]:
+        """The function logits [B,C] -> probabilities [B,C] that `probability` stands for."""
+        if callable(self.probability):
+            return self.probability
+        return PROBABILITIES[self.probability]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from absl import logging
 from flax import nnx
 
 from wsol_jax.models import inception, mobilenet, resnet, squeezenet, vgg
-from wsol_jax.models.network import Network
+from wsol_jax.models.network import Network, Probability
 from wsol_jax.models.preprocessing import (
     PREPROCESSINGS,
     Preprocessing,
@@ -132,6 +132,7 @@ def load_network(
     num_classes: int | None = None,
     *,
     preprocessing: str | Mapping[str, Any] | Preprocessing | None = None,
+    probability: Probability | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Network:
@@ -149,15 +150,17 @@ def load_network(
             scale, or a `Preprocessing`. None: what the file says of itself (the metadata
             'preprocessing' of a .safetensors file, in the same form), else that of the weights
             known by this name, with a warning where there are others.
+        probability: what the logits stand for: 'softmax', 'sigmoid' or a function; None: 'sigmoid'
+            for one class, else 'softmax'. See `Network`.
         seed: for the initial weights.
         **options: see `build`.
 
     Raises:
-        ValueError: an unknown name or option, or a wrong preprocessing.
+        ValueError: an unknown name or option, or a wrong preprocessing or probability.
         WeightsError: the file is missing, unreadable or does not fit.
     """
     module = load_module(name, weights, num_classes, seed=seed, **options)
-    return as_network(name, module, find_preprocessing(name, weights, preprocessing))
+    return as_network(name, module, find_preprocessing(name, weights, preprocessing), probability)
 
 
 def load_module(
@@ -264,7 +267,10 @@ def _of_colours(preprocessing: Preprocessing) -> Preprocessing:
 
 
 def as_network(
-    name: str, module: nnx.Module, preprocessing: Preprocessing | None = None
+    name: str,
+    module: nnx.Module,
+    preprocessing: Preprocessing | None = None,
+    probability: Probability | None = None,
 ) -> Network:
     """The network of a module from `build` or `load_module`, in inference mode.
 
@@ -272,6 +278,7 @@ def as_network(
         name: one of NETWORKS.
         module: of that network.
         preprocessing: None for that of its random weights.
+        probability: see `load_network`.
     """
     recipe = _recipe(name)
     return Network.from_module(
@@ -279,6 +286,7 @@ def as_network(
         name=name,
         preprocessing=preprocessing or recipe.preprocessing,
         input_size=recipe.input_size,
+        probability=probability,
     )
 
 

@@ -298,4 +298,4 @@ def trained_network(
     net = config.network
     module = build(net.name, source.num_classes, nnx.Rngs(config.seed), **net.options)
     _fill(net.name, module, workdir, (config.train.keep,), strict=True)
-    return as_network(net.name, module, recorded_preprocessing(workdir))
+    return as_network(net.name, module, recorded_preprocessing(workdir), net.probability or None)
