@@ -1,0 +1,36 @@
+"""A tiny run of all stages in a process of its own, to be killed and starved."""
+
+import resource
+
+from test_main import CACHE, FORKS, TINY, run_main
+
+from wsol_jax.localization.store import CHUNK
+
+SMALL = TINY.replace(
+    '    return config',
+    f"""    config.data.shapes_counts = (24, 12, {5 * CHUNK})
+    config.train.epochs = 3
+    config.train.checkpoint_every = 1
+    config.localize.batch_size = 8
+    config.localize.methods = ('dgl',)
+    config.localize.layers = ('stage1', 'stage4')
+    config.report.images = 1
+    config.report.gallery = 4
+    return config""",
+)
+COMMAND = ('--config', 'small.py', '--workdir', 'W')
+
+
+def _limited(limit, *arguments):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    run_main(*arguments)
+
+
+def begin(folder, *arguments, limit=resource.RLIM_INFINITY):
+    """Starts the command in a folder with small.py; no file may grow beyond `limit` bytes."""
+    folder.mkdir(exist_ok=True)
+    (folder / 'small.py').write_text(SMALL)
+    whole = (limit, (*COMMAND, *arguments), folder, CACHE.name, None)
+    process = FORKS.Process(target=_limited, args=whole)
+    process.start()
+    return process

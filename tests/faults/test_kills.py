@@ -1,0 +1,79 @@
+"""Killed again and again in every stage, a run ends where an undisturbed one ends, bit for bit."""
+
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+from runs import begin
+from test_main import finish
+from test_main_resume import step_of
+from test_parallel import saved
+
+pytestmark = pytest.mark.faults
+
+# Of the process that wrote them, or in an order of its own.
+_OWN = ('.wsol_jax_workdir', 'progress.csv', 'config.json')
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('undisturbed') / 'whole'
+    assert finish(begin(folder), folder).code == 0
+    return folder / 'W'
+
+
+def results(workdir):
+    """{name: content} of all files but checkpoints."""
+    found = (path for path in workdir.rglob('*') if path.is_file() and path.name not in _OWN)
+    names = {path.relative_to(workdir).as_posix(): path for path in found}
+    return {
+        name: path.read_bytes()
+        for name, path in names.items()
+        if not name.startswith('checkpoints/') and '__lock' not in name
+    }
+
+
+def newest(workdir, pattern):
+    return max((p.stat().st_mtime_ns for p in workdir.glob(pattern)), default=0)
+
+
+SIGNS = {  # that a stage is at work: a number that grows
+    'train': step_of,
+    'localize': lambda workdir: len([*workdir.glob('maps/*/status/[0-9]*')]),
+    'evaluate': lambda workdir: newest(workdir, 'boxes/*.csv'),
+    'report': lambda workdir: newest(workdir, 'figures/*.png'),
+}
+
+
+def kill_in(stage, folder, pause):
+    """Goes on with a run and kills it soon after a sign of life of a stage."""
+    workdir, sign = folder / 'W', SIGNS[stage]
+    before, deadline = sign(workdir), time.monotonic() + 100
+    process = begin(folder)
+    while sign(workdir) <= before:
+        assert process.is_alive() and time.monotonic() < deadline, stage
+        time.sleep(0.002)
+    time.sleep(pause)
+    os.kill(process.pid, signal.SIGKILL)
+    code, out, _ = finish(process, folder)
+    assert (code, out) == (-signal.SIGKILL, ''), stage
+
+
+def test_twelve_kills_change_nothing(undisturbed, tmp_path):
+    folder, rng = tmp_path / 'killed', random.Random(11)
+    for stage in SIGNS:
+        for _ in range(3):
+            kill_in(stage, folder, rng.uniform(0, 0.1))
+    code, _, err = finish(begin(folder), folder)
+    assert (code, err) == (0, '')
+    for kind in ('last', 'best'):
+        expected, found = saved(undisturbed, kind), saved(folder / 'W', kind)
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+    expected, found = results(undisturbed), results(folder / 'W')
+    assert found.keys() == expected.keys() and len(found) > 20
+    assert [name for name in found if found[name] != expected[name]] == []
