@@ -10,6 +10,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.signal import convolve2d
 
+from wsol_jax.data.images import listed, whole
 from wsol_jax.evaluation import faithfulness as module
 from wsol_jax.evaluation.faithfulness import SCORES, blur, faithfulness, impute, summarize
 from wsol_jax.localization.localize import localize
@@ -401,11 +402,24 @@ def test_summary_averages_over_images_in_percent():
     assert full == percent and list(full) == list(percent)
 
 
+def test_a_result_brings_its_classes_and_its_relu(toy, toy_images):
+    images = [np.tile(x, (i + 1, 2, 1)) for i, x in enumerate(toy_images)]  # of several sizes
+    result = localize(toy, images, ('grad_cam', 'dgl'), ('early',))
+    found = faithfulness(toy, images, result, scores=('deletion',), steps=4)
+    seen = whole(listed(images), (8, 8))
+    maps = {('grad_cam', 'early'): np.maximum(result.maps['grad_cam'], 0)}
+    maps |= {('dgl', 'early'): result.maps['dgl']}
+    expected = faithfulness(toy, seen, maps, result.classes, scores=('deletion',), steps=4)
+    for key in maps:
+        assert_close(found[key]['deletion'], expected[key]['deletion'])
+
+
 @pytest.mark.parametrize(
     ('changed', 'message'),
     [
-        ({'images': np.zeros((8, 8, 3), np.uint8)}, r'images have shape \(8, 8, 3\)'),
-        ({'images': np.zeros((4, 8, 8, 3), int)}, 'images are int'),
+        ({'images': np.zeros((8, 8, 3), np.uint8)}, r"map 'fine' must be \[1,h,w\]"),
+        ({'images': np.zeros((4, 8, 8, 3), int)}, 'images must be uint8'),
+        ({'classes': None}, r'classes must be integers of shape \[4\]'),
         ({'maps': {}}, 'at least one map'),
         ({'maps': np.zeros((4, 8, 8))}, 'maps must be a dictionary'),
         ({'maps': {'dgl': np.zeros((3, 8, 8))}}, r"map 'dgl' must be \[4,h,w\].*\[3, 8, 8\]"),

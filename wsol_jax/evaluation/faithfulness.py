@@ -19,7 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.sparse.linalg import cg
 
+from wsol_jax.data.images import listed, whole
 from wsol_jax.localization.gradients import Apply
+from wsol_jax.localization.localize import resized_shape
+from wsol_jax.localization.result import Localization
 from wsol_jax.maps.fuse import min_max, resize
 from wsol_jax.models import Network, Preprocessing
 from wsol_jax.names import unknown_name
@@ -44,10 +47,11 @@ Key = TypeVar('Key', bound=Hashable)
 
 def faithfulness(
     network: Network,
-    images: np.ndarray | jax.Array,
-    maps: Mapping[Key, np.ndarray | jax.Array],
-    classes: Sequence[int] | np.ndarray | jax.Array,
+    images: Any,
+    maps: Localization | Mapping[Key, np.ndarray | jax.Array],
+    classes: Sequence[int] | np.ndarray | jax.Array | None = None,
     *,
+    resize: bool | int | tuple[int, int] = True,
     scores: Sequence[str] = tuple(SCORES),
     steps: int = STEPS,
     chunk_size: int = CHUNK_SIZE,
@@ -77,10 +81,11 @@ def faithfulness(
 
     Args:
         network: the classifier.
-        images: [B,H,W,3] RGB, uint8 or float in [0, 1].
-        maps: {key: [B,h,w]} raw maps at any resolution, e.g. `Localization.maps`. Where a method's
-          definition ends in a ReLU, rectify first.
-        classes: [B] class index of each image, e.g. `Localization.classes`.
+        images: B images in any of the forms that `localize` takes.
+        maps: what `localize` returned, whose maps begin with the ReLU of their method, if any; or
+          {key: [B,h,w]} maps at any resolution, rectified where they must be.
+        classes: [B] class index of each image; None for those that `localize` explained.
+        resize: see `localize`.
         scores: which of `SCORES`.
         steps: number of steps of insertion and deletion, at least 2.
         chunk_size: perturbed copies of the batch per forward pass.
@@ -91,8 +96,12 @@ def faithfulness(
     Raises:
         ValueError: a wrong name, shape, class or number.
     """
-    jax.eval_shape(network.preprocessing, images)
-    _check_maps(maps, len(images))
+    channels, shape = network.input_shape[2], resized_shape(network, resize)
+    images = whole(listed(images, channels), shape, channels)
+    if isinstance(maps, Localization) and classes is None:
+        classes = maps.classes
+    given: Any = maps.rectified() if isinstance(maps, Localization) else maps
+    _check_maps(given, len(images))
     targets = _checked_classes(classes, len(images), network.num_classes)
     _check_options(scores, steps, chunk_size)
     values = compute_faithfulness(
@@ -104,10 +113,10 @@ def faithfulness(
         chunk_size,
         network.state,
         images,
-        list(maps.values()),
+        list(given.values()),
         targets,
     )
-    return {key: {s: values[s][:, i] for s in scores} for i, key in enumerate(maps)}
+    return {key: {s: values[s][:, i] for s in scores} for i, key in enumerate(given)}
 
 
 def faithfulness_program(network: Network, devices: Devices) -> Callable[..., dict[str, jax.Array]]:

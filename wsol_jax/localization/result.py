@@ -89,6 +89,10 @@ class Localization:
 
         return self._each(self.maps.key(key), self._known(sizes), of_map)
 
+    def rectified(self) -> dict[Key, jax.Array]:
+        """The maps, those of methods that end in a ReLU after it."""
+        return {k: jax.nn.relu(m) if self.has_relu(k) else m for k, m in self.maps.items()}
+
     def has_relu(self, key: Key) -> bool:
         """Whether scoring this map starts with a ReLU."""
         return self.relu[key] if key in self.relu else method_has_relu(key)
