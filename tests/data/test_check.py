@@ -19,6 +19,7 @@ from wsol_jax.data.check import (
     BOX,
     BROKEN,
     CLASS,
+    DAMAGED,
     DEEP,
     MASK,
     MASK_SIZE,
@@ -261,6 +262,19 @@ def test_what_cannot_be_opened_does_not_stop_the_check(root, capsys):
     }
     assert main(['check', str(root)]) == 1
     assert f'  {root}/images/odd\\x1b[31m\\n.png\n' in capsys.readouterr().out
+
+
+def test_damage_that_decoding_passes_over(tmp_path):
+    """A hole in the middle, as of a lost packet: libjpeg makes up the rest, and goes on."""
+    for k in range(3):
+        pixels = np.random.default_rng(k).integers(0, 256, (40, 60, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f'{k}.jpg')
+    whole = (tmp_path / '1.jpg').read_bytes()
+    middle = len(whole) // 2
+    (tmp_path / '1.jpg').write_bytes(whole[:middle] + whole[middle + 300 :])
+    report = check_folder(tmp_path)
+    assert list(report.problems) == [DAMAGED] and report.notes == {}
+    assert report.problems[DAMAGED][0] == f'{tmp_path}/1.jpg: premature end of data segment'
 
 
 def test_a_plain_folder_of_images(tmp_path):

@@ -65,7 +65,7 @@ def test_orientation_is_applied_or_not(format, orientation):
     np.testing.assert_array_equal(decode_image(of(stored, decoding=DISPLAYED)), shown)
     assert stored_size(of(stored)) == (6, 4)
     assert stored_size(of(stored, decoding=DISPLAYED)) == shown.shape[1::-1]
-    assert describe_image(of(stored)) == Described((6, 4), orientation, False, False)
+    assert describe_image(of(stored)) == Described(format, (6, 4), orientation, False, False)
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))

@@ -1,7 +1,9 @@
 """Finds what is wrong with a data set: before training, cheaply, or on disk, file by file."""
 
 import hashlib
+import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +12,11 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
+import tensorstore
 from tqdm import tqdm
 
 from wsol_jax.data.class_folder import ClassFolder, split_folders
-from wsol_jax.data.decode import Described, decode_image, describe_image, stored_mask
+from wsol_jax.data.decode import LARGE, Described, decode_image, describe_image, stored_mask
 from wsol_jax.data.files import AGAIN, UNUSABLE, find_images, printable, read_file
 from wsol_jax.data.folders import ImageFolder, WsolFolder, split_names
 from wsol_jax.data.records import BadImage, DataError, Record, Source
@@ -26,6 +29,7 @@ UNREAD = (
 )
 MISSING = 'image files that are not there; copy them, or take their lines out of the metadata'
 BROKEN = 'images that do not decode; replace them, or take them out of the data set'
+DAMAGED = 'JPEG files with damage inside, decoded all the same; look at them'
 SIZE = 'sizes that differ from image_sizes.txt; correct it, boxes are scaled by it'
 BOX = 'boxes that reach beyond their image; correct localization.txt'
 MASK = 'masks that cannot be read; replace them, or correct localization.txt'
@@ -183,7 +187,7 @@ def _examine(record: Record) -> tuple[bytes, list[_Finding]]:
     try:
         described = describe_image(record)
         decode_image(replace(record, size=None), side=1)
-        digest = hashlib.sha256(read_file(record.image)).digest()
+        content = read_file(record.image)
     except (BadImage, OSError) as error:
         kind = BROKEN if os.path.lexists(record.image) else MISSING
         return b'', [*_bad_masks(record, None), _Finding(kind, str(error))]
@@ -192,7 +196,26 @@ def _examine(record: Record) -> tuple[bytes, list[_Finding]]:
         for kind, holds, more in _remarkable(record, described)
         if holds
     ]
+    if damage := _damage(described, content):
+        notes.append(_Finding(DAMAGED, f'{record.image}: {damage}'))
+    digest = hashlib.sha256(content).digest()
     return digest, [*_bad_masks(record, described.size), *_wrong_size(record, described), *notes]
+
+
+def _damage(described: Described, content: bytes) -> str:
+    """What libjpeg warns of; Pillow does not pass it on, tensorstore does."""
+    if described.format != 'JPEG' or math.prod(described.size) > LARGE:
+        return ''
+    context = tensorstore.Context()
+    store = {'driver': 'memory', 'path': 'image'}
+    tensorstore.KvStore.open({'driver': 'memory'}, context=context).result()['image'] = content
+    try:
+        spec = {'driver': 'jpeg', 'kvstore': store}
+        tensorstore.open(spec, context=context, read=True).result().read().result()
+    except ValueError as error:
+        found = re.search(r'Corrupt JPEG data: ([^\[]*)', str(error))
+        return found[1].strip() if found else ''
+    return ''
 
 
 def _remarkable(record: Record, described: Described) -> list[tuple[str, bool, str]]:

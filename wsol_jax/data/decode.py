@@ -96,12 +96,14 @@ class Described:
     """What is told of an image without its pixels.
 
     Attributes:
+        format: as Pillow calls it, such as 'JPEG'.
         size: (width, height) in the frame of its record.
         orientation: EXIF's, 1 (upright) to 8.
         deep: has more than 8 bits a channel.
         transparent: has an alpha channel or a transparent colour.
     """
 
+    format: str
     size: _Size
     orientation: int
     deep: bool
@@ -117,7 +119,8 @@ def describe_image(record: Record) -> Described:
     with _opened(record) as image, _guarded(image):
         deep = image.mode[0] in 'IF' or _is_deep(image)
         size = _frame(image, record.decoding.displayed)
-        return Described(size, _orientation(image), deep, image.has_transparency_data)
+        facts = _orientation(image), deep, image.has_transparency_data
+        return Described(image.format or '', size, *facts)
 
 
 def resize_image(image: Pixels, size: _Size) -> Pixels:

@@ -50,7 +50,7 @@ def _indexed(lines: list[tuple[str, str]]) -> tuple[tuple[str, ...], tuple[int, 
         if not 0 <= index < MAX_CLASSES:
             raise DataError(f'{where}: index {index} outside 0..{MAX_CLASSES - 1}')
         if index in found:
-            raise DataError(f'{where}: index {index} is that of {found[index]!r}, too')
+            raise DataError(f'{where}: index {index} is that of {_short(found[index])}, too')
         found[index] = name
     return tuple(found.values()), tuple(found)
 
@@ -73,7 +73,7 @@ def read_ids(folder: Path) -> list[str]:
     ids: dict[str, None] = {}
     for where, name in _lines(file):
         if name in ids:
-            raise DataError(f'{where}: {name!r} is listed twice')
+            raise DataError(f'{where}: {_short(name)} is listed twice')
         ids[_inside(where, name)] = None
     if not ids:
         raise DataError(f'{file}: lists no image')
@@ -189,7 +189,7 @@ def _inside(where: str, name: str) -> str:
 
 def _check_listed(where: str, name: str, labels: dict[str, tuple[int, ...]]) -> None:
     if name not in labels:
-        raise DataError(f'{where}: {name!r} is not in image_ids.txt')
+        raise DataError(f'{where}: {_short(name)} is not in image_ids.txt')
 
 
 def check_complete(file: Path, labels: dict[str, tuple[int, ...]], present: Container[str]) -> None:
@@ -205,7 +205,8 @@ def check_complete(file: Path, labels: dict[str, tuple[int, ...]], present: Cont
     """
     if absent := [name for name in labels if name not in present]:
         raise DataError(
-            f'{file}: no line for {absent[0]!r} ({len(absent)} of {len(labels)} images lack one)'
+            f'{file}: no line for {_short(absent[0])} '
+            f'({len(absent)} of {len(labels)} images lack one)'
         )
 
 
