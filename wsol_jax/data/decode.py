@@ -13,7 +13,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import BinaryIO
@@ -35,6 +35,7 @@ LARGE = 64_000_000  # pixels: beyond, an image is reduced while it is decoded, o
 SPARE = 4  # what is left of a reduced image, relative to the size that is asked for
 BAND = 16_000_000  # pixels of a large image that are converted at once
 _LARGE = Lock()
+_BLOCK = 2**26  # bytes: blocks above 2**25 go back to the system when a large image is done with
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -224,16 +225,20 @@ def _identified(stored: BinaryIO) -> ImageFile:
 
 @contextmanager
 def _guarded(image: ImageFile) -> Iterator[None]:
-    """Where an image is decoded: large ones one at a time, without the guard of Pillow."""
-    with _LARGE if image.width * image.height > LARGE else nullcontext() as held:
-        before = Image.MAX_IMAGE_PIXELS
+    """Where an image is decoded; large ones one at a time, without the guard of Pillow."""
+    if image.width * image.height <= LARGE:
+        yield
+        return
+    with _LARGE:
+        guard, block = Image.MAX_IMAGE_PIXELS, Image.core.get_block_size()
+        Image.MAX_IMAGE_PIXELS = None
+        Image.core.set_block_size(_BLOCK)
         try:
-            if held:
-                Image.MAX_IMAGE_PIXELS = None
             yield
         finally:
-            if held:
-                Image.MAX_IMAGE_PIXELS = before
+            image.close()
+            Image.MAX_IMAGE_PIXELS = guard
+            Image.core.set_block_size(block)
 
 
 def _check_sums(image: ImageFile) -> None:
