@@ -65,7 +65,7 @@ def saved(workdir, kind='last'):
     with Checkpoints(workdir) as checkpoints:
         folder = workdir / 'checkpoints' / kind / str(checkpoints.step(kind))
         parts = sorted(path.name for path in folder.iterdir() if path.is_dir())
-        found = checkpoints._read(kind, dict.fromkeys(parts))
+        found = checkpoints._newest(kind, lambda _: dict.fromkeys(parts))
     return {f'{part}.{k}': np.asarray(v) for part in parts for k, v in found[part].items()}
 
 

@@ -93,13 +93,20 @@ def test_broken_image_is_reported_and_harms_no_other(source):
     assert all((rest[k][0] == whole[k][0]).all() for k in rest)
 
 
-def test_broken_image_stops_training_by_name(source):
-    with pytest.raises(DataError) as error:
-        list(training_batches(broken(source, 7), SIZE, 23, seed=0, steps=range(1)))
-    assert str(error.value) == (
-        "broken.png: not an image that can be decoded; 'python -m wsol_jax.data check DIR' "
-        'lists all that is wrong with a data set'
-    )
+def test_broken_image_keeps_its_place_in_training(source):
+    whole = list(training_batches(source, SIZE, 5, seed=1, steps=range(10)))
+    found = list(training_batches(broken(source, 7), SIZE, 5, seed=1, steps=range(10)))
+    for one, two in zip(whole, found, strict=True):
+        bad = two.index == 7
+        np.testing.assert_array_equal(one.index, two.index)
+        np.testing.assert_array_equal(two.valid, one.valid & ~bad)
+        np.testing.assert_array_equal(one.images[~bad], two.images[~bad])
+        assert two.errors == (
+            {7: 'broken.png: not an image that can be decoded'} if bad.any() else {}
+        )
+        # Batch normalization sees another image of the batch, no black one.
+        assert all((two.images[~bad][0] == image).all() for image in two.images[bad])
+    assert sum((batch.index == 7).sum() for batch in found) >= 2
 
 
 def test_unlabelled_image_stops_training_by_name(source, tmp_path):

@@ -1,6 +1,10 @@
 """What training leaves on disk: exact, whole, in any number of devices' hands."""
 
+import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 
 import jax
@@ -12,7 +16,7 @@ import pytest
 from flax import nnx
 
 from wsol_jax.models import build
-from wsol_jax.training.checkpoints import Checkpoints, TrainState
+from wsol_jax.training.checkpoints import CheckpointError, Checkpoints, Row, TrainState
 from wsol_jax.training.step import split_module
 
 
@@ -46,14 +50,14 @@ def saved(tmp_path_factory):
 def test_round_trip_is_exact(saved):
     with Checkpoints(saved) as checkpoints:
         assert (checkpoints.step(), checkpoints.step('best')) == (2, 1)
-        assert_same(checkpoints.restore(state_of(3)), state_of(2, step=2))
+        assert_same(checkpoints.restore(state_of(3))[0], state_of(2, step=2))
         assert checkpoints.best_accuracy() == 62.5
 
 
 def test_a_state_without_an_average(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state_of(1, ema=False))
-        assert_same(checkpoints.restore(state_of(3, ema=False)), state_of(1, ema=False))
+        assert_same(checkpoints.restore(state_of(3, ema=False))[0], state_of(1, ema=False))
 
 
 def test_a_network_without_batch_statistics(tmp_path):
@@ -62,7 +66,7 @@ def test_a_network_without_batch_statistics(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(without)
         checkpoints.save_best(without, 1.0)
-        assert_same(checkpoints.restore(without), without)
+        assert_same(checkpoints.restore(without)[0], without)
         for kind in ('last', 'best'):
             assert len(checkpoints.weights(kind)) == len(jax.tree.leaves(state.params))
 
@@ -70,13 +74,13 @@ def test_a_network_without_batch_statistics(tmp_path):
 def test_parts_can_be_left_out(saved):
     with Checkpoints(saved) as checkpoints:
         like = state_of(3)._replace(optimizer=None, ema=None)
-        assert_same(checkpoints.restore(like), state_of(2, 2)._replace(optimizer=None, ema=None))
+        assert_same(checkpoints.restore(like)[0], state_of(2, 2)._replace(optimizer=None, ema=None))
 
 
 def test_the_best_is_what_is_evaluated(saved):
     with Checkpoints(saved) as checkpoints:
         like = state_of(3)._replace(optimizer=None, ema=None)
-        found = checkpoints.restore(like, 'best')
+        found, _ = checkpoints.restore(like, 'best')
     expected = state_of(1, 1)
     assert_same(found, like._replace(step=jnp.int32(1), params=expected.ema, stats=expected.stats))
 
@@ -108,10 +112,126 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_only_the_newest_of_a_kind_is_kept(saved):
+def test_the_two_newest_of_a_kind_are_kept(saved, tmp_path):
     assert names(saved / 'checkpoints') == ['best', 'last']
-    assert names(saved / 'checkpoints/last') == ['2']
+    assert names(saved / 'checkpoints/last') == ['1', '2']
     assert names(saved / 'checkpoints/best') == ['1']
+    shutil.copytree(saved, tmp_path / 'W')
+    with Checkpoints(tmp_path / 'W') as checkpoints:
+        checkpoints.save(state_of(4, step=4))
+    assert names(tmp_path / 'W/checkpoints/last') == ['2', '4']
+
+
+def test_the_row_that_is_begun_is_exact(tmp_path):
+    row = Row(0.1 + 0.2, 7, 2**53 + 2.0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_of(1), row)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(state_of(2))[1] == row
+    shutil.rmtree(tmp_path / 'checkpoints/last/3/row')
+    with Checkpoints(tmp_path) as checkpoints:  # of an older version
+        assert checkpoints.restore(state_of(2))[1] == Row(0, 0, 0)
+
+
+def spoil(folder, how):
+    """Damages a checkpoint as a full disk or a crash of the machine does."""
+    files = sorted((p for p in folder.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+    if how == 'largest':
+        os.truncate(files[-1], 1000)
+    elif how == 'empty':
+        for file in files:
+            os.truncate(file, 0)
+    else:
+        shutil.rmtree(folder / how)
+
+
+@pytest.fixture
+def damaged(saved, tmp_path):
+    """Two of each kind: steps 2 and 5."""
+    shutil.copytree(saved, tmp_path / 'W')
+    shutil.rmtree(tmp_path / 'W/checkpoints/last/1')
+    with Checkpoints(tmp_path / 'W') as checkpoints:
+        checkpoints.save_best(state_of(5, step=5), 75.0)
+        checkpoints.save(state_of(5, step=5))
+    return tmp_path / 'W'
+
+
+@pytest.mark.parametrize('how', ['largest', 'empty', 'params', 'optimizer'])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(damaged, caplog, how):
+    spoil(damaged / 'checkpoints/last/5', how)
+    with Checkpoints(damaged) as checkpoints:
+        state, _ = checkpoints.restore(state_of(3))
+        assert_same(state, state_of(2, step=2))
+        assert checkpoints.step() == 2
+        # What is trained again is written again.
+        checkpoints.save(state_of(5, step=5))
+    (message,) = [r.getMessage() for r in caplog.records if 'cannot be read' in r.getMessage()]
+    assert message.startswith(f'{damaged}/checkpoints/last/5 cannot be read (')
+    assert message.endswith('); going on from step 2') and '\n' not in message
+    assert names(damaged / 'checkpoints/damaged') == ['last-5']
+    assert names(damaged / 'checkpoints/last') == ['2', '5']
+    with Checkpoints(damaged) as checkpoints:
+        assert_same(checkpoints.restore(state_of(3))[0], state_of(5, step=5))
+
+
+def test_a_damaged_best_gives_way_to_the_one_before(damaged):
+    spoil(damaged / 'checkpoints/best/5', 'empty')
+    expected = state_of(1).ema['fc']['kernel'][...]
+    with Checkpoints(damaged, read_only=True) as checkpoints:
+        np.testing.assert_array_equal(checkpoints.weights('best')['fc.kernel'], expected)
+    assert names(damaged / 'checkpoints') == ['best', 'last']  # who reads moves nothing
+    with Checkpoints(damaged) as checkpoints:
+        assert checkpoints.best_accuracy() == 62.5
+    assert names(damaged / 'checkpoints/damaged') == ['best-5']
+
+
+def test_where_nothing_can_be_read_nothing_is_lost(damaged):
+    for kind in ('last', 'best'):
+        for folder in (damaged / 'checkpoints' / kind).iterdir():
+            spoil(folder, 'empty')
+    before = sorted(damaged.rglob('*'))
+    message = r'checkpoints/{}: no checkpoint can be read; delete .*checkpoints and train anew \('
+    with Checkpoints(damaged) as checkpoints:
+        for read in (
+            lambda: checkpoints.restore(state_of(3)),
+            lambda: checkpoints.weights('last'),
+        ):
+            with pytest.raises(CheckpointError, match=message.format('last')):
+                read()
+        with pytest.raises(CheckpointError, match=message.format('best')):
+            checkpoints.best_accuracy()
+    assert sorted(damaged.rglob('*')) == before
+
+
+FULL = """import resource, signal, sys
+from pathlib import Path
+import jax.numpy as jnp
+from wsol_jax.training.checkpoints import CheckpointError, Checkpoints, Row, TrainState
+
+def state(step, size):
+    return TrainState(jnp.int32(step), {'a': jnp.arange(size * 1.0)}, {}, None, None)
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    with Checkpoints(Path(sys.argv[1])) as checkpoints:
+        checkpoints.save(state(1, 10))
+        getattr(checkpoints, sys.argv[2])(state(2, 10**5), *map(float, sys.argv[3:]))
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize('method', [['save'], ['save_best', '50']])
+def test_a_full_disk_is_one_line(tmp_path, method):
+    command = [sys.executable, '-c', FULL, str(tmp_path), *method]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    kind = {'save': 'last', 'save_best': 'best'}[method[0]]
+    folder = tmp_path / 'checkpoints' / kind
+    line = f'cannot write {folder}: File too large; the checkpoint before stays\n'
+    assert (run.returncode, run.stdout) == (0, line)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.step() == 1
 
 
 def test_none_at_first(tmp_path):

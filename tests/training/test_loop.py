@@ -64,9 +64,9 @@ class Keeping(Checkpoints):
 
     states: tuple = ()
 
-    def save(self, state):
+    def save(self, state, row):
         Keeping.states += (jax.device_get(state),)  # training goes on in the same memory
-        super().save(state)
+        super().save(state, row)
 
 
 ACCURACIES = (50.0, 75.0, 75.0, 60.0)
@@ -138,18 +138,37 @@ def test_every_step_is_logged(undisturbed):
     assert steps(undisturbed) == [row for rows in epoch for row in rows]
 
 
-def test_rows_are_means_over_the_steps_since_the_last(undisturbed, sources, tmp_path):
+def test_rows_are_means_over_the_images_since_the_last(undisturbed, sources, tmp_path):
     one = replace(CONFIG, train=replace(TRAIN, log_every=2))
     train(one, *sources, tmp_path)
     train_rows = rows(tmp_path, 'train')
     assert [int(r['step']) for r in train_rows] == [2, 3, 4, 6, 8, 9, 10, 12]
+    # The images that fill an epoch's last batch up do not count: 12, 12 and 6.
     single = [float(r['loss']) for r in rows(undisturbed, 'train')]
-    expected = [np.mean(single[:2]), single[2], single[3], np.mean(single[4:6])]
+    expected = [np.mean(single[:2]), single[2], single[3], (2 * single[4] + single[5]) / 3]
     found = [float(r['loss']) for r in train_rows[:4]]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    # Images that fill the last batch up do not count: 12 + 12 and 6.
+    assert found[3] != pytest.approx(np.mean(single[4:6]), rel=1e-3)
     shares = [float(r['accuracy']) * n / 100 for r, n in zip(train_rows, (24, 6), strict=False)]
     np.testing.assert_allclose(shares, np.round(shares), atol=1e-3)
+
+
+@pytest.mark.parametrize('stopped_after', [1, 2, 7])
+def test_a_row_that_was_begun_goes_on(sources, tmp_path, stopped_after):
+    """Whether or not its steps are of one process."""
+    config = replace(CONFIG, train=replace(TRAIN, log_every=100, checkpoint_every=1))
+    for name in ('whole', 'broken'):
+        with pytest.MonkeyPatch.context() as patch:
+            if name == 'broken':
+                interrupt_saving('last', stopped_after + 1)(patch)
+                with pytest.raises(SystemExit):
+                    train(config, *sources, tmp_path / name)
+        train(config, *sources, tmp_path / name)
+    found, expected = (
+        [(r['step'], r['loss'], r['accuracy']) for r in read_csv(tmp_path / name / 'progress.csv')]
+        for name in ('broken', 'whole')
+    )
+    assert found == expected and len(found) == 8
 
 
 def test_every_network_comes_from_the_epoch_it_is_asked_from(trained, sources):
@@ -490,31 +509,61 @@ def test_labels_that_cannot_be_trained_on(tmp_path, sources):
         train(CONFIG, plain, plain, tmp_path / 'b')
 
 
-def test_an_image_that_does_not_decode_is_named(tmp_path, sources):
-    class Broken(Shapes):
-        def __getitem__(self, index):
-            record = super().__getitem__(index)
-            return replace(record, image=b'no image') if index == 20 else record
+class Broken(Shapes):
+    """Some images do not decode."""
 
-    with pytest.raises(DataError, match=r"train/00020\.png.*'python -m wsol_jax\.data check"):
-        train(CONFIG, Broken('train', 30, size=SIDE), sources[1], tmp_path)
+    bad: tuple = ()
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        return replace(record, image=b'no image') if index in self.bad else record
 
 
-def test_images_that_do_not_decode_are_named_and_do_not_count(caplog):
-    class Broken(Shapes):
-        def __getitem__(self, index):
-            record = super().__getitem__(index)
-            return replace(record, image=b'no image') if index < 4 else record
+def broken(split, count, bad):
+    source = Broken(split, count, size=SIDE)
+    source.bad = bad
+    return source
 
+
+def test_a_broken_image_is_named_and_does_not_count(tmp_path, sources, caplog):
+    config = replace(CONFIG, train=replace(TRAIN, log_every=3))
+    with caplog.at_level(logging.WARNING):
+        train(config, broken('train', 30, (20, 21)), broken('val', 14, range(4)), tmp_path)
+    told = [r.getMessage() for r in caplog.records if 'passed over' in r.getMessage()]
+    assert sorted(told) == [
+        *(f'train, passed over: train/{k:05}.png: {NOT_DECODED}' for k in (20, 21)),
+        *(f'val, passed over: val/{k:05}.png: {NOT_DECODED}' for k in range(4)),
+    ]
+    listed = [tuple(r.values()) for r in read_csv(tmp_path / 'skipped.csv')]
+    assert listed[0] == ('train', 'train/00020.png', f'train/00020.png: {NOT_DECODED}')
+    assert len(listed) == 6
+    # 28 of 30 images: each epoch's row is a mean over that many.
+    shares = [float(row['accuracy']) * 28 / 100 for row in rows(tmp_path, 'train')]
+    np.testing.assert_allclose(shares, np.round(shares), atol=1e-3)
+    before = (tmp_path / 'skipped.csv').read_bytes()
+    caplog.clear()
+    longer = replace(CONFIG, train=replace(TRAIN, log_every=3, epochs=5))
+    train(longer, broken('train', 30, (20, 21)), broken('val', 14, range(4)), tmp_path)
+    assert (tmp_path / 'skipped.csv').read_bytes() == before and not caplog.records
+
+
+NOT_DECODED = 'not an image that can be decoded'
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_a_split_without_a_readable_image_stops(tmp_path, sources, split):
+    bad = {name: range(30) if name == split else () for name in ('train', 'val')}
+    with pytest.raises(DataError, match=rf'no image of {split} can be read; .*skipped\.csv'):
+        train(CONFIG, broken('train', 30, bad['train']), broken('val', 14, bad['val']), tmp_path)
+    assert len(read_csv(tmp_path / 'skipped.csv')) == {'train': 30, 'val': 14}[split]
+
+
+def test_broken_images_of_val_do_not_count(tmp_path):
     def voting_for_four(state, images):
         return jax.numpy.full(len(images), 4)
 
     program = loop.Program(None, None, voting_for_four)
-    devices = loop.local_devices('jit')
-    arguments = (program, devices, None, Broken('val', 14, size=SIDE), SIDE, CONFIG)
+    devices, skipped = loop.local_devices('jit'), loop.SkipList(tmp_path)
+    arguments = (program, devices, None, broken('val', 14, range(4)), SIDE, CONFIG, skipped)
     # Labels 4, 5, 0, 1, 2, 3, 4, 5, 0, 1 are left.
-    with caplog.at_level(logging.WARNING):
-        assert loop._accuracy(*arguments) == pytest.approx(20.0)
-    assert [r.getMessage().split(': ')[:2] for r in caplog.records] == [
-        ['val, not counted', f'val/{k:05}.png'] for k in range(4)
-    ]
+    assert loop._accuracy(*arguments) == pytest.approx(20.0)

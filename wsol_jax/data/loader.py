@@ -106,7 +106,8 @@ def training_batches(
     Step k belongs to epoch k // m with m = `steps_per_epoch`: every image once in m steps.
     The order depends on (seed, epoch); the augmentation of an image on (seed, epoch, index) only.
     The last batch of an epoch is filled up with the first images of the same order, their `valid`
-    being False: batch normalization sees real images, the loss leaves them out.
+    being False: batch normalization sees real images, the loss leaves them out. An image that does
+    not decode keeps its place likewise, with another's pixels and the reason in `errors`.
 
     Args:
         source: the data set.
@@ -118,7 +119,7 @@ def training_batches(
         setting: the augmentation.
 
     Raises:
-        DataError: an image does not decode, or has no label.
+        DataError: an image has no label.
     """
     order = TrainingOrder(len(source), batch_size, seed, steps)
     load = partial(_load_augmented, source, size, setting, seed)
@@ -126,8 +127,9 @@ def training_batches(
     with closing(items):
         for step in steps:
             batch = _collate(list(islice(items, batch_size)), (size, size), batch_size)
-            _check_usable(source, batch)
-            yield replace(batch, valid=order.valid(step))
+            _check_labels(source, batch)
+            valid = order.valid(step) & batch.valid
+            yield replace(batch, images=_stood_in_for(batch), valid=valid)
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -176,9 +178,15 @@ def _shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def _check_usable(source: Source, batch: Batch) -> None:
-    for error in batch.errors.values():
-        raise DataError(f'{error}; {_ADVICE}')
+def _stood_in_for(batch: Batch) -> Pixels:
+    """The images, the first readable one in place of others: batch norm shall see no black ones."""
+    if batch.valid.all() or not batch.valid.any():
+        return batch.images
+    stand_in = batch.images[np.argmax(batch.valid)]
+    return np.where(batch.valid[:, None, None, None], batch.images, stand_in)
+
+
+def _check_labels(source: Source, batch: Batch) -> None:
     for index in batch.index[batch.labels < 0]:
         record = source[int(index)]
         name = record.image_id if isinstance(record.image, bytes) else record.image

@@ -1,6 +1,8 @@
 """Checkpoints of the training stage, through orbax."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -8,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from wsol_jax.interrupts import uninterrupted
 
@@ -34,11 +37,33 @@ class TrainState(NamedTuple):
         return self._replace(params=self.ema or self.params, optimizer=None, ema=None)
 
 
+class CheckpointError(OSError):
+    """A checkpoint cannot be written, or none can be read; the message names the folder."""
+
+
+class Row(NamedTuple):
+    """Sums over the steps since the last row of progress.csv; float64, so that sums are exact.
+
+    Attributes:
+        loss: of the images.
+        right: images classified right.
+        images: how many images there are.
+    """
+
+    loss: float = 0.0
+    right: float = 0.0
+    images: float = 0.0
+
+
+_NOTHING = Row()
+
+
 class Checkpoints:
     """`checkpoints/last`, all that training goes on from, and `checkpoints/best`, weights only.
 
     Each is written whole or not at all, the last one in the background; leaving the context waits
-    for it. Any number of devices can read what any other number wrote.
+    for it. Any number of devices can read what any other number wrote. Two of a kind are kept: what
+    cannot be read is put aside, in `checkpoints/damaged`, and the one before takes its place.
 
     Args:
         workdir: of the training.
@@ -46,8 +71,9 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, read_only: bool = False):
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, create=not read_only)
-        folders = [(workdir / 'checkpoints' / kind).absolute() for kind in ('last', 'best')]
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=not read_only)
+        self._folder, self._read_only = (workdir / 'checkpoints').absolute(), read_only
+        folders = [self._folder / kind for kind in ('last', 'best')]
         self._managers = {
             folder.name: ocp.CheckpointManager(folder, options=options)
             for folder in folders
@@ -63,7 +89,7 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with uninterrupted():
+        with uninterrupted(), self._writing('last'):
             for manager in self._managers.values():
                 manager.close()
 
@@ -75,12 +101,14 @@ class Checkpoints:
         """Accuracy on val of the best checkpoint; -1 if there is none."""
         if not self.step('best'):
             return -1.0
-        return float(self._read('best', {'facts': {'accuracy': np.zeros(())}})['facts']['accuracy'])
+        found = self._newest('best', lambda _: {'facts': {'accuracy': np.zeros(())}})
+        return float(found['facts']['accuracy'])
 
-    def save(self, state: TrainState) -> None:
-        """Writes the last checkpoint."""
+    def save(self, state: TrainState, row: Row = _NOTHING) -> None:
+        """Writes the last checkpoint, with the row of progress.csv that is begun."""
+        facts = {'row': {n: np.asarray(value, np.float64) for n, value in row._asdict().items()}}
         with uninterrupted():
-            self._write('last', int(state.step), _parts(state))
+            self._write('last', int(state.step), _parts(state) | facts)
 
     def save_best(self, state: TrainState, accuracy: float) -> None:
         """Writes what is evaluated of a state as the best checkpoint, and waits for it.
@@ -90,32 +118,89 @@ class Checkpoints:
         facts = {'facts': {'accuracy': np.asarray(accuracy)}}
         with uninterrupted():
             self._write('best', int(state.step), _parts(state.evaluated()) | facts)
-            self._managers['best'].wait_until_finished()
+            with self._writing('best'):
+                self._managers['best'].wait_until_finished()
 
-    def restore(self, like: TrainState, kind: str = 'last') -> TrainState:
-        """Reads a checkpoint into the structure of `like`; a part None is left out."""
-        found = self._read(kind, _parts(like))
-        return like._replace(**{name: _like(getattr(like, name), found[name]) for name in found})
+    def restore(self, like: TrainState, kind: str = 'last') -> tuple[TrainState, Row]:
+        """Reads the newest checkpoint that can be read.
+
+        Args:
+            like: of the structure that is wanted; a part None is left out.
+            kind: 'last' or 'best'.
+
+        Raises:
+            CheckpointError: none can be read.
+        """
+        row = {'row': dict.fromkeys(Row._fields, np.zeros(()))}  # older versions kept none
+        parts = dict(_parts(like))
+        found = self._newest(kind, lambda n: parts | (row if self._has(kind, n, 'row') else {}))
+        begun = {key: float(value) for key, value in found.pop('row', {}).items()}
+        state = {name: _like(getattr(like, name), found[name]) for name in found}
+        return like._replace(**state), Row(**begun)
 
     def weights(self, kind: str) -> dict[str, np.ndarray]:
-        """What is evaluated of a checkpoint, by name, such as 'conv1.bn.bias'."""
-        folder = self._managers[kind].directory / str(self.step(kind))
-        params = 'ema' if (folder / 'ema').exists() else 'params'
-        parts = {name: None for name in (params, 'stats') if (folder / name).exists()}
-        found = self._read(kind, parts)
+        """What is evaluated of the newest checkpoint that can be read, by name: 'conv1.bn.bias'.
+
+        Raises:
+            CheckpointError: none can be read.
+        """
+
+        def parts(step: int) -> dict[str, Any]:
+            params = 'ema' if self._has(kind, step, 'ema') else 'params'
+            return {params: None} | ({'stats': None} if self._has(kind, step, 'stats') else {})
+
+        found = self._newest(kind, parts)
         named = {key: value for part in found.values() for key, value in part.items()}
         return {key.removesuffix('.value'): np.asarray(value) for key, value in named.items()}
 
-    def _write(self, kind: str, step: int, parts: Mapping[str, Any]) -> None:
-        # As NumPy arrays: orbax would tie device arrays to the number of devices. As copies: the
-        # next step overwrites the state while they are written.
-        copies = jax.tree.map(np.array, jax.device_get(parts))
-        items = {name: ocp.args.StandardSave(part) for name, part in copies.items()}
-        self._managers[kind].save(step, args=ocp.args.Composite(**items))
+    def _has(self, kind: str, step: int, part: str) -> bool:
+        return (self._folder / kind / str(step) / part).exists()
 
-    def _read(self, kind: str, parts: Mapping[str, Any]) -> Any:
-        items = {name: ocp.args.StandardRestore(part) for name, part in parts.items()}
-        return self._managers[kind].restore(self.step(kind), args=ocp.args.Composite(**items))
+    def _write(self, kind: str, step: int, parts: Mapping[str, Any]) -> None:
+        # As NumPy arrays: orbax would tie device arrays to the number of devices.
+        items = {name: ocp.args.StandardSave(jax.device_get(p)) for name, p in parts.items()}
+        with self._writing(kind):
+            self._managers[kind].save(step, args=ocp.args.Composite(**items))
+
+    @contextmanager
+    def _writing(self, kind: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of any kind, and of the checkpoint before: it is written late
+            reason = ' '.join(str(error).split()).split('[os_error_code')[0].rpartition(': ')[2]
+            raise CheckpointError(
+                f'cannot write {self._folder / kind}: {reason.strip()}; the checkpoint before stays'
+            ) from None
+
+    def _newest(self, kind: str, parts_of: Callable[[int], Mapping[str, Any]]) -> Any:
+        """Parts of the newest checkpoint that can be read; newer ones are put aside."""
+        errors: dict[int, str] = {}
+        for step in sorted(self._managers[kind].all_steps(), reverse=True):
+            items = {n: ocp.args.StandardRestore(part) for n, part in parts_of(step).items()}
+            try:
+                found = self._managers[kind].restore(step, args=ocp.args.Composite(**items))
+            except Exception as error:  # damaged files raise nearly anything
+                errors[step] = ' '.join(str(error).split())[:200]
+                continue
+            for damaged, reason in errors.items():
+                self._put_aside(kind, damaged, f'({reason}); going on from step {step}')
+            return dict(found.items())
+        why = next(iter(errors.values()), 'there is none')
+        raise CheckpointError(
+            f'{self._folder / kind}: no checkpoint can be read; delete {self._folder} and train '
+            f'anew ({why})'
+        )
+
+    def _put_aside(self, kind: str, step: int, message: str) -> None:
+        folder = self._folder / kind / str(step)
+        logging.warning('%s cannot be read %s', folder, message)
+        if self._read_only:
+            return
+        place = self._folder / 'damaged' / f'{kind}-{step}'
+        place.parent.mkdir(exist_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        folder.rename(place)
+        self._managers[kind].reload()
 
 
 def _parts(state: TrainState) -> dict[str, dict[str, jax.Array]]:

@@ -1,6 +1,6 @@
 """The stage `train`: one loop, resumable at any checkpoint with the same end."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,14 @@ from flax import nnx
 from tqdm import tqdm
 
 from wsol_jax.config import Config, ConfigError, TrainConfig
-from wsol_jax.data import Batch, Source, evaluation_batches, steps_per_epoch, training_batches
+from wsol_jax.data import (
+    Batch,
+    DataError,
+    Source,
+    evaluation_batches,
+    steps_per_epoch,
+    training_batches,
+)
 from wsol_jax.interrupts import uninterrupted
 from wsol_jax.models import (
     Network,
@@ -28,9 +35,9 @@ from wsol_jax.models import (
     recorded_preprocessing,
 )
 from wsol_jax.parallel import Devices, local_devices, one_ahead
-from wsol_jax.training.checkpoints import Checkpoints
+from wsol_jax.training.checkpoints import Checkpoints, Row
 from wsol_jax.training.step import Program, Shard, Sums, make_program
-from wsol_jax.workdir import ProgressLog, record_origin, remove_scores
+from wsol_jax.workdir import ProgressLog, read_csv, record_origin, remove_scores, write_csv
 
 
 def train(config: Config, train_source: Source, val_source: Source, workdir: Path) -> None:
@@ -48,7 +55,8 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
     Raises:
         ConfigError: the labels do not fit the network, or a setting the parameters.
         FloatingPointError: the loss or a weight is not finite; the last checkpoint stays.
-        DataError: an image cannot be read.
+        DataError: an image has no label, or no image of an epoch can be read.
+        CheckpointError: a checkpoint cannot be written, or none can be read.
     """
     epoch_steps = steps_per_epoch(len(train_source), config.train.batch_size)
     total = config.train.epochs * epoch_steps
@@ -99,13 +107,17 @@ class _Run:
         self._program = program
         self._checkpoints = checkpoints
         self._epoch_steps = epoch_steps
-        self._step = checkpoints.step()
-        self._sums: list[Sums] = []  # of the steps that no row of progress.csv tells yet
-        start = program.initial
-        start = checkpoints.restore(start) if self._step else start
+        start, self._row = program.initial, Row()
+        if checkpoints.step():
+            start, self._row = checkpoints.restore(start)
+        self._step = int(start.step)
+        self._sums: list[Sums] = []  # of the steps that the row does not hold yet
+        self._earlier = self._row.images  # of the row, by another process
+        self._readable = self._step % epoch_steps > 0  # whether the epoch has an image
         self._state = devices.replicate(start, donated=True)
         self._log = ProgressLog(workdir)
         self._log.forget('train', after=self._step)
+        self._skipped = SkipList(workdir)
 
     def to_the_end(self, train_source: Source, val_source: Source, size: int) -> None:
         """Runs every step that is left, with a checkpoint on the way and after each epoch."""
@@ -134,7 +146,12 @@ class _Run:
             source, size, setting.batch_size, config.seed, steps, workers, augment
         )
         with closing(batches):
-            yield from one_ahead(map(partial(_shard, self._devices, setting.accumulate), batches))
+            noted = map(partial(self._note, source), batches)
+            yield from one_ahead(map(partial(_shard, self._devices, setting.accumulate), noted))
+
+    def _note(self, source: Source, batch: Batch) -> Batch:
+        self._skipped.note('train', source, batch.errors)
+        return batch
 
     def _one_step(self, shard: Shard, progress: tqdm) -> None:
         setting = self._config.train
@@ -149,8 +166,13 @@ class _Run:
             self._save()
 
     def _end_epoch(self, source: Source, size: int) -> None:
+        if not self._readable:
+            raise DataError(f'no image of train can be read; {self._skipped.path} tells why')
+        self._readable = False
         self._check_finite()
-        accuracy = _accuracy(self._program, self._devices, self._state, source, size, self._config)
+        accuracy = _accuracy(
+            self._program, self._devices, self._state, source, size, self._config, self._skipped
+        )
         self._log.row('train', 'val', self._step, len(source), accuracy=accuracy)
         if accuracy >= self._checkpoints.best_accuracy():
             self._checkpoints.save_best(self._devices.one(self._state), accuracy)
@@ -159,7 +181,8 @@ class _Run:
     def _save(self) -> None:
         """Writes the last checkpoint, unless a weight is not finite."""
         self._check_finite()
-        self._checkpoints.save(self._devices.one(self._state))
+        self._add_up()
+        self._checkpoints.save(self._devices.one(self._state), self._row)
 
     def _check_finite(self) -> None:
         if not all(jax.tree.leaves(_finite(self._devices.one(self._state).params))):
@@ -167,23 +190,32 @@ class _Run:
                 f'the weights are not finite after step {self._step}; {_LOWER_RATE}'
             )
 
-    def _report(self, progress: tqdm) -> None:
-        """A row of progress.csv on the steps since the last one."""
+    def _add_up(self) -> None:
+        """Adds the steps since the last call to the row, one by one: resumed or not, the same."""
         values = jax.device_get([self._devices.one(s) for s in self._sums])
         self._sums.clear()
-        losses = np.array([s.loss for s in values])
-        if len(wrong := np.flatnonzero(~np.isfinite(losses))):
-            first = self._step - len(losses) + 1 + wrong[0]
-            raise FloatingPointError(
-                f'the training loss is {losses[wrong[0]]} at step {first}; {_LOWER_RATE}'
-            )
-        images = sum(int(s.images) for s in values)
-        loss = float(np.mean(losses))
-        accuracy = 100.0 * sum(int(s.right) for s in values) / images
-        self._log.row('train', 'train', self._step, images, loss=loss, accuracy=accuracy)
-        progress.set_postfix(loss=f'{loss:.3f}', accuracy=f'{accuracy:.1f}')
+        for step, sums in enumerate(values, self._step - len(values) + 1):
+            if not np.isfinite(sums.loss):
+                raise FloatingPointError(
+                    f'the training loss is {sums.loss} at step {step}; {_LOWER_RATE}'
+                )
+            images = int(sums.images)
+            more = (float(sums.loss) * images, int(sums.right), images)
+            self._row = Row(*(a + b for a, b in zip(self._row, more, strict=True)))
+
+    def _report(self, progress: tqdm) -> None:
+        """A row of progress.csv on the images since the last one."""
+        self._add_up()
+        row, here = self._row, int(self._row.images - self._earlier)
+        self._row, self._earlier = Row(), 0.0
+        self._readable |= row.images > 0
+        sums = {'loss': row.loss, 'accuracy': 100.0 * row.right}
+        means = {key: value / row.images for key, value in sums.items() if row.images}
+        self._log.row('train', 'train', self._step, here, **means)
+        progress.set_postfix({key: f'{value:.3f}' for key, value in means.items()})
 
 
+_TOLD = 10  # images that are named on the terminal
 _LOWER_RATE = 'lower config.train.learning_rate'
 _finite = jax.jit(partial(jax.tree.map, lambda x: jnp.all(jnp.isfinite(x))))
 
@@ -200,7 +232,13 @@ def _shard(devices: Devices, parts: int, batch: Batch) -> Shard:
 
 
 def _accuracy(
-    program: Program, devices: Devices, state: Any, source: Source, size: int, config: Config
+    program: Program,
+    devices: Devices,
+    state: Any,
+    source: Source,
+    size: int,
+    config: Config,
+    skipped: 'SkipList',
 ) -> float:
     """Top-1 accuracy in percent."""
     right = total = 0
@@ -215,9 +253,36 @@ def _accuracy(
     for batch, predicted in results:
         right += int(np.sum((devices.gather(predicted) == batch.labels) & batch.valid))
         total += int(batch.valid.sum())
-        for reason in batch.errors.values():
-            logging.warning('val, not counted: %s', reason)
-    return 100.0 * right / max(total, 1)
+        skipped.note('val', source, batch.errors)
+    if not total:
+        raise DataError(f'no image of val can be read; {skipped.path} tells why')
+    return 100.0 * right / total
+
+
+class SkipList:
+    """Images that cannot be read and are passed over: told once each, listed in skipped.csv.
+
+    Attributes:
+        path: of skipped.csv.
+    """
+
+    def __init__(self, workdir: Path):
+        self.path = workdir / 'skipped.csv'
+        self._reasons = {(r['split'], r['image_id']): r['reason'] for r in read_csv(self.path)}
+
+    def note(self, split: str, source: Source, errors: Mapping[int, str]) -> None:
+        """Adds images of a split, by their positions in its source."""
+        found = {(split, source[i].image_id): reason for i, reason in errors.items()}
+        new = {key: reason for key, reason in found.items() if key not in self._reasons}
+        for count, reason in enumerate(new.values(), len(self._reasons) + 1):
+            if count <= _TOLD:
+                logging.warning('%s, passed over: %s', split, reason)
+            elif count == _TOLD + 1:
+                logging.warning('more are passed over; %s lists all of them', self.path)
+        if new:
+            self._reasons |= new
+            rows = sorted((*key, reason) for key, reason in self._reasons.items())
+            write_csv(self.path, ('split', 'image_id', 'reason'), rows)
 
 
 def _initial_module(config: Config, source: Source, again: bool = False) -> nnx.Module:
