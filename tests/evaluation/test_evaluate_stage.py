@@ -124,6 +124,46 @@ def test_threshold_comes_from_val_and_the_oracle_stands_beside_it(scored):
     assert test['MaxBoxAccV2'] == pytest.approx(200 / 3)
 
 
+def test_rows_of_the_split_that_was_chosen_on_are_oracles(scored):
+    metrics, *_ = scored
+    assert [(r['split'], r.get('oracle')) for r in metrics['localization']] == [
+        ('val', True),
+        ('val', True),
+        ('test', None),
+        ('test', None),
+    ]
+
+
+def test_images_without_an_object_count_in_classification_alone(tmp_path):
+    whole, mixed = tmp_path / 'whole', tmp_path / 'mixed'
+    upper = np.zeros((SIDE, SIDE))
+    upper[:8] = 1
+    known = [record('a.png', OUTER), record('b.png', INNER, label=1)]
+    known += [record('c.png', INNER), record('d.png', masks=((png(upper), None),))]
+    bare = [record(name, label=label) for name, label in (('x.png', 2), ('y.png', 3), ('z.png', 2))]
+    among = [bare[0], *known[:2], bare[1], *known[2:], bare[2]]
+    evaluated = []
+    for workdir, records in ((whole, known), (mixed, among)):
+        for split in ('val', 'test'):
+            top = [[0, 4, 5, 6, 7]] * len(records)
+            write_store(workdir, split, Listed(records), {A: [NESTED] * len(records)}, top=top)
+        sources = {split: Listed(records) for split in ('val', 'test')}
+        rules = replace(CONFIG.evaluate, presets=('cvpr16', 'bas:0.4'))
+        evaluated.append(evaluate(replace(CONFIG, evaluate=rules), sources, workdir))
+    expected, found = evaluated
+    for name in ('localization', 'by_class', 'by_size', 'skipped', 'split'):
+        assert found[name] == expected[name], name
+    assert [row['images'] for row in found['by_class']] == [2, 1]  # boxes of the classes 0 and 1
+    assert found['localization'][0]['images'] == 4
+    assert expected['without_object'] == {'val': 0, 'test': 0}
+    assert found['without_object'] == {'val': 3, 'test': 3}
+    assert expected['classification']['top1'] == 75
+    assert found['classification']['top1'] == pytest.approx(300 / 7)
+    assert (mixed / 'curves.csv').read_bytes() == (whole / 'curves.csv').read_bytes()
+    assert len(read_boxes(mixed, 'test')) == 7
+    assert summary(found).split('\n')[0].startswith('test: 4 images, 3 more without an object, ')
+
+
 def test_layer_comes_from_val(scored):
     metrics, *_ = scored
     for split in ('val', 'test'):
@@ -632,9 +672,11 @@ def test_faithfulness_of_the_chosen_layers(resnet, tmp_path):
     labels = [r.labels[0] for r in seen]
     for row in rows:
         if row['chosen']:
-            maps = localize(resnet, pictures, (row['method'],), (row['layer'],), labels).maps
+            key = (row['method'],), (row['layer'],)
+            maps = localize(resnet, pictures, *key, labels, resize=False).maps
             ((key, m),) = maps.items()
             m = np.maximum(m, 0) if row['method'] == 'grad_cam' else m
-            expected = summarize(faithfulness(resnet, pictures, {key: m}, labels)[key])
+            scores = faithfulness(resnet, pictures, {key: m}, labels, resize=False)[key]
+            expected = summarize(scores)
             for name, value in expected.items():
                 assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name

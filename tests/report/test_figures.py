@@ -293,6 +293,19 @@ def test_accuracy_over_the_threshold_at_the_chosen_layer(drawn):
     assert legend.get_title().get_text() == 'on test; mark: threshold of val'
 
 
+def test_scores_that_were_chosen_on_the_split_have_a_star(drawn):
+    rows = [r | {'split': 'val', 'oracle': True} for r in SCORED['localization'][1:]]
+    metrics = SCORED | {'split': 'val', 'localization': rows}
+    score_figure(metrics, None)
+    comparison_figure(metrics, None)
+    curve_figure(metrics, [c | {'split': 'val'} for c in CURVES[3:]], None)
+    over_layers, methods, thresholds = drawn
+    assert over_layers.axes[0].get_ylabel() == 'GT-known* on val (%)'
+    assert methods.axes[0].get_xlabel().startswith('GT-known* on val (%)')
+    title = thresholds.legends[0].get_title().get_text()
+    assert title == 'on val; mark: threshold of val itself (oracle)'
+
+
 def test_the_mark_is_where_the_threshold_is(drawn):
     rows = [row('dgl', 'a') | {'threshold': t} for t in (0.0, 0.39)]
     curves = [curve('dgl', 'a', 0.1 * i, mIoU=i) for i in range(5)]

@@ -116,6 +116,32 @@ def test_every_row_is_there(tmp_path):
     assert data['details']['class']['columns'] == ['GTKnownLoc']
 
 
+def test_oracles_have_a_star(tmp_path):
+    rows = [
+        row('dgl', 'a', 'val', GTKnownLoc=60.0, PxAP=30.0, chosen=True, oracle=True),
+        row('dgl', 'b', 'val', GTKnownLoc=50.0, PxAP=20.0, chosen=False, oracle=True),
+        row('dgl', 'a', 'test', GTKnownLoc=40.0, PxAP=10.0, chosen=True),
+    ]
+    metrics = {**METRICS, 'localization': rows, 'split': 'test'}
+    reader = Reader(page_of(tmp_path / 'test', metrics))
+    assert reader.rows == [
+        ['chosen', 'method', 'layer', 'threshold', 'GT-known', 'PxAP'],
+        ['●', 'dgl', 'a', '0.30', '60.0*', '30.0*'],
+        ['●', 'dgl', 'a', '0.30', '40.0', '10.0'],
+        ['', 'dgl', 'b', '0.30', '50.0*', '20.0'],
+    ]
+    data = json.loads(reader.scripts['data'])
+    assert [r.get('oracle') for r in data['rows']] == [True, None, True]
+    assert data['details']['class']['headings'] == ['GT-known']
+    data = Reader(page_of(tmp_path / 'val', {**metrics, 'split': 'val'})).scripts['data']
+    assert json.loads(data)['details']['class']['headings'] == ['GT-known*']
+
+
+def test_images_without_an_object_are_counted(tmp_path):
+    text = page_of(tmp_path, {**METRICS, 'without_object': {'te<st>': 2}})
+    assert '<b>4</b> images' in text and '<b>2</b> of them without an object' in text
+
+
 def test_summary_of_the_split(tmp_path):
     text = page_of(tmp_path, status=[1, SKIPPED, 1, 1])
     assert '<b>3</b> images' in text and '<b>3</b> skipped' in text

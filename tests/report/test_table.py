@@ -1,4 +1,4 @@
-from wsol_jax.report.table import columns, heading, markdown, summary
+from wsol_jax.report.table import columns, heading, is_oracle, markdown, starred, summary
 
 BOXES = {
     'split': 'test',
@@ -44,6 +44,38 @@ def test_chosen_rows_and_the_oracle():
         'dgl        stage1              0.25        87.5',
         'layer_cam  stage1+stage2       0.00        12.5',
     ]
+
+
+def test_scores_of_the_split_that_was_chosen_on_are_oracles():
+    rows = [{**r, 'split': 'val', 'oracle': True} for r in BOXES['localization'][1:]]
+    rows[1] |= {'PxAP': 20.0}
+    assert summary({**BOXES, 'split': 'val', 'localization': rows}).split('\n') == [
+        'val: 8 images, top1 62.5 %, top5 100.0 %',
+        'method     layer          threshold  GT-known*  MaxBoxAcc*  PxAP*',
+        '---------  -------------  ---------  ---------  ----------  -----',
+        'dgl        stage2              0.30       62.5        75.0   20.0',
+        'layer_cam  stage1+stage2       0.05        5.0        12.5       ',
+        'Layer and threshold chosen on val itself. * an oracle: best on this split.',
+    ]
+
+
+def test_an_oracle_is_what_a_choice_on_the_split_made_good():
+    row = {'oracle': True, 'GTKnownLoc': 1.0, 'PxAP': 1.0, 'MaxBoxAcc': 1.0, 'ROAD': 1.0}
+    names = list(row)[1:]
+    assert [is_oracle(row, name) for name in names] == [True, False, True, False]
+    assert [is_oracle({**row, 'chosen': True}, n) for n in names] == [True, True, True, False]
+    del row['oracle']
+    assert [is_oracle({**row, 'chosen': True}, n) for n in names] == [False, False, True, False]
+    assert starred('GTKnownLoc', [row]) == 'GT-known'
+    assert starred('MaxBoxAcc', [{**row, 'oracle': True}]) == 'MaxBoxAcc*'
+
+
+def test_images_without_an_object_are_counted():
+    metrics = {**BOXES, 'without_object': {'val': 5, 'test': 3}}
+    first = summary(metrics).split('\n')[0]
+    assert first == (
+        'test: 8 images, 2 skipped, 3 more without an object, top1 62.5 %, top5 100.0 %'
+    )
 
 
 def test_intervals_and_older_tables():

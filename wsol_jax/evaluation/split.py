@@ -91,6 +91,15 @@ class Split:
             if readable[i]:
                 yield replace(record, size=stored_size(record), image=b'')
 
+    @property
+    def without_object(self) -> int:
+        """How many readable images have no box and no mask, where others have some.
+
+        They count in classification, and in no score of localization.
+        """
+        known = sum(bool(record.boxes or record.masks) for record in self.records)
+        return len(self.records) - known if known else 0
+
     @cached_property
     def target(self) -> str:
         """The classes that the maps are for; '' where images have no label to compare them with."""

@@ -1,7 +1,8 @@
 """The stage `evaluate`: boxes and scores of the maps in the workdir.
 
 Layer and threshold are chosen on one split (val) and applied to the others; what is best on the
-scored split itself is an oracle and is named MaxBoxAcc, or PeakIoU for masks.
+scored split itself is an oracle and is named MaxBoxAcc, or PeakIoU for masks. Scores of the split
+that was chosen on are oracles, too, and their rows say so.
 """
 
 import json
@@ -74,6 +75,7 @@ def evaluate(
         'class': last.store.target,
         'classification': _classification(last),
         'skipped': {split.name: split.skipped for split in splits},
+        'without_object': {split.name: split.without_object for split in splits},
         'localization': rows,
         **_tables(last, outcomes, best),
     }
@@ -169,6 +171,8 @@ def _rows(
         row |= {'presets': presets} if any(presets.values()) else {}
         row |= {'intervals': ends[key]} if ends.get(key) else {}
         row |= {'chosen': best[key[0]] == key[1]} if best else {}
+        # Threshold and layer are the best for the very images that are scored.
+        row |= {'oracle': True} if split.name == setting.choose_on and key in chosen else {}
         row |= {'blank_maps': counted.blank, 'threshold': cut[key]}
         rows.append({**row, 'threshold_from': setting.choose_on if key in chosen else 'config'})
     return rows

@@ -23,7 +23,7 @@ from wsol_jax.evaluation.stage import canvas_scores
 from wsol_jax.localization.store import DONE, MapStore
 from wsol_jax.maps import Key
 from wsol_jax.report.overlay import DPI, Cell, draw_grid, map_title
-from wsol_jax.report.table import Row, heading, split_rows
+from wsol_jax.report.table import Row, heading, split_rows, starred
 from wsol_jax.workdir import written_whole
 
 # The colours of Okabe and Ito, told apart with any colour vision, without the yellow that is too
@@ -91,7 +91,7 @@ def score_figure(metrics: dict[str, Any], path: Path) -> None:
             **style,
         )
     axes.set_xticks(range(len(layers)), layers, rotation=45, ha='right')
-    axes.set_ylabel(f'{heading(score)} on {metrics["split"]} (%)')
+    axes.set_ylabel(f'{starred(score, rows)} on {metrics["split"]} (%)')
     _frame(axes, 'y')
     _legend(figure, axes)
     _save(figure, path)
@@ -123,7 +123,8 @@ def curve_figure(metrics: dict[str, Any], curves: Sequence[dict[str, str]], path
         axes.set(xlim=(0, 1), xlabel='threshold (fraction of the maximum)', ylabel=titles[name])
         _frame(axes, 'y')
     origin = rows[0][0]['threshold_from']
-    _legend(figure, grid[0], f'on {metrics["split"]}; mark: threshold of {origin}')
+    itself = ' itself (oracle)' if any(row.get('oracle') for row, _ in rows) else ''
+    _legend(figure, grid[0], f'on {metrics["split"]}; mark: threshold of {origin}{itself}')
     _save(figure, path)
 
 
@@ -154,7 +155,8 @@ def comparison_figure(metrics: dict[str, Any], path: Path) -> None:
     for axes, score in zip(grid, scores, strict=True):
         _draw_comparison(axes, rows, score)
         around = ', 95 % interval' if any(score in r.get('intervals', {}) for r in rows) else ''
-        axes.set_xlabel(f'{heading(score)} on {metrics["split"]} (%){around}', fontsize=8)
+        name = starred(score, rows)
+        axes.set_xlabel(f'{name} on {metrics["split"]} (%){around}', fontsize=8)
     grid[0].set(ylim=(len(rows) - 0.4, -0.6))  # the best one at the top
     grid[0].set_yticks(range(len(rows)), list(map(_name, rows)))
     _save(figure, path)

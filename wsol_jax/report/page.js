@@ -177,7 +177,7 @@ const drawCharts = () => {
     if (!chart) return;
     const index = nearest(curve.threshold, state.hovered ?? state.step / 100);
     const best = bestOf(curve, chart.best);
-    const marks = [{ threshold: row.threshold, text: `${escaped(row.threshold_from)} ${thresholdText(row.threshold)}` }];
+    const marks = [{ threshold: row.threshold, text: `${escaped(row.threshold_from)}${row.oracle ? '*' : ''} ${thresholdText(row.threshold)}` }];
     if (best !== null) marks.push({ threshold: best, text: `best* ${thresholdText(best)}` });
     const plot = figure.querySelector('.plot');
     plot.innerHTML = chartMarkup(chart, curve, marks, index, plot.clientWidth);

@@ -18,12 +18,13 @@ from wsol_jax.evaluation.stage import CURVES
 from wsol_jax.localization.store import DONE, MapStore
 from wsol_jax.report.gallery import SIDES, THRESHOLDS, Gallery, Shown, blob, collect, map_blobs
 from wsol_jax.report.overlay import MAP_COLORS
-from wsol_jax.report.table import Row, columns, heading, threshold_text
+from wsol_jax.report.table import Row, columns, heading, is_oracle, starred, threshold_text
 from wsol_jax.workdir import read_csv, write_text
 
 _LIMIT = 15_000_000  # bytes of the whole page
 _CURVES = ('threshold', *CURVES)
-_ROW = ('split', 'method', 'layer', 'threshold', 'threshold_from', 'chosen')  # for the script
+# What the script knows of a row.
+_ROW = ('split', 'method', 'layer', 'threshold', 'threshold_from', 'chosen', 'oracle')
 
 
 def write_page(
@@ -57,7 +58,8 @@ def _tables(metrics: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
     scores, presets = columns(rows), _presets(rows)
     scored = [i for i, row in enumerate(rows) if row['split'] == metrics['split']]
     start = max(scored, key=lambda i: _rank(rows[i], scores), default=0)
-    details = {name: _detail(metrics.get(f'by_{name}', [])) for name in ('class', 'size')}
+    oracle = any(rows[i].get('oracle') for i in scored)
+    details = {name: _detail(metrics.get(f'by_{name}', []), oracle) for name in ('class', 'size')}
     known = [{name: row[name] for name in _ROW if name in row} for row in rows]
     return {
         'rows': rows,
@@ -79,10 +81,15 @@ def _presets(rows: Iterable[Row]) -> list[tuple[str, str]]:
 
 
 def _cells(row: Row, scores: Sequence[str], presets: Sequence[tuple[str, str]]) -> list[tuple]:
-    """(percentage or None, its 95 % interval or None) of every column of scores."""
+    """(percentage or None, its 95 % interval or None, '*' or '') of every column of scores."""
     intervals, quoted = row.get('intervals', {}), row.get('presets', {})
-    own = [(row.get(score), intervals.get(score)) for score in scores]
-    return own + [(quoted.get(preset, {}).get(score), None) for preset, score in presets]
+    own = [(row.get(s), intervals.get(s), _star(row, s)) for s in scores]
+    return own + [(quoted.get(preset, {}).get(score), None, '') for preset, score in presets]
+
+
+def _star(row: Row, score: str) -> str:
+    """What marks an oracle in a column that holds other scores, too."""
+    return '*' if '*' not in heading(score) and is_oracle(row, score) else ''
 
 
 def _rank(row: Row, scores: Sequence[str]) -> tuple[bool, float]:
@@ -90,8 +97,10 @@ def _rank(row: Row, scores: Sequence[str]) -> tuple[bool, float]:
     return row.get('chosen', False), next((row[s] for s in scores if s in row), 0.0)
 
 
-def _detail(rows: list[Row]) -> dict[str, Any]:
-    return {'columns': columns(rows), 'headings': [*map(heading, columns(rows))], 'rows': rows}
+def _detail(rows: list[Row], oracle: bool) -> dict[str, Any]:
+    marked = [{**row, 'oracle': oracle, 'chosen': True} for row in rows]
+    headings = [starred(score, marked) for score in columns(rows)]
+    return {'columns': columns(rows), 'headings': headings, 'rows': rows}
 
 
 def _curves(rows: Sequence[Row], lines: Iterable[Mapping[str, str]]) -> str:

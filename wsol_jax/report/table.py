@@ -34,6 +34,9 @@ _HEADINGS = {
     'Deletion': 'deletion',
     'ROAD': 'ROAD',
 }
+# Of the split that threshold and layer are chosen on, these are oracles.
+_OF_THRESHOLD = ('GTKnownLoc', 'Top1Loc', 'Top5Loc', 'mIoU')
+_OF_LAYER = ('PxAP',)
 _UNSCORED = '{split}: no image with boxes or masks to score'
 
 
@@ -47,7 +50,7 @@ def summary(metrics: dict[str, Any]) -> str:
     best = [r for r in rows if r.get('chosen')]
     shown = best or rows
     lines = [_title(metrics, shown), *_table(shown), *_notes(shown)]
-    if best:
+    if best and not all(row.get('oracle') for row in best):
         oracle = _table(_oracle_rows(rows))
         lines += ['', f'Oracle: the layer that is best on {metrics["split"]} itself', *oracle]
     return '\n'.join([*lines, *_presets(shown)])
@@ -65,9 +68,11 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     what = (
         'Layer and threshold chosen on' if any(r.get('chosen') for r in rows) else 'Threshold from'
     )
-    notes = [f'{what} {rows[0]["threshold_from"]}.']
-    if any('*' in heading(name) for name in columns(rows)):
-        notes.append('* best threshold on this split.')
+    itself = any(row.get('oracle') for row in rows)
+    notes = [f'{what} {rows[0]["threshold_from"]}{" itself" if itself else ""}.']
+    if any('*' in starred(name, rows) for name in columns(rows)):
+        best = 'an oracle: best' if itself else 'best threshold'
+        notes.append(f'* {best} on this split.')
     if any('intervals' in row for row in rows):
         notes.append('95 %: bootstrap interval.')
     blank = [r for r in rows if r.get('blank_maps')]
@@ -111,12 +116,27 @@ def heading(column: str) -> str:
     return _HEADINGS[column]
 
 
+def starred(column: str, rows: Sequence[Row]) -> str:
+    """The heading of a column, with a star if it is an oracle in any of these rows."""
+    name = heading(column)
+    return f'{name}*' if '*' not in name and any(is_oracle(r, column) for r in rows) else name
+
+
+def is_oracle(row: Row, column: str) -> bool:
+    """Whether a score was reached by a choice made on the very images it is of."""
+    chosen = column in _OF_THRESHOLD or (column in _OF_LAYER and bool(row.get('chosen')))
+    return column in row and ('*' in heading(column) or (chosen and bool(row.get('oracle'))))
+
+
 def _title(metrics: dict[str, Any], rows: Sequence[Row]) -> str:
     count = max((row['images'] for row in rows), default=0)
     parts = [f'{metrics["split"]}: {count} images' if count else _UNSCORED.format(**metrics)]
     skipped = metrics['skipped'].get(metrics['split'], 0)
     if skipped:
         parts.append(f'{skipped} skipped')
+    without = metrics.get('without_object', {}).get(metrics['split'], 0)
+    if without:
+        parts.append(f'{without} more without an object')
     parts += [f'{name} {value:.1f} %' for name, value in metrics['classification'].items()]
     faithful = {row['faithfulness_images'] for row in rows if 'faithfulness_images' in row}
     parts += [f'drop to ROAD on {count} of them' for count in faithful]
@@ -139,8 +159,9 @@ def _oracle_rows(rows: Sequence[Row]) -> list[Row]:
 def _table(rows: Sequence[Row]) -> list[str]:
     scores = columns(rows)
     sure = next((s for s in scores if any(s in row.get('intervals', {}) for row in rows)), None)
-    names = [name for s in scores for name in ([heading(s), '95 %'] if s == sure else [heading(s)])]
-    cells = [['method', 'layer', 'threshold', *names]]
+    cells = [['method', 'layer', 'threshold']]
+    for score in scores:
+        cells[0] += [starred(score, rows), '95 %'] if score == sure else [starred(score, rows)]
     for row in rows:
         threshold = '' if row['threshold'] is None else threshold_text(row['threshold'])
         cells.append([row['method'], row['layer'], threshold])
