@@ -1,5 +1,6 @@
 import io
 import os
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from wsol_jax.data import (
     DataError,
     Decoding,
     Record,
+    WsolFolder,
     decode,
     decode_image,
     decode_mask,
@@ -509,3 +511,19 @@ def test_bad_masks_are_named(tmp_path):
             decode_mask(Record('x', b'', (), None, masks=((tmp_path / name, None),)), (4, 4))
     with pytest.raises(DataError, match='mask x: '):
         decode_mask(Record('x', b'', (), None, masks=((b'', None),)), (4, 4))
+
+
+@pytest.mark.skipif('WSOL_DATA' not in os.environ, reason='WSOL_DATA is not set: no real images')
+def test_turned_photos_are_the_upright_ones():
+    """Bit for bit: then class, maps and boxes are, too."""
+    source = WsolFolder(Path(os.environ['WSOL_DATA']) / 'imagenette', 'test')
+    for k in range(24):
+        upright = decode_image(source[k])[:168]
+        orientation = 1 + k % 8
+        back = {6: 8, 8: 6}.get(orientation, orientation)
+        stored = tagged(np.ascontiguousarray(SHOWN[back](upright)), orientation)
+        record = of(stored, (224, 168), DISPLAYED)
+        np.testing.assert_array_equal(decode_image(record), upright)
+        if orientation >= 5:
+            with pytest.raises(DataError, match=r'is 168x224 with config\.data'):
+                decode_image(of(stored, (224, 168)))
