@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 import threading
@@ -19,7 +20,9 @@ from wsol_jax.data import (
     training_batches,
 )
 from wsol_jax.data.augment import augment
+from wsol_jax.data.files import open_file
 from wsol_jax.data.loader import TrainingOrder
+from wsol_jax.data.records import ReadError
 
 SIZE = 28
 MARGIN = 4
@@ -276,3 +279,30 @@ def test_augmentation_is_a_crop_and_a_flip_of_the_squashed_image(source):
             seen.add(found[0])
     tops, lefts, flips = map(set, zip(*seen, strict=True))
     assert tops == lefts == set(range(MARGIN + 1)) and flips == {1, -1}
+
+
+@pytest.mark.parametrize(
+    ('number', 'fails', 'tries'),
+    [(errno.EIO, 2, 3), (errno.EACCES, 2, 1), (errno.EIO, 9, 4)],
+)
+def test_a_read_that_fails_is_tried_again(tmp_path, monkeypatch, number, fails, tries):
+    """An error of the disk says nothing of the image; a lasting one skips it."""
+    file, tried = tmp_path / 'a.png', []
+    file.write_bytes(Shapes('train', 1, size=48)[0].image)
+
+    def failing(*arguments):
+        tried.append(0)
+        if len(tried) <= fails:
+            raise OSError(number, os.strerror(number))
+        return open_file(*arguments)
+
+    monkeypatch.setattr('wsol_jax.data.decode.open_file', failing)
+    monkeypatch.setattr('wsol_jax.data.loader._PAUSES', (0, 0, 0))
+    batches = evaluation_batches(Listed([Record('a', file, (0,), None)]), 8, 1)
+    if fails == 9:
+        with pytest.raises(ReadError, match=r'a.png: Input/output error'):
+            next(batches)
+    else:
+        lasting = {0: f'{file}: Permission denied'}
+        assert next(batches).errors == (lasting if number == errno.EACCES else {})
+    assert len(tried) == tries

@@ -19,7 +19,7 @@ from wsol_jax.data.class_folder import ClassFolder, split_folders
 from wsol_jax.data.decode import LARGE, Described, decode_image, describe_image, stored_mask
 from wsol_jax.data.files import AGAIN, UNUSABLE, find_images, printable, read_file
 from wsol_jax.data.folders import ImageFolder, WsolFolder, split_names
-from wsol_jax.data.records import BadImage, DataError, Record, Source
+from wsol_jax.data.records import DataError, Record, Source
 
 THREADS = 8
 SHOWN = 10
@@ -188,7 +188,7 @@ def _examine(record: Record) -> tuple[bytes, list[_Finding]]:
         described = describe_image(record)
         decode_image(replace(record, size=None), side=1)
         content = read_file(record.image)
-    except (BadImage, OSError) as error:
+    except (DataError, OSError) as error:
         kind = BROKEN if os.path.lexists(record.image) else MISSING
         return b'', [*_bad_masks(record, None), _Finding(kind, str(error))]
     notes = [

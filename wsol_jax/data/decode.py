@@ -25,8 +25,8 @@ from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, IMAGELENGTH, IMAGEWIDTH, PHOTOMETRIC_INTERPRETATION
 
-from wsol_jax.data.files import open_file, printable, reason
-from wsol_jax.data.records import BadImage, DataError, Encoded, Pixels, Record
+from wsol_jax.data.files import may_pass, open_file, printable, reason
+from wsol_jax.data.records import BadImage, DataError, Encoded, Pixels, ReadError, Record
 
 IGNORE = 255
 # Raster formats: others may start an interpreter (EPS) or read other files.
@@ -59,6 +59,7 @@ def decode_image(record: Record, side: int = 0) -> Pixels:
 
     Raises:
         BadImage: the file is missing, truncated, too large or not an image.
+        ReadError: the system failed to read it.
         DataError: the record knows a size, which is that of the other frame.
     """
     with _opened(record) as image, _guarded(image):
@@ -189,7 +190,8 @@ def _opened(record: Record) -> Iterator[ImageFile]:
     except DataError:
         raise
     except Exception as error:  # decoders raise nearly anything on broken bytes
-        raise BadImage(f'{_where(record, record.image)}: {_reason(error)}') from None
+        kind = ReadError if may_pass(error) else BadImage
+        raise kind(f'{_where(record, record.image)}: {_reason(error)}') from None
 
 
 @contextmanager

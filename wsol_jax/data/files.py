@@ -1,5 +1,6 @@
 """Which files are opened: regular ones only, and those that text names only below their folder."""
 
+import errno
 import json
 import os
 import stat
@@ -26,6 +27,10 @@ SPECIAL = 'what cannot be opened: links that lead nowhere, pipes, devices; passe
 AGAIN = 'links to folders that are read anyway, passed over'
 WORKDIR = 'workdirs, passed over'
 UNUSABLE = (NAMES, SPECIAL)
+_LASTING = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.ENXIO, errno.ENODEV, errno.EINVAL),
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,11 @@ def reason(error: Exception) -> str:
         return 'no such file'
     text = (error.strerror if isinstance(error, OSError) else '') or str(error)
     return printable(' '.join(text.split())) or type(error).__name__
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether it is an error of the disk, the network or the process, not of the file."""
+    return isinstance(error, OSError) and error.errno is not None and error.errno not in _LASTING
 
 
 def find_images(root: Path) -> Found:

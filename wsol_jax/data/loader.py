@@ -1,6 +1,7 @@
 """Batches of decoded images from any source, read ahead by grain."""
 
 import math
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from wsol_jax.config import AugmentConfig
 from wsol_jax.data.augment import augment
 from wsol_jax.data.decode import decode_image, resize_image
-from wsol_jax.data.records import BadImage, DataError, Pixels, Source
+from wsol_jax.data.records import BadImage, DataError, Pixels, ReadError, Source
 from wsol_jax.interrupts import deaf_children, end_with_parent
 
 THREADS = 8
+_PAUSES = (0.1, 1.0, 5.0)  # seconds
 UNLABELLED = -1
 _AUGMENT = AugmentConfig()
 _Key = TypeVar('_Key')
@@ -72,7 +74,8 @@ def evaluation_batches(
 ) -> Generator[Batch]:
     """Every image once, in order, squashed to one size; the last batch is padded.
 
-    An image that does not decode keeps its place, with `valid` False and the reason in `errors`.
+    An image that does not decode keeps its place, with `valid` False and the reason in `errors`;
+    `ReadError` where the system fails to read it, time and again.
 
     Args:
         source: the data set.
@@ -229,9 +232,20 @@ def _load(source: Source, transform: Callable[[Pixels], Pixels], side: int, inde
     record = source[index]
     label = record.labels[0] if record.labels else UNLABELLED
     try:
-        return _Item(transform(decode_image(record, side)), label, index, '', record.image_id)
+        image = _read_again(partial(decode_image, record, side))
+        return _Item(transform(image), label, index, '', record.image_id)
     except BadImage as error:
         return _Item(None, label, index, str(error), record.image_id)
+
+
+def _read_again(read: Callable[[], Pixels]) -> Pixels:
+    """Another try where the disk or the network failed; an image is not skipped for that."""
+    for pause in _PAUSES:
+        try:
+            return read()
+        except ReadError:
+            time.sleep(pause)
+    return read()
 
 
 def _load_augmented(

@@ -25,6 +25,10 @@ class BadImage(DataError):
     """An image file that is missing, truncated or not an image."""
 
 
+class ReadError(DataError):
+    """The system could not read a file that is there; another time it may. Says nothing of it."""
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How the files of a record are read.
