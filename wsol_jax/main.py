@@ -18,9 +18,10 @@ from wsol_jax.evaluation.presets import preset
 from wsol_jax.evaluation.stage import evaluate
 from wsol_jax.localization.stage import check_maps, localize_split, plan_of
 from wsol_jax.models import Network, as_network, build, load_network
+from wsol_jax.report.results import read_metrics
 from wsol_jax.report.stage import report
 from wsol_jax.training.loop import train, trained_network
-from wsol_jax.workdir import locked, open_workdir, read_json
+from wsol_jax.workdir import locked, open_workdir
 
 Splits = Callable[[str], Source]
 
@@ -66,11 +67,9 @@ def _run_stages(config: Config, workdir: Path) -> None:
         scorer = classifier() if config.evaluate.faithfulness else None
         evaluate(config, sources, workdir, scorer)
     if 'report' in config.stages:
-        metrics = workdir / 'metrics.json'
-        if not metrics.exists():
-            raise ConfigError(f'{metrics} is missing; run the stage evaluate before report')
-        source = splits(config.localize.splits[-1])
-        print(report(config, read_json(metrics), source, workdir))
+        split = config.localize.splits[-1]
+        metrics = read_metrics(workdir, split)
+        print(report(config, metrics, splits(split), workdir))
 
 
 def _check_names(config: Config, splits: Splits) -> None:

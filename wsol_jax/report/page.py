@@ -18,8 +18,9 @@ from wsol_jax.evaluation.stage import CURVES
 from wsol_jax.localization.store import DONE, MapStore
 from wsol_jax.report.gallery import SIDES, THRESHOLDS, Gallery, Shown, blob, collect, map_blobs
 from wsol_jax.report.overlay import MAP_COLORS
+from wsol_jax.report.results import read_curves
 from wsol_jax.report.table import Row, columns, heading, is_oracle, starred, threshold_text
-from wsol_jax.workdir import read_csv, write_text
+from wsol_jax.workdir import write_text
 
 _LIMIT = 15_000_000  # bytes of the whole page
 _CURVES = ('threshold', *CURVES)
@@ -47,7 +48,7 @@ def write_page(
         'metrics': metrics,
         'done': int(np.sum(store.fact('status') == DONE)),
         'closing': config.evaluate.closing,
-        'curves': _curves(rows, read_csv(workdir / 'curves.csv')),
+        'curves': _curves(rows, read_curves(workdir)),
         **_tables(metrics, rows),
     }
     gallery = collect(config, source, store) if config.report.gallery else None

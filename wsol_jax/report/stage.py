@@ -14,8 +14,8 @@ from wsol_jax.report.figures import (
     score_figure,
 )
 from wsol_jax.report.page import write_page
+from wsol_jax.report.results import read_curves
 from wsol_jax.report.table import summary
-from wsol_jax.workdir import read_csv
 
 
 def report(config: Config, metrics: dict[str, Any], source: Source, workdir: Path) -> str:
@@ -40,6 +40,6 @@ def report(config: Config, metrics: dict[str, Any], source: Source, workdir: Pat
             layer_figure(config, metrics, source, store, method, path(f'layers_{method}'))
     score_figure(metrics, path('scores'))
     comparison_figure(metrics, path('comparison'))
-    curve_figure(metrics, read_csv(workdir / 'curves.csv'), path('curves'))
+    curve_figure(metrics, read_curves(workdir), path('curves'))
     write_page(config, metrics, source, store, workdir)
     return summary(metrics)

@@ -6,7 +6,7 @@ from typing import Any
 Row = dict[str, Any]
 
 _FAITHFULNESS = ('AverageDrop', 'Increase', 'Insertion', 'Deletion', 'ROAD')
-_SCORES = (
+SCORES = (
     'GTKnownLoc',
     'Top1Loc',
     'Top5Loc',
@@ -89,20 +89,22 @@ def threshold_text(threshold: float) -> str:
 
 def _presets(rows: Sequence[Row]) -> list[str]:
     """The scores by older protocols, one kind of score: the first one that is defined."""
-    quoted = [row['presets'] for row in rows if 'presets' in row]
-    if not quoted:
+    quoted = [row for row in rows if row.get('presets')]
+    names = list(dict.fromkeys(name for row in quoted for name in row['presets']))
+    score = next((s for row in quoted for scores in row['presets'].values() for s in scores), None)
+    if score is None:
         return []
-    score = next(iter(next(iter(quoted[0].values()))))
-    cells = [['method', 'layer', *quoted[0]]]
-    for row, presets in zip(rows, quoted, strict=True):
-        numbers = [f'{scores[score]:.1f}' for scores in presets.values()]
-        cells.append([row['method'], row['layer'], *numbers])
+    cells = [['method', 'layer', *names]]
+    for row in quoted:
+        numbers = [row['presets'].get(name, {}).get(score) for name in names]
+        texts = ['' if number is None else f'{number:.1f}' for number in numbers]
+        cells.append([row['method'], row['layer'], *texts])
     return ['', f'{heading(score)} as older tables counted it', *_aligned(cells)]
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
     """The scores that at least one row has, in their usual order."""
-    return [name for name in _SCORES if any(name in row for row in rows)]
+    return [name for name in SCORES if any(name in row for row in rows)]
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -113,7 +115,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def heading(column: str) -> str:
     """What a column of scores is called in print."""
-    return _HEADINGS[column]
+    return _HEADINGS.get(column, column)
 
 
 def starred(column: str, rows: Sequence[Row]) -> str:
