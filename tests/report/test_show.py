@@ -122,6 +122,21 @@ def test_images_as_localize_takes_them(tmp_path):
     assert len(show(forms[0], {('cam', 'a'): np.zeros((1, 2, 2))}).axes) == 2
 
 
+def test_a_large_photo_is_drawn_small_and_keeps_its_boxes():
+    raw = np.random.default_rng(2).random((1, 5, 5))
+    figure = show(
+        np.zeros((1, 1500, 3000, 3), np.uint8),
+        {('cam', 'a'): raw},
+        threshold=0.6,
+        truth=[[(0, 0, 2999, 1499)]],
+    )
+    image, axes = figure.axes
+    assert picture(image).shape == picture(axes).shape == (512, 1024, 3)
+    assert axes.get_xlim() == (-0.5, 2999.5) and axes.get_ylim() == (1499.5, -0.5)
+    assert boxes(axes, BOX_COLOR) == [tuple(boxes_from_map(raw[0], (3000, 1500), 0.6)[0])]
+    assert show(np.zeros((1, 1, 3000, 3), np.uint8), {('cam', 'a'): raw}, threshold=0.6)
+
+
 def test_no_overlap_is_written_without_true_boxes():
     # Of the second image: 4 x 4 pixels and 4 x 6 (or 6 x 4), 2 x 3 (or 3 x 2) in both.
     axes = show(GREY, MAPS, threshold=0.3, truth=[[], [(0, 0, 3, 3)]]).axes

@@ -22,6 +22,7 @@ from wsol_jax.evaluation.counts import true_boxes
 from wsol_jax.evaluation.stage import canvas_scores
 from wsol_jax.localization.store import DONE, MapStore
 from wsol_jax.maps import Key
+from wsol_jax.maps.boxes import threshold_boxes
 from wsol_jax.report.overlay import DPI, Cell, draw_grid, map_title
 from wsol_jax.report.table import Row, heading, split_rows, starred
 from wsol_jax.workdir import written_whole
@@ -294,7 +295,8 @@ def _overlay_line(
         key: Key = (row['method'], row['layer'])
         raw = store.read(key, position, position + 1)[0, 0]
         scores = canvas_scores(store, key, raw, config.evaluate)
-        line.append(Cell(image, truth, scores, row['threshold']))
+        box = threshold_boxes(scores, [row['threshold']])[0][0]
+        line.append(Cell(image, truth, scores, box))
     return line
 
 

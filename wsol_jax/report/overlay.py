@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsol_jax.evaluation.boxes import box_iou
-from wsol_jax.maps.boxes import threshold_boxes
 
 if TYPE_CHECKING:  # it takes a third as long as all else that `import wsol_jax` does
     from matplotlib.axes import Axes
@@ -27,18 +26,19 @@ class Cell:
 
     Attributes:
         image: [H,W,3] uint8.
-        truth: [m,4] true boxes in pixels of the image, drawn dashed and white.
+        truth: [m,4] true boxes, drawn dashed and white.
         scores: [H,W] in [0, 1], laid over the image; None for the image alone.
-        threshold: of the box of the largest contour, drawn in orange, with its best IoU with a true
-          box written below; None for no box.
+        box: [4], drawn in orange, with its best IoU with a true box written below; None for none.
         label: written at the left.
+        size: (width, height) that boxes are in pixels of; None for those of the image.
     """
 
     image: np.ndarray
     truth: np.ndarray
     scores: np.ndarray | None = None
-    threshold: float | None = None
+    box: np.ndarray | None = None
     label: str = ''
+    size: tuple[int, int] | None = None
 
 
 def draw_grid(figure: 'Figure', titles: Sequence[str], lines: Iterable[Sequence[Cell]]) -> None:
@@ -85,18 +85,21 @@ def blend(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 def _draw_cell(axes: 'Axes', cell: Cell) -> None:
     # Blended here: one picture a cell, and the same one in every format of a figure.
-    axes.imshow(cell.image if cell.scores is None else blend(cell.image, cell.scores))
+    width, height = cell.size or cell.image.shape[1::-1]
+    axes.imshow(
+        cell.image if cell.scores is None else blend(cell.image, cell.scores),
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5),  # those of imshow, for any resolution
+    )
     axes.set(xticks=[], yticks=[])
     axes.set_ylabel(cell.label, fontsize=6, labelpad=1)
     axes.spines[:].set_visible(False)
     for true in cell.truth:
         _draw_box(axes, true, TRUE_COLOR, '--')
-    if cell.scores is None or cell.threshold is None:
+    if cell.box is None:
         return
-    box = threshold_boxes(cell.scores, [cell.threshold])[0][:1]
-    _draw_box(axes, box[0], BOX_COLOR, '-')
+    _draw_box(axes, cell.box, BOX_COLOR, '-')
     if len(cell.truth):
-        overlap = box_iou(box, cell.truth).max()
+        overlap = box_iou(cell.box, cell.truth).max()
         axes.set_xlabel(f'IoU {overlap:.2f}', fontsize=6, labelpad=1)
 
 

@@ -1,20 +1,25 @@
 """Maps over images, for notebooks."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wsol_jax.data.decode import resize_image
 from wsol_jax.data.images import listed, read_image
 from wsol_jax.localization.result import NO_CLASS, Localization, method_has_relu
 from wsol_jax.maps import Key
+from wsol_jax.maps.boxes import boxes_from_map
 from wsol_jax.maps.score import score_map
 from wsol_jax.names import unknown_name
 from wsol_jax.report.overlay import DPI, Cell, draw_grid, map_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SIDE = 1024  # pixels of a picture: photos are drawn smaller, boxes stay those of the photo
 
 
 def show(
@@ -76,10 +81,18 @@ def show(
     return figure
 
 
-def _pictures(images: Any) -> list[np.ndarray]:
-    """[H,W,3] uint8 each."""
-    found = [read_image(item)[0] for item in listed(images)]
-    return [x if x.dtype == np.uint8 else (255 * x).round().astype(np.uint8) for x in found]
+def _pictures(images: Any) -> list[tuple[np.ndarray, tuple[int, int]]]:
+    """[H,W,3] uint8 each, no larger than it is seen, and the (width, height) of the image."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_picture, listed(images)))
+
+
+def _picture(item: Any) -> tuple[np.ndarray, tuple[int, int]]:
+    image, (width, height) = read_image(item)
+    image = image if image.dtype == np.uint8 else (255 * image).round().astype(np.uint8)
+    factor = min(1, SIDE / max(width, height))
+    seen = max(1, round(factor * width)), max(1, round(factor * height))
+    return resize_image(image, seen), (width, height)
 
 
 def _true_boxes(truth: Sequence[Any] | None, count: int) -> list[np.ndarray]:
@@ -124,15 +137,21 @@ def _labels(result: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _line(
-    image: np.ndarray,
+    picture: tuple[np.ndarray, tuple[int, int]],
     truth: np.ndarray,
     label: str,
     maps: Mapping[Key, np.ndarray],
     threshold: float | None,
     relu: Mapping[Key, bool],
 ) -> list[Cell]:
-    scores = [score_map(m, image, relu=relu[key]) for key, m in maps.items()]
-    return [Cell(image, truth, label=label), *(Cell(image, truth, s, threshold) for s in scores)]
+    image, size = picture
+    cells = [Cell(image, truth, label=label, size=size)]
+    for key, m in maps.items():
+        scores, box = score_map(m, image, relu=relu[key]), None
+        if threshold is not None:
+            box = boxes_from_map(m, size, threshold, relu=relu[key])[0]
+        cells.append(Cell(image, truth, scores, box, size=size))
+    return cells
 
 
 def _relu(result: Any, keys: Iterable[Key]) -> dict[Key, bool]:
