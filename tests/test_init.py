@@ -10,7 +10,8 @@ import pytest
 import wsol_jax
 import wsol_jax.data
 
-HEAVY = ['jax', 'flax', 'orbax', 'optax', 'tensorflow_datasets', 'grain', 'tensorstore']
+LEARNING = ['jax', 'flax', 'optax', 'orbax']
+HEAVY = [*LEARNING, 'tensorflow_datasets', 'grain', 'tensorstore', 'ml_collections']
 
 
 def loaded(script):

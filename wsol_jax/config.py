@@ -9,12 +9,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, get_args, get_origin
-
-import ml_collections
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from wsol_jax.limits import check
 from wsol_jax.names import shown, unknown_name
+
+if TYPE_CHECKING:  # counting processes get settings, and no tree
+    import ml_collections
 
 _LARGEST = 10**300  # of the whole numbers that are read as floats
 STAGES = ('train', 'localize', 'evaluate', 'report')
@@ -260,17 +261,21 @@ class ConfigError(ValueError):
     """A setting that is misspelt, of the wrong type, or out of range."""
 
 
-def default_config() -> ml_collections.ConfigDict:
+def default_config() -> 'ml_collections.ConfigDict':
     """Every setting at its default, for config files to change."""
+    import ml_collections
+
     return ml_collections.ConfigDict(dataclasses.asdict(Config()))
 
 
-def read_config(tree: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
+def read_config(tree: 'ml_collections.ConfigDict | Mapping[str, Any]') -> Config:
     """Reads a config tree into dataclasses.
 
     Raises:
         ConfigError: an unknown key (with the nearest right one), a wrong type or a wrong value.
     """
+    import ml_collections
+
     try:
         plain = tree.to_dict() if isinstance(tree, ml_collections.ConfigDict) else tree
     except ml_collections.config_dict.RequiredValueError as error:

@@ -8,12 +8,12 @@ from wsol_jax.data.class_folder import ClassFolder
 from wsol_jax.data.decode import decode_image, decode_mask, resize_image, stored_size
 from wsol_jax.data.folders import ImageFolder, WsolFolder
 from wsol_jax.data.records import BadImage, DataError, Decoding, Record, Source, evenly_spaced
-from wsol_jax.data.shapes import Shapes
 from wsol_jax.names import lazy, unknown_name
 
 if TYPE_CHECKING:
     from wsol_jax.data.check import Report, check_folder, check_training
     from wsol_jax.data.loader import Batch, evaluation_batches, steps_per_epoch, training_batches
+    from wsol_jax.data.shapes import Shapes
     from wsol_jax.data.tfds import TfdsSource
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
     'training_batches',
 ]
 
-# Counting processes decode masks without grain and TensorFlow Datasets.
+# Counting processes decode masks: they are small without grain, TensorFlow Datasets and the like.
 __getattr__, __dir__ = lazy(
     __name__,
     {
@@ -53,9 +53,16 @@ __getattr__, __dir__ = lazy(
         'evaluation_batches': 'loader',
         'steps_per_epoch': 'loader',
         'training_batches': 'loader',
+        'Shapes': 'shapes',
         'TfdsSource': 'tfds',
     },
 )
+
+
+def _shapes(root: str | Path, split: str, **options: Any) -> Source:
+    from wsol_jax.data.shapes import Shapes
+
+    return Shapes(split, **options)
 
 
 def _tfds(root: str | Path, split: str, name: str = '', **options: Any) -> Source:
@@ -65,7 +72,7 @@ def _tfds(root: str | Path, split: str, name: str = '', **options: Any) -> Sourc
 
 
 _SOURCES: dict[str, Callable[..., Source]] = {
-    'shapes': lambda root, split, **options: Shapes(split, **options),
+    'shapes': _shapes,
     'wsol_folder': WsolFolder,
     'class_folder': ClassFolder,
     'tfds': _tfds,
