@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from wsol_jax.config import Config, ConfigError, LocalizeConfig
-from wsol_jax.data import Batch, Source, evaluation_batches
+from wsol_jax.data import BadImage, Batch, Record, Source, decode_image, evaluation_batches
 from wsol_jax.data.loader import UNLABELLED
 from wsol_jax.data.records import ListedRecords
 from wsol_jax.limits import check
@@ -55,7 +55,8 @@ def localize_split(
 ) -> MapStore:
     """Computes the maps of every image of a split that are not in the workdir yet.
 
-    An image that cannot be read is listed in `maps/<split>/skipped.csv` and passed over.
+    An image that cannot be read is listed in `maps/<split>/skipped.csv` and passed over until it
+    can be: each run tries it again.
 
     Args:
         config: the experiment.
@@ -91,6 +92,7 @@ def localize_split(
     folder = workdir / 'maps' / split
     store = _open_store(setting.classes, network, plan, len(source), size, folder)
     store.expect([record.image_id for record in records])
+    store.redo(_readable_now(source, store))
     pending = store.pending()
     check_maps(network, split, workdir)
     if len(pending):
@@ -168,6 +170,20 @@ def _open_store(target, network, plan: MapPlan, count, size, folder) -> MapStore
         plan.relu,
         min(TOP, network.num_classes),
     )
+
+
+def _readable_now(source: Source, store: MapStore) -> list[int]:
+    """Which of the images that were skipped decode now: a disk was away, a file is mended."""
+    skipped = np.flatnonzero(store.fact('status') == SKIPPED).tolist()
+    return [i for i in skipped if _decodes(source[i])]
+
+
+def _decodes(record: Record) -> bool:
+    try:
+        decode_image(record)
+    except BadImage:
+        return False
+    return True
 
 
 def _top(target: str, network: Network) -> int:

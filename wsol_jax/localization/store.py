@@ -204,6 +204,14 @@ class MapStore:
             rows = sorted((self.skipped() | dict(reasons)).items())
             write_csv(self.folder / 'skipped.csv', ('image_id', 'reason'), rows)
 
+    def redo(self, positions: Sequence[int]) -> None:
+        """Makes images that were skipped pending again."""
+        if positions:
+            again = {self.image_ids[i] for i in positions}
+            rows = [(i, reason) for i, reason in self.skipped().items() if i not in again]
+            write_csv(self.folder / 'skipped.csv', ('image_id', 'reason'), rows)
+            self._arrays['status'][np.array(positions)].write(np.uint8(PENDING)).result()
+
     def _read(self, name: str, index: slice | np.ndarray) -> np.ndarray:
         try:
             return self._arrays[name][index].read().result()
