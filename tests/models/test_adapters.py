@@ -1,5 +1,6 @@
 """Third-party Flax models as networks, against the same models split by hand."""
 
+import logging
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -464,6 +465,63 @@ def test_patches_behind_the_last_read_of_a_class_token_have_no_gradient(pictures
         localize(network, pictures, ('grad_cam',))
     earlier = localize(network, pictures, ('grad_cam',), ('blocks/1',)).maps['grad_cam', 'blocks/1']
     assert np.isfinite(earlier).all() and (np.ptp(earlier, axis=(1, 2)) > 1e-6).all()
+
+
+class LinenClassToken(linen.Module):
+    """Everything is inside one encoder; the head reads the class token."""
+
+    @linen.compact
+    def __call__(self, x, *, deterministic=False):
+        x = linen.Conv(12, (8, 8), strides=8, name='embed')(x).reshape(len(x), -1, 12)
+        token = self.param('token', linen.initializers.normal(0.5), (1, 1, 12))
+        x = jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1)
+        x = Encoder(2, name='encoder')(x, deterministic)
+        return linen.Dense(5, name='head')(x[:, 0])
+
+
+def warned(caplog, wrap):
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger='absl'):
+        network = wrap()
+    return network, [r.getMessage() for r in caplog.records if r.name == 'absl']
+
+
+def test_the_last_block_behind_a_class_token_is_passed_over(pictures, caplog):
+    network, lines = warned(caplog, lambda: from_nnx(nnx_model(NnxViT), **HOW))
+    assert lines == [
+        "NnxViT: no class score depends on the patches at 'blocks/2', 'norm', as where the head "
+        'reads the class token alone: passed over unless layers= names it'
+    ]
+    assert network.layers() == ('embed', 'blocks/0', 'blocks/1')
+    assert network.last_layer == 'blocks/1'
+    result = localize(network, pictures, ('grad_cam', 'dgl'))
+    assert {layer for _, layer in result.maps} == set(network.layers())
+    assert all(np.ptp(m) > 0 for m in result.maps.values())
+    # Asked for by name it is an error still, as is the norm.
+    for layer in ('blocks/2', 'norm'):
+        with pytest.raises(ValueError, match=rf"layer '{layer}' is zero everywhere"):
+            localize(network, pictures, ('grad_cam',), (layer,))
+
+
+def test_the_parts_of_an_encoder_that_is_passed_over_whole(caplog):
+    module = LinenClassToken()
+    wrap = partial(from_linen, module, initialize(module, deterministic=True), **HOW)
+    network, lines = warned(caplog, wrap)
+    assert len(lines) == 1 and "patches at 'encoder', as" in lines[0]
+    assert network.layers() == ('embed', 'encoder/block_0')
+
+
+def test_nothing_is_passed_over_where_every_token_is_read_or_nothing_is(caplog):
+    module = LinenViT(registers=9, depth=1)
+    variables = initialize(module, deterministic=True)
+    wrap = partial(from_linen, module, tokens=((4, 4), 9), **HOW)
+    network, lines = warned(caplog, lambda: wrap(variables))
+    assert lines == [] and network.layers() == ('embed', 'encoder')
+    # A head of zeros, as some start training with.
+    zeros = jax.tree.map(jnp.zeros_like, variables['params']['head'])
+    variables = {'params': variables['params'] | {'head': zeros}}
+    network, lines = warned(caplog, lambda: wrap(variables))
+    assert lines == [] and network.layers() == ('embed', 'encoder')
 
 
 def test_every_linen_layer_in_order_of_execution():

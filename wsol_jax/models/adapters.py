@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from flax.errors import InvalidRngError, ModifyScopeVariableError
 
+from wsol_jax.models.dead import layers_read
 from wsol_jax.models.layers import Perturbations
 from wsol_jax.models.network import (
     Network,
@@ -206,16 +207,20 @@ def _network(
 ) -> Network:
     shape = (*sides(input_size), preprocessing.channels)
     try:
-        apply, chosen = add_taps(forward, state, layers, shape, tokens)
+        tapped, chosen, in_front = add_taps(forward, state, layers, shape, tokens)
     except ValueError as error:
         raise ValueError(f'{name}: {error}') from error
+    apply = by_identity_unless_hashable(tapped)
+    main = chosen if layers else None
+    if in_front and not layers:
+        main = layers_read(name, apply, state, chosen, shape)
     return Network.from_apply(
-        by_identity_unless_hashable(apply),
+        apply,
         state,
         name=name,
         preprocessing=preprocessing,
         input_size=input_size,
-        main=chosen if layers else None,
+        main=main,
         last_layer=last_layer,
         probability=probability,
     )

@@ -107,7 +107,7 @@ class Network:
                 )
         if not shapes:
             raise ValueError(f'{name} has no endpoints')
-        last_layer = last_layer or (main or _main_endpoints(shapes))[-1]
+        last_layer = last_layer or (main or main_endpoints(shapes))[-1]
         if last_layer not in shapes:
             raise ValueError(unknown_name(f'layer of {name}', last_layer, shapes))
         return cls(
@@ -186,7 +186,7 @@ class Network:
 
     def layers(self) -> tuple[str, ...]:
         """The main endpoints, from input to output: all layers that are used by default."""
-        return self.main or _main_endpoints(self.shapes)
+        return self.main or main_endpoints(self.shapes)
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def freeze(module: nnx.Module) -> tuple[Thaw, Any]:
     return Thaw(graph, (structure, facts)), state
 
 
-def _main_endpoints(names: Iterable[str]) -> tuple[str, ...]:
+def main_endpoints(names: Iterable[str]) -> tuple[str, ...]:
     """Those whose name is no path below another one."""
     known = tuple(names)
     return tuple(n for n in known if not any(n.startswith(f'{other}/') for other in known))

@@ -62,7 +62,7 @@ def add_taps(
     layers: Sequence[str] | None,
     shape: tuple[int, int, int],
     tokens: Tokens | None,
-) -> tuple[Callable[..., tuple[jax.Array, dict[str, jax.Array]]], tuple[str, ...]]:
+) -> tuple[Callable[..., tuple[jax.Array, dict[str, jax.Array]]], tuple[str, ...], bool]:
     """The `apply` of a `Network`, with an endpoint at the output of every chosen submodule.
 
     Args:
@@ -74,7 +74,8 @@ def add_taps(
         tokens: how tokens [B,N,K] form a grid; None: by themselves, N or N - 1 is a square.
 
     Returns:
-        apply, and the chosen layers in the order of execution.
+        apply; the chosen layers in the order of execution; and whether tokens stand in front of the
+        patches at one of them.
 
     Raises:
         ValueError: an unknown layer or one without such an output, naming it and what to do.
@@ -82,8 +83,10 @@ def add_taps(
     _check_tokens(tokens)
     if isinstance(layers, str):
         raise ValueError(f'layers must be a sequence such as ({layers!r},), got the string')
-    chosen = _choose(*_survey(forward, state, shape), layers, tokens)
-    return _Tapped(forward, chosen, tokens), chosen
+    calls, hidden, inputs = _survey(forward, state, shape)
+    chosen = _choose(calls, hidden, inputs, layers, tokens)
+    layouts = [_layout(calls[name][0][1], inputs, tokens) for name in chosen]
+    return _Tapped(forward, chosen, tokens), chosen, any(x and x[1] for x in layouts)
 
 
 @dataclass(frozen=True)
