@@ -149,6 +149,10 @@ def test_no_network_is_in_the_program(file, resnet):
 
 def test_header(exported):
     header = exported.header
+    assert repr(exported) == (
+        f'ExportedMaps {str(exported.path)!r}: resnet10, input 48 x 48 x 3, 7 classes, '
+        f'{len(header.keys)} maps, the first {" at ".join(header.keys[0])}'
+    )
     assert header.network == 'resnet10' and header.predicted == 'top1'
     assert (header.input_size, header.num_classes) == (48, 7)
     assert header.platforms == ('cpu', 'cuda', 'tpu') and jax.__version__.startswith(header.jax)

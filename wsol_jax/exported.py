@@ -36,7 +36,7 @@ from wsol_jax.localization.localize import (
     is_single,
     top_count,
 )
-from wsol_jax.localization.plan import MapPlan, check_options, make_plan
+from wsol_jax.localization.plan import MapPlan, backward_rules_told, check_options, make_plan
 from wsol_jax.localization.result import Localization
 from wsol_jax.maps import Key, Maps
 from wsol_jax.names import shortened, shown
@@ -92,7 +92,7 @@ class Header:
         return *((size, size) if isinstance(size, int) else size), self.channels
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ExportedMaps:
     """Maps from a file of `export`.
 
@@ -106,6 +106,15 @@ class ExportedMaps:
     _weights: dict[str, jax.Array]
     _predicted: Callable[..., tuple]
     _given: Callable[..., tuple]
+
+    def __repr__(self) -> str:
+        header = self.header
+        size = ' x '.join(map(str, header.input_shape))
+        maps = f'{len(header.keys)} maps, the first {" at ".join(header.keys[0])}'
+        return (
+            f'ExportedMaps {str(self.path)!r}: {header.network}, input {size}, '
+            f'{header.num_classes} classes, {maps}'
+        )
 
     def __call__(
         self,
@@ -191,10 +200,12 @@ def export(
     images = jax.ShapeDtypeStruct((batch, *header.input_shape), np.uint8)
     given = jax.ShapeDtypeStruct((batch, count), np.int32)
     program = export_program(jax.jit(results), platforms=PLATFORMS)
+    with backward_rules_told(plan):
+        programs = program(weights, images), program(weights, images, given)
     parts: dict[str, bytes | bytearray] = {
         _HEADER: json.dumps(asdict(header), indent=2).encode(),
-        _PREDICTED: program(weights, images).serialize(),
-        _GIVEN: program(weights, images, given).serialize(),
+        _PREDICTED: programs[0].serialize(),
+        _GIVEN: programs[1].serialize(),
         _WEIGHTS: save(weights),
     }
     _write(Path(path), parts)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from conftest import _toy_apply, _toy_network
 
+from wsol_jax.exported import export
 from wsol_jax.localization.gradients import channel_sum, raw_maps
-from wsol_jax.localization.localize import check_gradients, compute_maps
+from wsol_jax.localization.localize import check_gradients, compute_maps, localize
 from wsol_jax.localization.methods import METHODS
 from wsol_jax.localization.plan import make_plan
 from wsol_jax.localization.views import image_keys, scaled
@@ -373,3 +374,46 @@ def on_eight_devices(inputs, classes, tmp_path_factory):
 @pytest.mark.parametrize('parallel', ['jit', 'pmap'])
 def test_maps_of_sharded_batches_equal_a_single_device(name, parallel, on_eight_devices, together):
     close(on_eight_devices[parallel][name], together[name, PLACE[name]])
+
+
+@every_method
+def test_reprs_are_short(name):
+    method = METHODS[name]()
+    assert repr(method).startswith(f'Method({name!r}') and len(repr(method)) < 80
+    assert ' at 0x' not in repr(method)
+
+
+def test_reprs_tell_the_options():
+    assert repr(METHODS['dgl'](3.0)) == "Method('dgl', alpha=3.0)"
+    assert repr(METHODS['cam']()) == "Method('cam')"
+
+
+@jax.custom_vjp
+def squared_relu(x):
+    return jax.nn.relu(x) ** 2
+
+
+squared_relu.defvjp(lambda x: (squared_relu(x), x), lambda x, g: (2 * g * jax.nn.relu(x),))
+
+
+def test_a_custom_backward_rule_is_enough_for_all_but_forward_mode(toy_images, tmp_path):
+    def apply(state, inputs, perturb=None):
+        perturb = perturb or {}
+        early = squared_relu(inputs @ state['early']) + perturb.get('early', 0.0)
+        late = squared_relu(early @ state['late']) + perturb.get('late', 0.0)
+        return late.mean((1, 2)) @ state['head'], {'early': early, 'late': late}
+
+    network = _toy_network(apply, {'early': (8, 8, 4), 'late': (8, 8, 5)})
+    assert {n for n in NAMES if METHODS[n]().forward_mode} == {'shapley_cam', 'full_grad'}
+    result = localize(network, toy_images, ('dgl', 'refine_cam', 'smooth_grad_cam_pp'))
+    assert all(np.isfinite(m).all() for m in result.maps.values())
+    for asked, named in (
+        (('dgl', 'shapley_cam'), 'shapley_cam'),
+        (('full_grad', 'shapley_cam'), 'full_grad and shapley_cam'),
+    ):
+        message = f'^{named} takes forward-mode derivatives, and the model has a jax.custom_vjp'
+        with pytest.raises(ValueError, match=message):
+            localize(network, toy_images, asked)
+    with pytest.raises(ValueError, match='full_grad takes forward-mode'):
+        export(network, ('full_grad',), None, tmp_path / 'maps.zip')
+    assert not any(tmp_path.iterdir())

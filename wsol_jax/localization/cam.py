@@ -94,7 +94,7 @@ def shapley_cam() -> Method:
     the direction S. In a network that is linear by parts the Hessian of a logit is zero and the
     map is Grad-CAM's; with `score='softmax'` it is not.
     """
-    return Method('shapley_cam', (class_score,), passes=_shapley, relu=True)
+    return Method('shapley_cam', (class_score,), passes=_shapley, relu=True, forward_mode=True)
 
 
 def refine_cam() -> Method:

@@ -21,7 +21,7 @@ def full_grad() -> Method:
     every bias, batch-norm shift and clipping in between. psi scales each channel to [0, 1] and
     resizes it.
     """
-    return Method('full_grad', (class_score,), passes=_full_grad, where='all')
+    return Method('full_grad', (class_score,), passes=_full_grad, where='all', forward_mode=True)
 
 
 def _full_grad(run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:

@@ -6,7 +6,7 @@ forward pass and every cotangent they have in common; only what they ask for is 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -60,7 +60,7 @@ class Run:
     keys: jax.Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Method:
     """A localization method: either `terms` over shared pull-backs, or `passes` of its own.
 
@@ -79,6 +79,8 @@ class Method:
         where: 'any' layer; 'last', defined only on the endpoint before global average pooling; or
             'all', one map from all main layers.
         relu: its definition ends in a ReLU. Raw maps come without; scoring applies it.
+        forward_mode: it takes forward-mode derivatives, of which a model with a jax.custom_vjp has
+            none.
     """
 
     name: str
@@ -88,6 +90,15 @@ class Method:
     reduce: Callable[[jax.Array], jax.Array] = channel_sum
     where: Literal['any', 'last', 'all'] = 'any'
     relu: bool = False
+    forward_mode: bool = False
+
+    def __repr__(self) -> str:
+        parts: tuple[Any, ...] = (self.terms, self.passes, self.reduce)
+        options = [
+            (f.name, getattr(p, f.name)) for p in parts if is_dataclass(p) for f in fields(p)
+        ]
+        shown = [f'{name}={getattr(value, "__name__", repr(value))}' for name, value in options]
+        return f'Method({", ".join([repr(self.name), *shown])})'
 
     def combine(self, activations: jax.Array, *gradients: jax.Array) -> jax.Array:
         """(activations [B,h,w,K], *gradients [B,h,w,K]) -> raw map [B,h,w], of a `terms` method."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from wsol_jax.data.images import batches, listed
 from wsol_jax.localization.gradients import DEAD, UNEVEN, Apply, Classes, Method, raw_maps
-from wsol_jax.localization.plan import MapPlan, check_options, make_plan
+from wsol_jax.localization.plan import MapPlan, backward_rules_told, check_options, make_plan
 from wsol_jax.localization.result import NO_CLASS, Localization
 from wsol_jax.localization.targets import FreeScore
 from wsol_jax.localization.views import AS_IT_IS, View, image_keys, mirrored, scaled, seen
@@ -179,7 +179,8 @@ def localize(
 
     def program(images: Any, indices: np.ndarray | None) -> tuple:
         arguments = (network.apply, network.preprocessing, plan, network.state)
-        return compute_maps(*arguments, images, top, indices)
+        with backward_rules_told(plan):
+            return compute_maps(*arguments, images, top, indices)
 
     results, sizes = in_batches(program, batches(given, shape, batch_size, channels), indices)
     logits, chosen, maps, dead = results

@@ -1,6 +1,7 @@
 """What to compute, fixed at compile time and checked against the network."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -226,6 +227,27 @@ def check_options(function: Callable[..., Any], options: Iterable[str]) -> None:
     for name in options:
         if name not in further:
             raise TypeError(unknown_name(f'argument of {function.__name__}', name, own + further))
+
+
+@contextmanager
+def backward_rules_told(plan: MapPlan) -> Iterator[None]:
+    """While a plan is compiled: names the methods that a model with backward rules cannot have.
+
+    JAX finds it out last of all, and names neither.
+
+    Raises:
+        ValueError: a method takes forward-mode derivatives of a model with a `jax.custom_vjp`.
+    """
+    try:
+        yield
+    except TypeError as error:
+        if 'custom_vjp' not in str(error):
+            raise
+        names = ' and '.join(m.name for fused in plan.methods for m in fused if m.forward_mode)
+        raise ValueError(
+            f'{names or "a method"} takes forward-mode derivatives, and the model has a '
+            'jax.custom_vjp, which has none: write that as a jax.custom_jvp, or ask for others'
+        ) from error
 
 
 def _check_distinct(methods: tuple[tuple[Method, ...], ...]) -> None:

@@ -22,7 +22,7 @@ from wsol_jax.localization.localize import (
     compute_maps,
     top_count,
 )
-from wsol_jax.localization.plan import MapPlan, make_plan
+from wsol_jax.localization.plan import MapPlan, backward_rules_told, make_plan
 from wsol_jax.localization.store import DONE, SKIPPED, TOP, ChunkWriter, MapStore
 from wsol_jax.maps import Key
 from wsol_jax.models import Network, sides
@@ -106,7 +106,8 @@ def localize_split(
 
     def launch(batch: Batch) -> tuple[Batch, _Outputs]:
         classes = _classes_of(setting.classes, batch, network)
-        return batch, program(state, *devices.shard((batch.images, classes)))
+        with backward_rules_told(plan):
+            return batch, program(state, *devices.shard((batch.images, classes)))
 
     with progress, closing(reader), ChunkWriter(store) as writer:
         for step, (batch, launched) in enumerate(one_ahead(map(launch, reader))):
