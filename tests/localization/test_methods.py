@@ -400,7 +400,7 @@ def test_a_custom_backward_rule_is_enough_for_all_but_forward_mode(toy_images, t
     def apply(state, inputs, perturb=None):
         perturb = perturb or {}
         early = squared_relu(inputs @ state['early']) + perturb.get('early', 0.0)
-        late = squared_relu(early @ state['late']) + perturb.get('late', 0.0)
+        late = squared_relu(squared_relu(early @ state['late'])) + perturb.get('late', 0.0)
         return late.mean((1, 2)) @ state['head'], {'early': early, 'late': late}
 
     network = _toy_network(apply, {'early': (8, 8, 4), 'late': (8, 8, 5)})
