@@ -14,6 +14,7 @@ from PIL import Image
 from tensorflow_datasets.core import shuffle
 
 from wsol_jax.data import (
+    BadImage,
     DataError,
     Record,
     WsolFolder,
@@ -363,6 +364,34 @@ def test_several_labels_and_boxes_no_names_and_validation(tmp_path):
     assert source[0] == Record('validation/0', image, (2, 0), (10, 20), two)
     assert source[1] == Record('validation/1', image, (), (10, 20))
     assert source.class_names == ('0', '1', '2')
+
+
+def test_boxes_lie_in_the_frame_that_is_set(tmp_path):
+    """Normalised boxes of a picture that is stored as 10 x 20 and shown as 20 x 10."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = io.BytesIO()
+    Image.new('RGB', (10, 20)).save(stored, 'JPEG', exif=exif)
+    features = {
+        'image': tfds.features.Image(),
+        'label': tfds.features.ClassLabel(num_classes=3),
+        'bbox': tfds.features.BBoxFeature(),
+    }
+    box = tfds.features.BBox(0.5, 0.1, 0.8, 0.3)
+    example = {'image': stored.getvalue(), 'label': 2, 'bbox': box}
+    Third(tmp_path, 'third_turned', features, {'test': [example]})
+    for orientation, size, corners in (
+        ('auto', (10, 20), (1, 10, 3, 16)),
+        ('displayed', (20, 10), (2, 5, 6, 8)),
+    ):
+        source = pickle.loads(
+            pickle.dumps(TfdsSource('third_turned', tmp_path, 'test', orientation, 300))
+        )
+        assert (source[0].size, source[0].boxes) == (size, (corners,))
+        assert decode_image(source[0]).shape == (*size[::-1], 3)
+    small = TfdsSource('third_turned', tmp_path, 'test', max_pixels=199)
+    with pytest.raises(BadImage, match=r'test/0: 10x20 pixels are more than config\.data\.max'):
+        decode_image(small[0])
 
 
 def test_data_set_like_imagenet_without_boxes(tmp_path):
