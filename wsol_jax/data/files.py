@@ -51,7 +51,7 @@ def open_file(file: Path, roots: Sequence[Path] = ()) -> BinaryIO:
 
     Args:
         file: what to open; links are followed.
-        roots: folders, in one of which it must lie in the end; () for anywhere.
+        roots: real paths of folders, in one of which it must lie in the end; () for anywhere.
 
     Raises:
         OSError: it is missing, no regular file, or leads elsewhere.
@@ -154,7 +154,7 @@ def is_workdir(folder: Path) -> bool:
 
 
 def _lies_in(real: str, roots: Sequence[Path]) -> bool:
-    return any(Path(real).is_relative_to(os.path.realpath(root)) for root in roots)
+    return any(os.path.commonpath([real, root]) == os.fspath(root) for root in roots)
 
 
 def _named(folder: Path) -> str:

@@ -54,7 +54,7 @@ class WsolFolder(ListedRecords):
         boxes, masks = read_localization(folder / 'localization.txt', root, labels, sizes)
         self._unnamed = 0 if self.class_names else 1 + max(map(max, labels.values()))
         self.class_index = columns
-        roots = (root, root / 'images')
+        roots = (root.resolve(), (root / 'images').resolve())
         decoding = Decoding(is_displayed(orientation, 'stored'), max_pixels, roots)
         self._records = [
             Record(

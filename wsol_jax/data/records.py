@@ -36,7 +36,8 @@ class Decoding:
     Attributes:
         displayed: turn images and masks as their EXIF orientation says; else as they are stored.
         max_pixels: images and masks with more are refused.
-        roots: folders, one of which the files must lie in, links followed; () for anywhere.
+        roots: real paths of folders, one of which the files must lie in, links followed; () for
+            anywhere.
     """
 
     displayed: bool = False
