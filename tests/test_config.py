@@ -27,9 +27,11 @@ def with_value(path, value):
 
 
 def test_the_default_tree_reads_back_as_the_defaults():
-    assert read_config(default_config()) == Config()
-    assert read_config({}) == Config()
-    assert read_config(default_config().to_dict()) == Config()
+    train = dataclasses.replace(Config().train, optimizer='sgd', learning_rate=0.01)
+    expected = Config(train=train)
+    assert read_config(default_config()) == expected
+    assert read_config({}) == expected
+    assert read_config(default_config().to_dict()) == expected
     assert Config().stages == STAGES == ('train', 'localize', 'evaluate', 'report')
 
 
@@ -40,9 +42,33 @@ def test_every_setting_is_explained():
                 assert f'        {setting.name}: ' in type(group).__doc__
 
 
+@pytest.mark.parametrize(
+    ('train', 'expected'),
+    [
+        ({}, ('adamw', 2e-4, (), 5.0)),
+        ({'head': 2.0}, ('adamw', 2e-4, (), 2.0)),
+        ({'optimizer': 'sgd'}, ('sgd', 0.01, (), 1.0)),
+        ({'learning_rate': 0.002}, ('sgd', 0.002, (), 1.0)),
+        ({'optimizer': 'adamw', 'learning_rate': 5e-4}, ('adamw', 5e-4, (), 1.0)),
+        ({'multipliers': (('^fc', 10.0),)}, ('sgd', 0.01, (('^fc', 10.0),), 1.0)),
+    ],
+)
+@pytest.mark.parametrize('start', ['weights', 'init_from', ''])
+def test_training_from_weights_has_a_recipe_of_its_own(train, expected, start):
+    tree = {'train': dict(train), 'network': {}}
+    if start:
+        tree['train' if start == 'init_from' else 'network'][start] = 'w.safetensors'
+    found = read_config(tree).train
+    if not start and not train.keys() & {'optimizer', 'learning_rate', 'multipliers'}:
+        expected = ('sgd', 0.01, (), train.get('head', 1.0))
+    assert (found.optimizer, found.learning_rate, found.multipliers, found.head) == expected
+    again = read_config(dataclasses.asdict(read_config(tree)))
+    assert again.train == found  # what is recorded reads back as itself
+
+
 @pytest.mark.parametrize('path', sorted(flatten(Config())))
 def test_every_setting_can_be_set_and_is_kept(path):
-    default = flatten(Config())[path]
+    default = flatten(read_config({}))[path]
     other = {
         'stages': ['report'],
         'data.shapes_counts': [6, 7, 8],
@@ -73,7 +99,11 @@ def test_every_setting_can_be_set_and_is_kept(path):
     }
     value = other.get(path) or kinds[type(default)]()
     config = read_config(with_value(path, value))
-    assert flatten(config) == {**flatten(Config()), path: value}
+    expected = {**flatten(read_config({})), path: value}
+    if path in ('network.weights', 'train.init_from'):
+        recipe = {'train.optimizer': 'adamw', 'train.learning_rate': 2e-4, 'train.head': 5.0}
+        expected |= recipe
+    assert flatten(config) == expected
     assert check_key(path) is None
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 
-from wsol_jax.config import Config, ConfigError, LocalizeConfig, TrainConfig, flatten, read_config
+from wsol_jax.config import ConfigError, LocalizeConfig, TrainConfig, flatten, read_config
 from wsol_jax.data.files import MARKER
 from wsol_jax.workdir import (
     ProgressLog,
@@ -24,7 +24,7 @@ from wsol_jax.workdir import (
     write_text,
 )
 
-CONFIG = Config()
+CONFIG = read_config({})
 
 
 def put(path, text='x'):

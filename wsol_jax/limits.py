@@ -54,6 +54,7 @@ RANGES = {
     'train.step_factor': Range(0, 1000, '(]'),
     'train.power': Range(0, 1000, '(]'),
     'train.multipliers': Range(0, 1_000_000),
+    'train.head': Range(0, 1_000_000),
     'train.momentum': _BELOW_ONE,
     'train.weight_decay': Range(0, 1000),
     'train.clip': Range(0, 1_000_000_000),

@@ -462,7 +462,7 @@ def test_wrong_starts_are_named(trained, tmp_path, sources):
 
 
 def test_training_goes_on_from_what_it_starts_from(trained, sources, tmp_path):
-    setting = replace(TRAIN, init_from=str(trained[0]), epochs=1, learning_rate=0.0)
+    setting = replace(TRAIN, init_from=str(trained[0]), epochs=1, learning_rate=1e-30)
     config = replace(CONFIG, train=setting)
     train(config, *sources, tmp_path)
     found = network_of(tmp_path, sources, config)
@@ -484,6 +484,52 @@ def test_the_images_of_a_trained_network_go_through_what_those_of_training_did(s
     config = replace(CONFIG, train=setting)
     train(config, *sources, tmp_path / 'second')
     assert network_of(tmp_path / 'second', sources, config).preprocessing == unit
+
+
+def test_the_head_is_faster(sources, tmp_path):
+    """Without momentum and decay the first step of each parameter is rate times gradient."""
+    plain = replace(
+        TRAIN, epochs=1, batch_size=30, momentum=0.0, weight_decay=0.0, warmup=0.0, ema=0.0
+    )
+    before = started(CONFIG)
+    moved = []
+    for factor in (1.0, 5.0):
+        config = replace(CONFIG, train=replace(plain, head=factor))
+        train(config, *sources, tmp_path / str(factor))
+        after = named(network_of(tmp_path / str(factor), sources, config).state)
+        moved.append({name: after[name] - before[name] for name in before if 'mean' not in name})
+    for name, move in moved[0].items():
+        if not name.endswith('var'):
+            factor = 5.0 if name.startswith('fc') else 1.0
+            np.testing.assert_allclose(moved[1][name], factor * move, rtol=1e-3, atol=1e-6)
+    assert np.abs(moved[0]['fc.kernel']).max() > 1e-4
+
+
+def test_a_network_at_chance_is_told(sources, tmp_path, caplog):
+    for accuracy, told in ((100 / 6, 1), (90.0, 0)):
+        caplog.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, '_accuracy', lambda *_, a=accuracy: a)
+            train(CONFIG, *sources, tmp_path / str(told))
+        lines = [r.getMessage() for r in caplog.records if 'by chance' in r.getMessage()]
+        assert len(lines) == told
+        if told:
+            assert lines[0].startswith('accuracy on val is 16.7 % after the last epoch, as by chan')
+
+
+@pytest.mark.parametrize(
+    ('accuracy', 'images', 'classes', 'expected'),
+    [
+        # sqrt(1/3 * 2/3 / 45) = 7.03 %
+        (33.3, 45, 3, True),
+        (47.3, 45, 3, True),
+        (47.5, 45, 3, False),
+        (74.7, 45, 3, False),
+        (0.3, 10_000, 1000, False),
+    ],
+)
+def test_what_is_at_chance(accuracy, images, classes, expected):
+    assert loop._at_chance(accuracy, images, classes) == expected
 
 
 def test_a_network_without_batch_norm_and_a_batch_larger_than_the_data(sources, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from wsol_jax.models import (
     record_preprocessing,
     recorded_preprocessing,
 )
+from wsol_jax.models.zoo import RECIPES
 from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.training.checkpoints import Checkpoints, Row
 from wsol_jax.training.step import Program, Shard, Sums, make_program
@@ -72,11 +74,21 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
         remove_scores(workdir)  # they tell of another network
         if preprocessing:
             record_preprocessing(workdir, preprocessing)
-        program = make_program(config.train, module, network, devices, total, epoch_steps)
+        setting = _with_head(config)
+        program = make_program(setting, module, network, devices, total, epoch_steps)
         run = _Run(config, devices, program, checkpoints, workdir, epoch_steps)
         run.to_the_end(
             train_source, val_source, config.network.input_size or network.input_shape[0]
         )
+
+
+def _with_head(config: Config) -> TrainConfig:
+    """The settings with `train.head` among the factors by name."""
+    setting = config.train
+    if setting.head == 1:
+        return setting
+    head = (RECIPES[config.network.name].head, setting.head)
+    return replace(setting, multipliers=(*setting.multipliers, head))
 
 
 def _check_shares(setting: TrainConfig, module: nnx.Module, devices: int) -> None:
@@ -131,7 +143,7 @@ class _Run:
                     with uninterrupted():
                         self._one_step(shard, progress)
                     if self._step % self._epoch_steps == 0:
-                        self._end_epoch(val_source, size)
+                        self._end_epoch(val_source, size, last=self._step == total)
         except KeyboardInterrupt:
             # Not where an epoch ends: going on from there would leave its evaluation out.
             if self._step % self._epoch_steps:
@@ -165,7 +177,7 @@ class _Run:
         if self._step % setting.checkpoint_every == 0 and not ends:
             self._save()
 
-    def _end_epoch(self, source: Source, size: int) -> None:
+    def _end_epoch(self, source: Source, size: int, last: bool) -> None:
         if not self._readable:
             raise DataError(f'no image of train can be read; {self._skipped.path} tells why')
         self._readable = False
@@ -174,6 +186,8 @@ class _Run:
             self._program, self._devices, self._state, source, size, self._config, self._skipped
         )
         self._log.row('train', 'val', self._step, len(source), accuracy=accuracy)
+        if last and _at_chance(accuracy, len(source), source.num_classes):
+            logging.warning(_AT_CHANCE, accuracy, source.num_classes)
         if accuracy >= self._checkpoints.best_accuracy():
             self._checkpoints.save_best(self._devices.one(self._state), accuracy)
         self._save()
@@ -215,9 +229,20 @@ class _Run:
         progress.set_postfix({key: f'{value:.3f}' for key, value in means.items()})
 
 
+_AT_CHANCE = (
+    'accuracy on val is %.1f %% after the last epoch, as by chance with %d classes; try AdamW '
+    '(config.train.optimizer=adamw, learning_rate=2e-4), more epochs, or weights to start from '
+    '(config.network.weights)'
+)
 _TOLD = 10  # images that are named on the terminal
 _LOWER_RATE = 'lower config.train.learning_rate'
 _finite = jax.jit(partial(jax.tree.map, lambda x: jnp.all(jnp.isfinite(x))))
+
+
+def _at_chance(accuracy: float, images: int, classes: int) -> bool:
+    """Whether guessing would be within two standard deviations of an accuracy in percent."""
+    chance = 1 / classes
+    return accuracy / 100 <= chance + 2 * np.sqrt(chance * (1 - chance) / images)
 
 
 def _shard(devices: Devices, parts: int, batch: Batch) -> Shard:
