@@ -7,7 +7,6 @@ DEMO ?= runs/demo
 
 demo: $(VENV)/ready
 	$(VENV)/bin/python -m wsol_jax.main --config configs/shapes_resnet.py --workdir $(DEMO)
-	@echo "Figures and report.html are in $(DEMO)"
 
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest

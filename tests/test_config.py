@@ -35,6 +35,14 @@ def test_the_default_tree_reads_back_as_the_defaults():
     assert Config().stages == STAGES == ('train', 'localize', 'evaluate', 'report')
 
 
+@pytest.mark.parametrize(
+    ('splits', 'expected'), [({}, ('test',)), ({'splits': ('a', 'b')}, ('b',))]
+)
+def test_a_plain_folder_is_localized_once(splits, expected):
+    config = read_config({'data': {'source': 'image_folder', 'root': 'x'}, 'localize': splits})
+    assert config.localize.splits == expected
+
+
 def test_every_setting_is_explained():
     for field in dataclasses.fields(Config):
         if dataclasses.is_dataclass(group := getattr(Config(), field.name)):

@@ -18,7 +18,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import wsol_jax.main
-from wsol_jax.config import Config
+from wsol_jax.config import Config, ConfigError, read_config
 from wsol_jax.data import Shapes
 from wsol_jax.data.files import MARKER
 from wsol_jax.models import build
@@ -458,6 +458,7 @@ def test_a_whole_run_leaves_what_the_contract_names(finished):
         for r in rows
     )
     assert result.out.startswith('test: 12 images, top1 ')
+    assert result.out.endswith('\nPage: W/report.html\n')
     with (workdir / 'progress.csv').open() as file:
         train = [r for r in csv.DictReader(file) if r['stage'] == 'train']
     # 24 images make 3 steps an epoch: a row at steps 2, 4, 6, at each epoch's end, and for val.
@@ -548,6 +549,35 @@ def test_maps_that_are_computed_anew_are_scored_anew(copy):
     (copy / 'W/metrics.json').write_text('{}')
     assert tiny(copy, '--config.stages=localize').code == 0
     assert not (copy / 'W/metrics.json').exists() and (copy / 'W/maps/val').exists()
+
+
+def test_a_config_file_imports_its_neighbours_from_anywhere(tmp_path):
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'mine/base.py').write_text(TINY)
+    (tmp_path / 'mine/bad.py').write_text(
+        'from mine import base\n\n\ndef get_config():\n    config = base.get_config()\n'
+        "    config.localize.methods = ('dlg',)\n    return config\n"
+    )
+    file = str(tmp_path / 'mine/bad.py')
+    result = command(tmp_path / 'elsewhere', '--config', file, '--workdir', 'W')
+    assert result.code == 2 and "'dlg'; did you mean 'dgl'?" in result.err
+
+
+def test_data_of_our_configs_that_is_nowhere_is_told(tmp_path, monkeypatch):
+    monkeypatch.delenv('WSOL_DATA', raising=False)
+    for key in ('data.root=data/cub30', 'network.weights=data/w.safetensors'):
+        with pytest.raises(
+            ConfigError, match=rf'^{key.split("=")[1]}: not there; set WSOL_DATA to'
+        ):
+            wsol_jax.main.run(other_config(key), tmp_path / 'W')
+    assert not (tmp_path / 'W').exists()
+
+
+def other_config(override):
+    key, value = override.split('=')
+    group, name = key.split('.')
+    return read_config({group: {name: value}})
 
 
 def test_two_runs_in_one_workdir(copy):

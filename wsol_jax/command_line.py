@@ -66,6 +66,8 @@ def _check_flags(argv: Sequence[str]) -> str:
     file = plain.config.partition(':')[0]
     if file and not Path(file).is_file():
         raise ConfigError(f'{file}: no such config file')
+    if file:  # from wherever the command is started, configs/a.py may import configs/b.py
+        sys.path.append(str(Path(file).resolve().parent.parent))
     return file
 
 

@@ -168,7 +168,7 @@ class LocalizeConfig:
         layers: endpoints; 'a+b' fuses the maps at a and b; () for all main layers.
         score: what is explained of a class: 'logit', 'softmax' or 'finer_cam'.
         classes: 'ground_truth', 'top1', 'top5', or a class index written as a string.
-        splits: which splits of the data set.
+        splits: which splits of the data set; of an 'image_folder', which has none, the last name.
         batch_size: images per step, over all devices; does not change the maps.
         alpha: class weight in DGL's loss gradient.
         fusion: 'mean', 'max', 'product' or 'layer_cam' over layers and methods.
@@ -291,6 +291,9 @@ def read_config(tree: 'ml_collections.ConfigDict | Mapping[str, Any]') -> Config
     config = _read(Config, plain, 'config')
     config = dataclasses.replace(config, train=_with_recipe(config))
     _check(config)
+    if config.data.source == 'image_folder':  # every split is the whole folder: once is enough
+        once = dataclasses.replace(config.localize, splits=config.localize.splits[-1:])
+        config = dataclasses.replace(config, localize=once)
     return config
 
 

@@ -3,6 +3,7 @@
 Runs the stages of the config in order; what the workdir holds already is not done again.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -38,12 +39,23 @@ def run(config: Config, workdir: Path) -> None:
     """
     for name in config.evaluate.presets:
         preset(name)  # a misspelt one is found before anything is done, or given up
+    _check_places(config)
     workdir = workdir.expanduser().resolve()  # once: libraries differ in how they take `..`
     if config.data.root and Path(config.data.root).resolve() == workdir:
         raise ConfigError(f'{workdir} is config.data.root; results need a --workdir of their own')
     with locked(workdir):
         open_workdir(workdir, config)
         _run_stages(config, workdir)
+
+
+def _check_places(config: Config) -> None:
+    """Says what the folder `data` of our config files stands for, where it is not there."""
+    for name in (config.data.root, config.network.weights, config.train.init_from):
+        if name.startswith('data/') and 'WSOL_DATA' not in os.environ and not Path(name).exists():
+            raise ConfigError(
+                f'{name}: not there; set WSOL_DATA to the folder with the data sets and weights, '
+                'which is data/ while it is not set'
+            )
 
 
 def _run_stages(config: Config, workdir: Path) -> None:
@@ -70,6 +82,7 @@ def _run_stages(config: Config, workdir: Path) -> None:
         split = config.localize.splits[-1]
         metrics = read_metrics(workdir, split)
         print(report(config, metrics, splits(split), workdir))
+        print(f'Page: {workdir / "report.html"}')
 
 
 def _check_names(config: Config, splits: Splits) -> None:
