@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from wsol_jax.data import ImageFolder, evaluation_batches
-from wsol_jax.data.images import batches, listed, read_image, whole
+from wsol_jax.data.images import batches, listed, read_image
 
 RIGHT = np.random.default_rng(0).integers(0, 256, (3, 8, 6, 3), np.uint8)
 ORIENTATION = 274
@@ -14,6 +14,11 @@ ORIENTATION = 274
 
 def photo(height, width, seed=1):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def whole(images, shape, channels=3):
+    ((array, _),) = batches(images, shape, len(images), channels)
+    return array
 
 
 def test_an_array_of_the_right_size_comes_whole_and_uncopied():

@@ -10,7 +10,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.signal import convolve2d
 
-from wsol_jax.data.images import listed, whole
+from wsol_jax.data.images import batches, listed
 from wsol_jax.evaluation import faithfulness as module
 from wsol_jax.evaluation.faithfulness import SCORES, blur, faithfulness, impute, summarize
 from wsol_jax.localization.localize import localize
@@ -405,8 +405,8 @@ def test_summary_averages_over_images_in_percent():
 def test_a_result_brings_its_classes_and_its_relu(toy, toy_images):
     images = [np.tile(x, (i + 1, 2, 1)) for i, x in enumerate(toy_images)]  # of several sizes
     result = localize(toy, images, ('grad_cam', 'dgl'), ('early',))
-    found = faithfulness(toy, images, result, scores=('deletion',), steps=4)
-    seen = whole(listed(images), (8, 8))
+    found = faithfulness(toy, images, result, scores=('deletion',), steps=4, batch_size=3)
+    ((seen, _),) = batches(listed(images), (8, 8), 4)
     maps = {('grad_cam', 'early'): np.maximum(result.maps['grad_cam'], 0)}
     maps |= {('dgl', 'early'): result.maps['dgl']}
     expected = faithfulness(toy, seen, maps, result.classes, scores=('deletion',), steps=4)

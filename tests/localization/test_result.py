@@ -136,7 +136,7 @@ def test_maps_are_a_tree_of_arrays(result):
 def test_repr_is_short(result):
     classes = np.asarray(result.classes).tolist()
     assert repr(result).split('\n') == [
-        f'Localization of 4 images, classes {classes}, maps:',
+        f'Localization of 4 image(s), classes {classes}, maps:',
         "  ('grad_cam', 'early'): [4, 8, 8]",
         "  ('grad_cam', 'late'): [4, 4, 4]",
         "  ('dgl', 'early'): [4, 8, 8]",

@@ -81,12 +81,6 @@ def batches(
             yield _stacked(pixels, common, count), list(sizes)
 
 
-def whole(images: Any, shape: _Size | None, channels: int = 3) -> Any:
-    """All images in one array; arguments as for `batches`."""
-    array, _ = next(batches(images, shape, len(images), channels))
-    return array
-
-
 def read_image(item: Any, shape: _Size | None = None, channels: int = 3) -> tuple[Any, _Size]:
     """One image, resized.
 

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.sparse.linalg import cg
 
-from wsol_jax.data.images import listed, whole
+from wsol_jax.data.images import batches, listed
 from wsol_jax.localization.gradients import Apply
-from wsol_jax.localization.localize import resized_shape
+from wsol_jax.localization.localize import BATCH, in_batches, resized_shape
 from wsol_jax.localization.result import Localization
 from wsol_jax.maps.fuse import min_max, resize
 from wsol_jax.models import Network, Preprocessing
@@ -55,6 +55,7 @@ def faithfulness(
     scores: Sequence[str] = tuple(SCORES),
     steps: int = STEPS,
     chunk_size: int = CHUNK_SIZE,
+    batch_size: int = BATCH,
 ) -> dict[Key, dict[str, jax.Array]]:
     """Scores many maps of each image of a batch in one compiled program.
 
@@ -89,6 +90,7 @@ def faithfulness(
         scores: which of `SCORES`.
         steps: number of steps of insertion and deletion, at least 2.
         chunk_size: perturbed copies of the batch per forward pass.
+        batch_size: see `localize`.
 
     Returns:
         {key: {score: [B]}} per image, in the units above.
@@ -97,25 +99,21 @@ def faithfulness(
         ValueError: a wrong name, shape, class or number.
     """
     channels, shape = network.input_shape[2], resized_shape(network, resize)
-    images = whole(listed(images, channels), shape, channels)
+    images = listed(images, channels)
     if isinstance(maps, Localization) and classes is None:
         classes = maps.classes
     given: Any = maps.rectified() if isinstance(maps, Localization) else maps
     _check_maps(given, len(images))
     targets = _checked_classes(classes, len(images), network.num_classes)
     _check_options(scores, steps, chunk_size)
-    values = compute_faithfulness(
-        network.apply,
-        network.preprocessing,
-        network.probabilities,
-        tuple(scores),
-        steps,
-        chunk_size,
-        network.state,
-        images,
-        list(given.values()),
-        targets,
-    )
+    of_network = (network.apply, network.preprocessing, network.probabilities)
+    options = (tuple(scores), steps, chunk_size, network.state)
+
+    def program(images: Any, rows: tuple) -> dict[str, jax.Array]:
+        return compute_faithfulness(*of_network, *options, images, *rows)
+
+    each = batches(images, shape, batch_size, channels)
+    values, _ = in_batches(program, each, (list(given.values()), targets))
     return {key: {s: values[s][:, i] for s in scores} for i, key in enumerate(given)}
 
 

@@ -221,14 +221,14 @@ def resized_shape(network: 'Network', resize: bool | int | tuple[int, int]) -> A
 def in_batches(
     program: Callable[..., Any],
     batches: Iterable[tuple[Any, list[tuple[int, int]]]],
-    indices: np.ndarray | None,
+    given: Any,
 ) -> tuple[Any, list[tuple[int, int]]]:
     """Runs a program on batches, and joins what it returns without the padding.
 
     Args:
-        program: (images [b,H,W,C], classes [b,K] or None) -> arrays with b leading.
+        program: (images [b,H,W,C], what is given of them) -> arrays with b leading.
         batches: of `wsol_jax.data.images`.
-        indices: [B,K] classes of all images.
+        given: arrays of all images, with B leading, such as their classes; None for nothing.
 
     Returns:
         Arrays with B leading, and the (width, height) of every image.
@@ -236,7 +236,7 @@ def in_batches(
     parts: list[Any] = []
     sizes: list[tuple[int, int]] = []
     for images, some in batches:
-        rows = None if indices is None else _rows(indices[len(sizes) :], len(images))
+        rows = jax.tree.map(partial(_rows, start=len(sizes), count=len(images)), given)
         sizes += some
         found = program(images, rows)
         parts.append(found if len(some) == len(images) else _first(len(some), found))
@@ -248,9 +248,11 @@ def _first(count: int, tree: Any) -> Any:
     return jax.tree.map(lambda x: x[:count], tree)
 
 
-def _rows(indices: np.ndarray, count: int) -> np.ndarray:
-    """The first rows; the last one stands for images that are padding."""
-    return indices[np.minimum(np.arange(count), len(indices) - 1)]
+def _rows(array: Any, start: int, count: int) -> Any:
+    """Some rows; the last one stands for images that are padding."""
+    if start == 0 and len(array) == count:
+        return array
+    return array[np.minimum(np.arange(start, start + count), len(array) - 1)]
 
 
 def is_single(classes: Any) -> bool:

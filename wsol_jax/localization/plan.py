@@ -222,10 +222,10 @@ def make_plan(
 
 def check_options(function: Callable[..., Any], options: Iterable[str]) -> None:
     """Raises TypeError if a function that passes options on to `make_plan` has one too many."""
-    own = [name for name in signature(function).parameters if name != 'options']
-    further = [p.name for p in signature(make_plan).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    further = [*(make_plan.__kwdefaults__ or {})]
     for name in options:
         if name not in further:
+            own = [name for name in signature(function).parameters if name != 'options']
             raise TypeError(unknown_name(f'argument of {function.__name__}', name, own + further))
 
 

@@ -122,7 +122,7 @@ class Localization:
         lines = [f'  {key}: {list(np.shape(m))}' for key, m in self.maps.items()]
         if len(lines) > _LINES:
             lines[_LINES - 1 :] = [f'  ... {len(lines) - _LINES + 1} more']
-        heads = f'Localization of {len(classes)} images, classes {shown}, maps:'
+        heads = f'Localization of {len(classes)} image(s), classes {shown}, maps:'
         return '\n'.join((heads, *lines))
 
 
