@@ -55,6 +55,13 @@ def test_files_are_read_as_the_command_reads_them(tmp_path):
     np.testing.assert_array_equal(whole(listed(opened), (8, 8)), batch.images)
 
 
+def test_one_opened_image_many_times(tmp_path):
+    Image.fromarray(photo(300, 400)).save(tmp_path / 'a.jpg')
+    expected, _ = read_image(tmp_path / 'a.jpg', (8, 6))
+    for array in whole(listed([Image.open(tmp_path / 'a.jpg')] * 16), (8, 6)):
+        np.testing.assert_array_equal(array, expected)
+
+
 def test_exif_orientation_is_applied(tmp_path):
     image, exif = photo(4, 10), Image.Exif()
     exif[ORIENTATION] = 6  # displayed turned by a quarter, clockwise
@@ -122,7 +129,7 @@ class Tensor:
 
 def test_tensors_of_other_frameworks():
     np.testing.assert_array_equal(listed(Tensor(RIGHT)), RIGHT)
-    with pytest.raises(ValueError, match=r'channels come last: pass x.transpose\(0, 2, 3, 1\)'):
+    with pytest.raises(ValueError, match=r'channels come last: pass x.permute\(0, 2, 3, 1\)'):
         listed(Tensor(RIGHT.transpose(0, 3, 1, 2)))
 
 

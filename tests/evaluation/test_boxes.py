@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from wsol_jax.evaluation.boxes import box_iou, rescale_boxes
 from wsol_jax.maps.boxes import boxes_from_map, threshold_boxes
@@ -237,6 +238,24 @@ def test_boxes_from_map_on_a_landscape_image():
 @pytest.mark.parametrize('raw', [np.ones((3, 3)), np.full((3, 3), np.nan)])
 def test_blank_map_has_no_box(raw):
     assert boxes_from_map(raw, (20, 10), 0.2).tolist() == [[0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    'size', [(80, 40), np.zeros((40, 80, 3)), (40, 80, 3), (40, 80, 1), Image.new('L', (80, 40))]
+)
+def test_the_size_of_an_image_in_every_form(size):
+    raw = np.random.default_rng(0).random((4, 8))
+    expected = literal_boxes(score_map(raw, (80, 40)), 0.5)
+    assert boxes_from_map(raw, size, 0.5)[0].tolist() == expected[0]
+
+
+@pytest.mark.parametrize(
+    'size', [80, (80,), (80, 40, 7), (80, -1), (80.0, 40.0), 'ab', np.zeros((2, 2)), None]
+)
+def test_what_is_no_size_is_told(size):
+    message = r'the size of an image is \(width, height\), or the image, or its shape'
+    with pytest.raises(ValueError, match=message):
+        boxes_from_map(np.eye(3), size, 0.5)
 
 
 def test_boxes_from_map_takes_one_map():

@@ -35,6 +35,7 @@ LARGE = 64_000_000  # pixels: beyond, an image is reduced while it is decoded, o
 SPARE = 4  # what is left of a reduced image, relative to the size that is asked for
 BAND = 16_000_000  # pixels of a large image that are converted at once
 _LARGE = Lock()
+_LOADING = Lock()  # one image may stand several times in a list that threads go through
 _BLOCK = 2**26  # bytes: blocks above 2**25 go back to the system when a large image is done with
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -75,6 +76,8 @@ def pixels_of(image: Image.Image) -> Pixels:
         BadImage: the file behind it is truncated, or its depth tells not what is white.
     """
     try:
+        with _LOADING:
+            image.load()
         return _pixels(image, True, 0)
     except Exception as error:  # decoders raise nearly anything on broken bytes
         name = printable(str(getattr(image, 'filename', '') or 'a PIL image'))

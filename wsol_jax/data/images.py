@@ -43,7 +43,7 @@ def listed(images: Any, channels: int = 3) -> Any:
         return _checked_list(array.tolist(), channels)
     single = array.ndim == 3 and array.shape[-1] == channels
     array = array[None] if single else array
-    _check_array(array, f'images must be [B,H,W,{channels}]', 4, channels)
+    _check_array(array, f'images must be [B,H,W,{channels}]', 4, channels, _is_torch(images))
     return array
 
 
@@ -119,7 +119,11 @@ def _array(value: Any) -> Any:
     """NumPy's and JAX's arrays stay where they are; tensors of others come to the host."""
     if isinstance(value, np.ndarray) or hasattr(value, 'addressable_shards'):
         return value
-    return np.asarray(value.detach().cpu() if hasattr(value, 'detach') else value)
+    return np.asarray(value.detach().cpu() if _is_torch(value) else value)
+
+
+def _is_torch(value: Any) -> bool:
+    return hasattr(value, 'detach')
 
 
 def _checked_list(items: list[Any], channels: int) -> list[Any]:
@@ -141,14 +145,14 @@ def _checked(item: Any, place: int, channels: int) -> Any:
     if not _is_array(item):
         raise ValueError(f'images[{place}] is a {type(item).__name__}; images are {_WANTED}')
     array = _array(item)
-    _check_array(array, f'images[{place}] must be [H,W,{channels}]', 3, channels)
+    _check_array(array, f'images[{place}] must be [H,W,{channels}]', 3, channels, _is_torch(item))
     return array
 
 
-def _check_array(array: Any, wanted: str, rank: int, channels: int) -> None:
+def _check_array(array: Any, wanted: str, rank: int, channels: int, torch: bool) -> None:
     shape, name = tuple(array.shape), array.dtype.name
     if len(shape) != rank or shape[-1] != channels:
-        raise ValueError(f'{wanted}, got {list(shape)}{_hint(shape, rank, channels)}')
+        raise ValueError(f'{wanted}, got {list(shape)}{_hint(shape, rank, channels, torch)}')
     if rank == 4 and not shape[0]:
         raise ValueError(f'there are no images: {list(shape)}')
     if 0 in shape:
@@ -165,11 +169,11 @@ def _check_array(array: Any, wanted: str, rank: int, channels: int) -> None:
         )
 
 
-def _hint(shape: tuple[int, ...], rank: int, channels: int) -> str:
+def _hint(shape: tuple[int, ...], rank: int, channels: int, torch: bool) -> str:
     """What would make images of such an array, where that can be told."""
     if len(shape) >= 3 and shape[-3] == channels:
         order = (0, 2, 3, 1) if len(shape) == 4 else (1, 2, 0)
-        return f'; channels come last: pass x.transpose{order}'
+        return f'; channels come last: pass x.{"permute" if torch else "transpose"}{order}'
     if channels != 3:
         return ''
     if len(shape) == rank:
