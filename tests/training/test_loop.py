@@ -1,5 +1,6 @@
 """The stage train: what it leaves, how it goes on, what it starts from, what stops it."""
 
+import json
 import logging
 import shutil
 import signal
@@ -15,7 +16,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 from test_parallel import RECIPE, SIDE, Tiny, saved
 
-from wsol_jax.config import Config, ConfigError, DataConfig, NetworkConfig, TrainConfig
+from wsol_jax.config import Config, ConfigError, DataConfig, NetworkConfig, TrainConfig, flatten
 from wsol_jax.data import DataError, ImageFolder, Shapes, decode_image, training_batches
 from wsol_jax.models import Preprocessing, build, load_network, zoo
 from wsol_jax.models.weights import WeightsError
@@ -530,6 +531,55 @@ def test_a_network_at_chance_is_told(sources, tmp_path, caplog):
 )
 def test_what_is_at_chance(accuracy, images, classes, expected):
     assert loop._at_chance(accuracy, images, classes) == expected
+
+
+@pytest.fixture
+def opened(undisturbed, tmp_path):
+    """A copy of the finished training, with what the command records of its config."""
+    workdir = tmp_path / 'W'
+    shutil.copytree(undisturbed, workdir)
+    network = replace(CONFIG.network, input_size=2 * SIDE)
+    record = flatten(replace(CONFIG, network=network))
+    (workdir / 'config.json').write_text(json.dumps({'config': record}))
+    return workdir
+
+
+def test_load_network_opens_a_workdir(opened, sources):
+    expected = network_of(opened, sources)
+    for weights in (opened, str(opened)):
+        network = load_network('tiny', weights)
+        assert_same(named(network.state), named(expected.state))
+    assert network.num_classes == expected.num_classes == 6
+    assert network.input_size == 2 * SIDE  # as it was trained
+    # A new head on the trunk, as from a weights file.
+    other = named(load_network('tiny', opened, 4).state)
+    np.testing.assert_array_equal(other['norm.bias'], named(expected.state)['norm.bias'])
+    assert other['fc.bias'].shape == (4,)
+
+
+def test_a_workdir_that_is_not_what_was_asked_for_is_one_line(opened, tmp_path):
+    def message(weights, name='tiny'):
+        with pytest.raises((WeightsError, ConfigError)) as caught:
+            load_network(name, weights)
+        assert len(str(caught.value).splitlines()) == 1
+        return str(caught.value)
+
+    expected = f"{opened}: holds a training of 'tiny', not of 'resnet10'"
+    assert message(opened, 'resnet10') == expected
+    empty = tmp_path / 'empty'
+    empty.mkdir()
+    assert message(empty).startswith(
+        f'{empty}: holds no checkpoints; give the workdir of a training'
+    )
+    (empty / 'checkpoints').mkdir()
+    assert message(empty) == f'{empty / "checkpoints"}: holds no finished checkpoint'
+    record = json.loads((opened / 'config.json').read_text())
+    record['config']['train.epochs'] = 5
+    (opened / 'config.json').write_text(json.dumps(record))
+    expected = f'{opened / "checkpoints"}: holds step 12 of 15; finish the training first'
+    assert message(opened) == expected
+    (opened / 'config.json').write_text('[' * 100_000)
+    assert message(opened).startswith(f'{opened / "config.json"} is not valid JSON')
 
 
 def test_a_network_without_batch_norm_and_a_batch_larger_than_the_data(sources, tmp_path):

@@ -121,7 +121,7 @@ def assign(
     """
     wanted = _named(module)
     renamed = {
-        key: (_module_name(key, table, wanted), tensor)
+        key: (module_name(key, table, wanted), tensor)
         for key, tensor in tensors.items()
         if not key.endswith(IGNORED)
     }
@@ -237,7 +237,7 @@ def _match(
     return fit, problems
 
 
-def _module_name(key: str, table: Table, known: Iterable[str]) -> str | None:
+def module_name(key: str, table: Table, known: Iterable[str]) -> str | None:
     """The module's dotted name for a key of the file, None where it has no such tensor."""
     for pattern, replacement in table:
         key = re.sub(pattern, replacement, key)

@@ -11,19 +11,20 @@ from absl import logging
 from flax import nnx
 
 from wsol_jax.models import inception, mobilenet, resnet, squeezenet, vgg
-from wsol_jax.models.network import Network, Probability
+from wsol_jax.models.network import Network, Probability, Size
 from wsol_jax.models.preprocessing import (
     PREPROCESSINGS,
     Preprocessing,
     as_preprocessing,
     preprocessing_name,
 )
-from wsol_jax.models.trained import recorded_preprocessing
+from wsol_jax.models.trained import open_training, recorded_preprocessing
 from wsol_jax.models.weights import (
     Table,
     WeightsError,
     assign,
     assign_named,
+    module_name,
     read_metadata,
     read_tensors,
 )
@@ -140,8 +141,9 @@ def load_network(
 
     Args:
         name: one of NETWORKS.
-        weights: .safetensors, .pth or .pt file under torchvision's names; None keeps the
-            random weights of `seed`.
+        weights: .safetensors, .pth or .pt file under torchvision's names, or the workdir of a
+            training, whose best (or last, as it was set) checkpoint is opened at the input size and
+            with the options it was trained with; None keeps the random weights of `seed`.
         num_classes: None reads it from the file, which must then fit entirely (1000
             without a file). A number lets the file's head differ: what does not fit there
             keeps its initial value and is logged.
@@ -157,10 +159,17 @@ def load_network(
 
     Raises:
         ValueError: an unknown name or option, or a wrong preprocessing or probability.
-        WeightsError: the file is missing, unreadable or does not fit.
+        WeightsError: the file is missing, unreadable or does not fit; or the workdir holds no
+            finished training of this network.
     """
     module = load_module(name, weights, num_classes, seed=seed, **options)
-    return as_network(name, module, find_preprocessing(name, weights, preprocessing), probability)
+    found = find_preprocessing(name, weights, preprocessing)
+    if not (weights and Path(weights).is_dir()):
+        return as_network(name, module, found, probability)
+    trained = open_training(Path(weights), name).config
+    probability = probability or trained.get('network.probability') or None
+    size = trained.get('network.input_size') or None
+    return as_network(name, module, found, probability, size)
 
 
 def load_module(
@@ -180,8 +189,10 @@ def load_module(
         return build(name, classes, nnx.Rngs(seed), **options)
 
     recipe = _recipe(name)
-    if weights is None:
+    if not weights:
         return random_module(num_classes or DEFAULT_CLASSES)
+    if Path(weights).is_dir():
+        return _trained_module(name, Path(weights), num_classes, seed=seed, **options)
     tensors = read_tensors(weights)
     if num_classes is not None:
         module = random_module(num_classes)
@@ -191,6 +202,18 @@ def load_module(
         # Shapes alone: the file holds every value, so no random weight is drawn.
         module = nnx.eval_shape(partial(random_module, classes))
         assign(module, tensors, weights, recipe.table, recipe.head)
+    return module
+
+
+def _trained_module(
+    name: str, workdir: Path, num_classes: int | None, *, seed: int, **options: Any
+) -> nnx.Module:
+    training, recipe = open_training(workdir, name), _recipe(name)
+    values = training.weights()
+    key = module_name(recipe.class_key, recipe.table, values) or recipe.class_key
+    classes = num_classes or _classes_in(values, key, workdir)
+    module = build(name, classes, nnx.Rngs(seed), **training.options | options)
+    assign_named(module, values, workdir, recipe.head, strict=num_classes is None)
     return module
 
 
@@ -271,6 +294,7 @@ def as_network(
     module: nnx.Module,
     preprocessing: Preprocessing | None = None,
     probability: Probability | None = None,
+    input_size: Size | None = None,
 ) -> Network:
     """The network of a module from `build` or `load_module`, in inference mode.
 
@@ -279,13 +303,14 @@ def as_network(
         module: of that network.
         preprocessing: None for that of its random weights.
         probability: see `load_network`.
+        input_size: of its images; None for that of its published weights.
     """
     recipe = _recipe(name)
     return Network.from_module(
         module,
         name=name,
         preprocessing=preprocessing or recipe.preprocessing,
-        input_size=recipe.input_size,
+        input_size=input_size or recipe.input_size,
         probability=probability,
     )
 
