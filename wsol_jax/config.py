@@ -204,7 +204,7 @@ class EvaluateConfig:
     """How maps become boxes and scores.
 
     Attributes:
-        choose_on: split on which layers and thresholds are chosen.
+        choose_on: split on which layers and thresholds are chosen; its own scores are oracles.
         size: side in pixels of the square canvas on which maps and boxes are compared.
         threshold_step: spacing of the thresholds in [0, 1).
         threshold: used where nothing can be chosen: data without boxes.

@@ -217,11 +217,12 @@ class MapStore:
             return self._arrays[name][index].read().result()
         except ValueError as error:
             chunks = np.unique(np.r_[index] // self.chunk).tolist()
-            where, reason = next(self._unreadable(name, chunks), (chunks[0], str(error)))
+            where, reason = next(self._unreadable(name, chunks), (chunks[0], _reason(error)))
             first, stop = self._bounds(where)
             image_id = ''.join(self.image_ids[first : first + 1])
             images = f'images {first} to {stop - 1} ({image_id} ...)'
-            raise DataError(f'{self.folder / name}: {images}: {reason}; {_AGAIN}') from None
+            fault = 'missing' if reason.startswith('NOT_FOUND') else f'damaged ({reason})'
+            raise DataError(f'{self.folder / name}: {images}: {fault}; {_AGAIN}') from None
 
     def _bounds(self, chunk: int) -> tuple[int, int]:
         """Positions of the first image of a chunk and of the one behind its last."""
