@@ -157,7 +157,7 @@ def _main(arguments: Sequence[str]) -> None:
         raise ConfigError('both are needed: --config FILE.py and --workdir DIR')
     logging.set_verbosity(logging.WARNING)  # orbax reports every file at INFO
     # Who logs an error with its traceback raises it, too.
-    logging.get_absl_handler().addFilter(lambda record: not record.exc_info)
+    logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
     run(read_config(CONFIG.value), Path(WORKDIR.value))
 
 

@@ -203,3 +203,27 @@ def test_a_full_disk_leaves_the_old_file(data, capsys, full_disk):
     code, err = run(data, capsys)
     assert code == 2 and err.endswith(f'{data}/out: cannot be written: File too large\n')
     assert (data / 'out').read_text() == 'old' and len(os.listdir(data)) == 3
+
+
+@pytest.mark.parametrize(
+    ('name', 'content'),
+    [
+        ('image_ids', b'../metadata/a.jpg'),
+        ('image_ids', b'/etc/passwd'),
+        ('image_ids', b'a\0.jpg'),
+        ('image_ids', b'\xff.jpg'),
+        ('localization', b'a.jpg,0,0,5,' + b'1' + b'0' * 23),
+        ('localization', b'a.jpg,0,0,5,' + b'9' * 5000),
+        ('localization', b'a.jpg,nan,0,5,5'),
+        ('localization', b'a.jpg,../../x.png,'),
+        ('image_sizes', b'a.jpg,1000000000000,5'),
+        ('class_labels', b'a.jpg,1000000000'),
+        ('class_labels', b'a.jpg,-1'),
+    ],
+)
+def test_metadata_beyond_reason(data, capsys, name, content):
+    (data / 'metadata' / f'{name}.txt').write_bytes(content + b'\n')
+    code, err = run(data, capsys, '--preset', 'cvpr16')
+    assert code == 2 and err.count('\n') == 1 and len(err) < 1000, err
+    assert f'{name}.txt' in err or 'a.jpg' in err
+    assert not (data / 'out').exists()

@@ -1,4 +1,4 @@
-"""Disks that are full, and folders that cannot be written: one line, and a later run goes on."""
+"""Disks that are full: one line that names the file, and a later run goes on."""
 
 import pytest
 from runs import begin
@@ -6,8 +6,9 @@ from test_main import finish
 
 pytestmark = pytest.mark.faults
 
-# config.json is smaller; checkpoints, chunks of maps, boxes/test.csv and figures are larger.
-LIMIT = 5000
+# Bytes that no file may exceed: config.json is smaller, and of training what it prints; larger are
+# checkpoints, chunks of maps, boxes/test.csv and figures.
+LIMITS = {'train': 100_000, 'localize': 5000, 'evaluate': 5000, 'report': 5000}
 
 
 def compiled(err):
@@ -16,16 +17,18 @@ def compiled(err):
     return [line for line in lines if not ('compilation cache' in line and next(lines))]
 
 
-def test_every_stage_says_in_one_line_that_the_disk_is_full_and_goes_on(tmp_path):
+def test_every_stage_says_that_the_disk_is_full_and_goes_on(tmp_path):
     folder, tables = tmp_path / 'starved', []
-    assert finish(begin(folder, '--config.stages=("train",)'), folder).code == 0
-    for stage in ('localize', 'evaluate', 'report'):
+    for stage, limit in LIMITS.items():
         only = f'--config.stages=("{stage}",)'
-        code, out, err = finish(begin(folder, only, limit=LIMIT), folder)
+        code, out, err = finish(begin(folder, only, limit=limit), folder)
         lines = compiled(err)
-        assert (code, out, len(lines)) == (2, '', 1), (stage, err)
-        assert lines[0].startswith('error: ') and 'File too large' in lines[0], stage
-        assert 'W/' in lines[0] and len(lines[0]) < 500
+        said = [line for line in lines if line.startswith('error: ')]
+        assert (code, out, len(said)) == (2, '', 1), (stage, err)
+        # Threads of orbax print that their loop is closed, past everything that could stop them.
+        assert lines == said or stage == 'train', err
+        assert 'File too large' in said[0] and len(said[0]) < 500, stage
+        assert {'train': 'checkpoints/'}.get(stage, 'W/') in said[0]
         code, out, err = finish(begin(folder, only), folder)
         assert code == 0 and not [line for line in compiled(err) if 'rror' in line], (stage, err)
         tables.append(out)

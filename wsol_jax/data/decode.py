@@ -247,7 +247,11 @@ def _guarded(image: ImageFile) -> Iterator[None]:
 
 
 def _check_sums(image: ImageFile) -> None:
-    """Refuses a PNG that a checksum of its own tells damaged; Pillow leaves those of pixels out."""
+    """Refuses what Pillow passes over: wrong checksums in a PNG, missing strips of a TIFF."""
+    ends = [extents[3] for _, extents, *_ in image.tile if extents]
+    rows = getattr(image, 'tag_v2', {}).get(IMAGELENGTH, 0)
+    if image.format == 'TIFF' and ends and max(ends) < rows:
+        raise ValueError('damaged: the lower rows are missing')
     if image.format != 'PNG' or image.fp is None:
         return
     place = image.fp.tell()
