@@ -156,14 +156,14 @@ def test_big_endian_and_inverted_16_bit_tiff():
         assert found[0, :, 0].tolist() == expected
 
 
-def tiff(values, dtype, bits, photometric, sample_format=1):
+def tiff(values, dtype, bits, photometric, changed=None):
     """A TIFF by hand (TIFF 6.0): header, pixels, one directory."""
     data, order = np.asarray(values).astype(dtype).tobytes(), dtype[0]
     data += b'\0' * (len(data) % 2)
     height, width = np.shape(values)
     tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1}
-    tags |= {278: height, 279: len(data), 339: sample_format}
-    tags = {tag: value for tag, value in tags.items() if value is not None}
+    tags |= {278: height, 279: len(data), 339: 1} | (changed or {})
+    tags = {tag: tags[tag] for tag in sorted(tags) if tags[tag] is not None}
     end = {'<': 'little', '>': 'big'}[order]
 
     def whole(value, length):
@@ -361,6 +361,14 @@ def test_a_damaged_png_is_named():
     stored[len(stored) // 2] ^= 1
     with pytest.raises(BadImage, match="x: damaged: a wrong checksum in b'IDAT'"):
         decode_image(of(bytes(stored)))
+
+
+@pytest.mark.parametrize('orientation', [1, 6])
+def test_a_tiff_without_all_its_rows_is_named(orientation):
+    """Pillow shows black for what is missing; 4 rows of pixels, a header that says 700."""
+    stored = tiff(PICTURE[..., 0], '<u1', 8, 1, {257: 700, 274: orientation})
+    with pytest.raises(BadImage, match='x: damaged: the lower rows are missing'):
+        decode_image(of(stored))
 
 
 @pytest.mark.parametrize('depth', [8, 16])

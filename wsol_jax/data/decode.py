@@ -171,6 +171,7 @@ def stored_mask(record: Record, png: Encoded) -> NDArray[np.bool_]:
     """
     try:
         with _read(record, png) as (image, stored), _guarded(image):
+            _check_sums(image)
             turn = _turn(image, record.decoding.displayed)
             mask = _foreground(image, stored)
     except Exception as error:  # decoders raise nearly anything on broken bytes
