@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from wsol_jax.data import DataError
+from wsol_jax.localization import layout
 from wsol_jax.localization import store as module
+from wsol_jax.localization.layout import path_of
 from wsol_jax.localization.store import DONE, SKIPPED, ChunkWriter, MapStore
 
 BLOCK = ('dgl', 'stage1/block1')
@@ -250,7 +252,7 @@ def test_ids_must_follow_each_other(tmp_path):
 @pytest.mark.parametrize('damage', ['missing', 'empty', 'truncated', 'flipped', 'another'])
 def test_a_damaged_chunk_is_never_read_and_done_again(tmp_path, name, damage):
     whole, expected = full(tmp_path / 's'), batch(range(5))
-    key = next((k for k in SHAPES if module._path(k) == name), None)
+    key = next((k for k in SHAPES if path_of(k) == name), None)
     undisturbed = files(tmp_path / 's')
     chunk = next((tmp_path / 's' / name).glob('1*'))
     data = chunk.read_bytes()
@@ -304,11 +306,25 @@ def test_a_damaged_array_is_made_again(tmp_path, name, damage):
 
 def test_an_unreadable_chunk_is_no_damage(tmp_path, monkeypatch):
     full(tmp_path / 's')
-    monkeypatch.setattr(module, '_reason', lambda error: 'PERMISSION_DENIED: so')
+    monkeypatch.setattr(module, 'reason_of', lambda error: 'PERMISSION_DENIED: so')
     next((tmp_path / 's/top').glob('1*')).unlink()
     with pytest.raises(DataError, match='PERMISSION_DENIED'):
         create(tmp_path / 's')
     assert MapStore(tmp_path / 's').fact('status').tolist() == [DONE] * 5
+
+
+def test_an_array_that_cannot_be_read_is_not_removed(tmp_path, monkeypatch):
+    full(tmp_path / 's')
+    before = files(tmp_path / 's')
+
+    def refused(*_):
+        raise ValueError('PERMISSION_DENIED: so [tensorstore_spec=...]')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, '_open', refused)
+        with pytest.raises(DataError, match=r'status: PERMISSION_DENIED: so$'):
+            create(tmp_path / 's')
+    assert files(tmp_path / 's') == before
 
 
 def entry(**changed):

@@ -76,22 +76,14 @@ def localize_split(
         ValueError: a wrong method, layer or class.
     """
     setting = config.localize
-    if fault := check('localize.splits', (split,)):
-        raise ConfigError(fault)
     plan = plan_of(setting, network, config.seed)
-    _check_target(setting.classes, network)
-    _check_classes(network, source, split)
-    # Other sources read the image with its label: there each batch is checked when it comes.
-    records = [source[i] for i in range(len(source))] if isinstance(source, ListedRecords) else []
-    labels = [(r.image_id, r.labels[0] if r.labels else UNLABELLED) for r in records]
-    if fault := _first_fault(labels, setting.classes, network)[1]:
-        raise ConfigError(fault)
+    known = _checked_ids(setting.classes, network, source, split)
     devices = local_devices(config.parallel)
     batch_size = devices.round_up(min(setting.batch_size, len(source)))
     size = config.network.input_size or network.input_size
     folder = workdir / 'maps' / split
     store = _open_store(setting.classes, network, plan, len(source), size, folder)
-    store.expect([record.image_id for record in records])
+    store.expect(known)
     store.redo(_readable_now(source, store))
     pending = store.pending()
     check_maps(network, split, workdir)
@@ -123,6 +115,22 @@ def localize_split(
             log.row('localize', split, step, done)
             progress.update(done)
     return store
+
+
+def _checked_ids(target: str, network: Network, source: Source, split: str) -> list[str]:
+    """The ids of a source that lists its records, whose labels are all right.
+
+    Other sources read the image with its label: there each batch is checked when it comes.
+    """
+    if fault := check('localize.splits', (split,)):
+        raise ConfigError(fault)
+    _check_target(target, network)
+    _check_classes(network, source, split)
+    records = [source[i] for i in range(len(source))] if isinstance(source, ListedRecords) else []
+    labels = [(r.image_id, r.labels[0] if r.labels else UNLABELLED) for r in records]
+    if fault := _first_fault(labels, target, network)[1]:
+        raise ConfigError(fault)
+    return [record.image_id for record in records]
 
 
 def check_maps(network: Network, split: str, workdir: Path) -> None:

@@ -2,32 +2,36 @@
 
 import json
 import os
-import re
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from wsol_jax.data import DataError
+from wsol_jax.localization.layout import (
+    AGAIN,
+    DAMAGED,
+    arrays_of,
+    index_of,
+    lines_of,
+    make,
+    opened,
+    path_of,
+    read_ids,
+    read_index,
+    reason_of,
+)
 from wsol_jax.maps import Key
-from wsol_jax.workdir import read_csv, read_json, write_csv, write_text
-
-if TYPE_CHECKING:  # counting processes know of the store, and open none
-    import tensorstore as ts
+from wsol_jax.workdir import read_csv, write_csv, write_text
 
 PENDING, DONE, SKIPPED = 0, 1, 2
 TOP = 5
 CHUNK = 64  # images: few files, and little is read or written that is not asked for
 _AT_ONCE = 16  # chunks that are read side by side
 _SECONDS = 3.0  # of work that a kill can cost where a chunk fills slowly
-_FACTS = {'status': 'uint8', 'classes': 'int32', 'class_scores': 'float32', 'top': 'int32'}
 _VALUES = ('classes', 'class_scores', 'top')
-# What tensorstore says of a file that is there, but not whole, or not of this array.
-_DAMAGED = ('DATA_LOSS', 'FAILED_PRECONDITION', 'INVALID_ARGUMENT', 'OUT_OF_RANGE')
-_AGAIN = 'run the stage localize again'
 _IDS = 'image_ids.txt'
 
 
@@ -54,14 +58,14 @@ class MapStore:
         if not (folder / 'index.json').exists():
             raise FileNotFoundError(f'no maps in {folder}; run the stage localize first')
         self.folder = folder
-        index = _read_index(folder)
+        index = read_index(folder)
         self.target: str = index['classes']
         self.count: int = index['images']
         self.chunk: int = index['chunk']
-        self.image_ids = _read_ids(folder / _IDS)
+        self.image_ids = read_ids(folder / _IDS)
         if len(self.image_ids) > self.count:
             raise DataError(f'{folder / _IDS} lists more than the {self.count} images; delete it')
-        self._arrays = {n: _opened(folder / n, m) for n, m in _layout(index).items()}
+        self._arrays = {n: opened(folder / n, m) for n, m in arrays_of(index).items()}
         keys = {(m['method'], m['layer']): m for m in index['maps']}
         self.arrays = {key: self._arrays[m['path']] for key, m in keys.items()}
         self.relu: dict[Key, bool] = {key: m['relu'] for key, m in keys.items()}
@@ -91,18 +95,18 @@ class MapStore:
         Raises:
             DataError: the store there is of other images, maps or classes, or of another version.
         """
-        index = _index(count, target, shapes, relu, num_top)
+        index = index_of(count, target, shapes, relu, num_top, CHUNK)
         there = (folder / 'index.json').exists()
-        if there and _read_index(folder) != index:
+        if there and read_index(folder) != index:
             raise DataError(
                 f'{folder} holds maps of other images, methods, layers or classes than the run '
                 'has now; delete that folder'
             )
         fresh = not folder.exists()
-        if len(set(map(_path, shapes))) < len(shapes):
+        if len(set(map(path_of, shapes))) < len(shapes):
             raise DataError(f'two layers of {list(shapes)} would be stored under one name')
-        for name, metadata in _layout(index).items():
-            _make(folder / name, metadata)
+        for name, metadata in arrays_of(index).items():
+            make(folder / name, metadata)
         if not there:
             write_text(folder / 'index.json', json.dumps(index, indent=2) + '\n')
         store = cls(folder)
@@ -141,7 +145,7 @@ class MapStore:
         Raises:
             DataError: they are damaged.
         """
-        return self._read(_path(key), slice(start, stop))
+        return self._read(path_of(key), slice(start, stop))
 
     def take(self, key: Key, positions: np.ndarray) -> np.ndarray:
         """Raw maps [n, K, h, w] of one (method, layer) at any n positions.
@@ -149,7 +153,7 @@ class MapStore:
         Raises:
             DataError: they are damaged.
         """
-        return self._read(_path(key), positions)
+        return self._read(path_of(key), positions)
 
     def write(
         self,
@@ -191,7 +195,7 @@ class MapStore:
             raise ValueError(f'images {new[0][0]} ... do not follow the {known} that are there')
         names = [name for _, name in new]
         with (self.folder / _IDS).open('ab') as file:
-            file.write(_lines(names))
+            file.write(lines_of(names))
         self.image_ids += names
 
     def skipped(self) -> dict[str, str]:
@@ -217,12 +221,12 @@ class MapStore:
             return self._arrays[name][index].read().result()
         except ValueError as error:
             chunks = np.unique(np.r_[index] // self.chunk).tolist()
-            where, reason = next(self._unreadable(name, chunks), (chunks[0], _reason(error)))
+            where, reason = next(self._unreadable(name, chunks), (chunks[0], reason_of(error)))
             first, stop = self._bounds(where)
             image_id = ''.join(self.image_ids[first : first + 1])
             images = f'images {first} to {stop - 1} ({image_id} ...)'
             fault = 'missing' if reason.startswith('NOT_FOUND') else f'damaged ({reason})'
-            raise DataError(f'{self.folder / name}: {images}: {fault}; {_AGAIN}') from None
+            raise DataError(f'{self.folder / name}: {images}: {fault}; {AGAIN}') from None
 
     def _bounds(self, chunk: int) -> tuple[int, int]:
         """Positions of the first image of a chunk and of the one behind its last."""
@@ -239,18 +243,18 @@ class MapStore:
                 try:
                     read.result()
                 except ValueError as error:
-                    yield chunk, _reason(error)
+                    yield chunk, reason_of(error)
 
     def _repair(self) -> None:
         """Removes what is damaged; what is not whole any more is pending again."""
-        whole, ids = len(_lines(self.image_ids)), self.folder / _IDS
+        whole, ids = len(lines_of(self.image_ids)), self.folder / _IDS
         if ids.exists() and ids.stat().st_size > whole:
             os.truncate(ids, whole)
         chunks = range(-(-self.count // self.chunk))
         found: set[int] = set()
         for name in self._arrays:
             for chunk, reason in self._unreadable(name, chunks):
-                if not reason.startswith(('NOT_FOUND', *_DAMAGED)):
+                if not reason.startswith(('NOT_FOUND', *DAMAGED)):
                     raise DataError(f'{self.folder / name}: {reason}')
                 self._file(name, chunk).unlink(missing_ok=True)
                 found.add(chunk)
@@ -322,144 +326,3 @@ class ChunkWriter:
             left = {name: values[count:] for name, values in rows.items()}
             self._batches = [left] if len(left['index']) else []
         self._written = time.monotonic()
-
-
-def _index(
-    count: int,
-    target: str,
-    shapes: Mapping[Key, Sequence[int]],
-    relu: Mapping[Key, bool],
-    num_top: int,
-) -> dict[str, Any]:
-    """What index.json holds."""
-    maps = [
-        {'method': k[0], 'layer': k[1], 'path': _path(k), 'shape': [*shape], 'relu': relu[k]}
-        for k, shape in shapes.items()
-    ]
-    return {'classes': target, 'images': count, 'top': num_top, 'chunk': CHUNK, 'maps': maps}
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    """index.json of a store.
-
-    Raises:
-        ConfigError: it is no JSON object.
-        DataError: it is not as `_index` makes it.
-    """
-    file = folder / 'index.json'
-    index = read_json(file)
-    if index.keys() == {'classes', 'images', 'maps'}:
-        raise DataError(
-            f'{folder} holds maps of an older version of wsol_jax, in files of another form; '
-            'delete that folder and run the stage localize again'
-        )
-    if not _is_index(index):
-        raise DataError(f'{file} is no index of maps of this version; delete it and {_AGAIN}')
-    return index
-
-
-def _is_index(index: Mapping[str, Any]) -> bool:
-    try:
-        keys = {(m['method'], m['layer']): m for m in index['maps']}
-        shapes = {key: m['shape'] for key, m in keys.items()}
-        relu = {key: bool(m['relu']) for key, m in keys.items()}
-        same = _index(index['images'], str(index['classes']), shapes, relu, index['top'])
-        numbers = [index[name] for name in ('images', 'top', 'chunk')]
-        numbers += [size for shape in shapes.values() for size in shape]
-        return (
-            index == same | {'chunk': index['chunk']}
-            and all(type(n) is int and 0 < n < 2**31 for n in numbers)
-            and {len(shape) for shape in shapes.values()} == {3}
-        )
-    except (AttributeError, DataError, KeyError, TypeError):
-        return False
-
-
-def _path(key: Key) -> str:
-    """Where the maps of a (method, layer) are, below the folder of the store."""
-    method, layer = key[0], key[1].replace('/', '.')
-    wrong = {'', '.', '..'}
-    if method in wrong.union(_FACTS) or layer in wrong or '/' in method or '\0' in method + layer:
-        raise DataError(f'maps of {key[0]!r} at {key[1]!r} cannot be stored under these names')
-    return f'{method}/{layer}'
-
-
-def _layout(index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """{name: metadata} of every array of a store, status first."""
-    num_classes = index['maps'][0]['shape'][0]
-    widths = {'classes': (num_classes,), 'class_scores': (num_classes,), 'top': (index['top'],)}
-    count, chunk = index['images'], min(index['chunk'], index['images'])
-    facts = {name: (widths.get(name, ()), dtype) for name, dtype in _FACTS.items()}
-    maps = {m['path']: (m['shape'], 'float32') for m in index['maps']}
-    return {
-        name: _metadata((count, *shape), (chunk, *shape), dtype)
-        for name, (shape, dtype) in (facts | maps).items()
-    }
-
-
-def _metadata(shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> dict[str, Any]:
-    compression = {'cname': 'lz4', 'clevel': 5, 'shuffle': 'shuffle'}
-    return {
-        'shape': shape,
-        'data_type': dtype,
-        'fill_value': 0,
-        'chunk_grid': {'name': 'regular', 'configuration': {'chunk_shape': chunks}},
-        'chunk_key_encoding': {'name': 'v2', 'configuration': {'separator': '.'}},
-        'codecs': [
-            {'name': 'bytes', 'configuration': {'endian': 'little'}},
-            {'name': 'blosc', 'configuration': compression},
-            {'name': 'crc32c'},
-        ],
-    }
-
-
-def _make(path: Path, metadata: dict[str, Any]) -> None:
-    """Makes an array, in place of one that cannot be opened or is another."""
-    try:
-        _open(path, metadata)
-    except ValueError:
-        shutil.rmtree(path, ignore_errors=True)
-        _open(path, metadata)
-
-
-def _opened(path: Path, metadata: dict[str, Any]) -> 'ts.TensorStore':
-    try:
-        return _open(path, metadata, create=False)
-    except ValueError as error:
-        raise DataError(f'{path}: {_reason(error)}; {_AGAIN}') from None
-
-
-def _open(path: Path, metadata: dict[str, Any], create: bool = True) -> 'ts.TensorStore':
-    import tensorstore as ts
-
-    spec: dict[str, Any] = {
-        'driver': 'zarr3',
-        'kvstore': {'driver': 'file', 'path': str(path.absolute())},
-        'metadata': metadata,
-        # Every chunk that was written has a file, and one without is an error, not zeros; but no
-        # status means pending.
-        'store_data_equal_to_fill_value': True,
-        'fill_missing_data_reads': path.name == 'status',
-    }
-    return ts.open(spec, open=True, create=create).result()
-
-
-def _reason(error: Exception) -> str:
-    """The one line of tensorstore's message that says what is wrong."""
-    return ' '.join(str(error).split(' [tensorstore_spec')[0].split())
-
-
-def _read_ids(file: Path) -> list[str]:
-    """The lines of image_ids.txt; the last one does not count where a kill cut it off."""
-    try:
-        lines = file.read_bytes().split(b'\n')[:-1] if file.exists() else []
-    except OSError as error:
-        raise DataError(f'{file}: {error.strerror}') from None
-    texts = (line.decode('utf-8', 'surrogateescape') for line in lines)
-    return [re.sub(r'\\([n\\])', lambda m: '\n' if m[1] == 'n' else m[1], t) for t in texts]
-
-
-def _lines(image_ids: Iterable[str]) -> bytes:
-    r"""Lines of image_ids.txt; a line end in a name is \n there, and \ is \\."""
-    escaped = (name.replace('\\', r'\\').replace('\n', r'\n') for name in image_ids)
-    return ''.join(f'{name}\n' for name in escaped).encode('utf-8', 'surrogateescape')
