@@ -17,7 +17,7 @@ class Range(NamedTuple):
 
     def fault(self, number: float) -> str:
         """What a number would have to do to be right; '' if it is."""
-        if isinstance(number, float) and not math.isfinite(number):
+        if not isinstance(number, int) and not math.isfinite(number):
             return 'be a finite number'
         above = number >= self.least if self.ends[0] == '[' else number > self.least
         below = number <= self.most if self.ends[1] == ']' else number < self.most
@@ -90,6 +90,11 @@ _PATTERNS = ('train.multipliers', 'train.freeze')
 _FOLDERS = ('localize.splits', 'evaluate.choose_on')
 
 
+def range_of(key: str) -> Range:
+    """The numbers that a setting may be."""
+    return RANGES.get(key, _ANY)
+
+
 def check(key: str, value: Any) -> str:
     """What is wrong with the value of a setting, in one line; '' if nothing is.
 
@@ -117,7 +122,7 @@ def _fault(key: str, where: str, value: Any) -> str:
     if isinstance(value, str):
         rule = _text_rule(key, value)
     elif isinstance(value, int | float):
-        rule = RANGES.get(key, _ANY).fault(value)
+        rule = range_of(key).fault(value)
     return f'{where} must {rule}, got {shown(value)}' if rule else ''
 
 

@@ -292,7 +292,7 @@ def test_uint8_equals_float(toy, toy_images):
         ({'methods': ('dgl', 'dgl')}, "'dgl' is given more than once"),
         ({'fusion': 'men'}, "unknown fusion 'men'; did you mean 'mean'"),
         ({'scales': ()}, 'scales must be positive'),
-        ({'scales': (1.0, 0.0)}, 'scales must be positive'),
+        ({'scales': (1.0, 0.0)}, 'scales must be above 0'),
         ({'classes': 'top'}, "'top1', 'top5' or indices, got 'top'"),
         ({'classes': 'top0'}, "'top1', 'top5' or indices, got 'top0'"),
         ({'classes': 'top-1'}, "got 'top-1'"),

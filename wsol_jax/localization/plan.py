@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
+from wsol_jax.limits import range_of
 from wsol_jax.localization.factors import principal_component
 from wsol_jax.localization.gradients import ALL, Method, channel_sum
 from wsol_jax.localization.methods import resolve_methods
@@ -16,7 +18,7 @@ from wsol_jax.localization.targets import FinerCAM, Score, logit, resolve_score,
 from wsol_jax.localization.views import AS_IT_IS, GAINS, View
 from wsol_jax.maps import Key
 from wsol_jax.maps.fuse import FUSIONS
-from wsol_jax.names import unknown_name
+from wsol_jax.names import shown, unknown_name
 
 if TYPE_CHECKING:  # what is exported runs without the networks
     from wsol_jax.models import Network
@@ -181,13 +183,11 @@ def make_plan(
         raise ValueError(unknown_name('fusion', fusion, FUSIONS))
     if isinstance(scales, float | int):
         raise ValueError(f'scales must be a sequence such as ({scales},), got the number')
-    if not scales or min(scales) <= 0:
+    if not scales:
         raise ValueError(f'scales must be positive factors of the input size, got {scales}')
-    if noise < 0 or sigma <= 0 or chunk_size < 1:
-        raise ValueError(
-            'noise must be at least 0, sigma above 0 and chunk_size at least 1, '
-            f'got {noise}, {sigma} and {chunk_size}'
-        )
+    numbers = {'scales': scales, 'noise': (noise,), 'sigma': (sigma,), 'chunk_size': (chunk_size,)}
+    for name, values in (numbers | {'alpha': (alpha,)}).items():
+        _check_numbers(name, values)
     if size is not None and (np.shape(size) != (2,) or min(size) < 1):
         raise ValueError(f'size must be (height, width) in pixels, got {size}')
     explained = resolve_score(score)
@@ -248,6 +248,18 @@ def backward_rules_told(plan: MapPlan) -> Iterator[None]:
             f'{names or "a method"} takes forward-mode derivatives, and the model has a '
             'jax.custom_vjp, which has none: write that as a jax.custom_jvp, or ask for others'
         ) from error
+
+
+def _check_numbers(name: str, values: Sequence[Any]) -> None:
+    """As the setting of that name is checked."""
+    kind = Integral if name in ('noise', 'chunk_size') else Real
+    for value in values:
+        if not isinstance(value, kind):
+            what = 'whole numbers' if kind is Integral else 'numbers'
+            raise ValueError(f'{name} must be {what}, got {shown(value)}')
+    for value in values:
+        if fault := range_of(f'localize.{name}').fault(value):
+            raise ValueError(f'{name} must {fault}, got {shown(value)}')
 
 
 def _check_distinct(methods: tuple[tuple[Method, ...], ...]) -> None:

@@ -28,7 +28,9 @@ from wsol_jax.models.weights import (
     read_metadata,
     read_tensors,
 )
-from wsol_jax.names import unknown_name
+from wsol_jax.names import shown, unknown_name
+
+_LARGEST = 1_000_000  # of classes and of widths
 
 SYMMETRIC, CAFFE, IMAGENET = (PREPROCESSINGS[n] for n in ('symmetric', 'caffe', 'imagenet'))
 
@@ -118,13 +120,27 @@ def build(name: str, num_classes: int, rngs: nnx.Rngs, **options: Any) -> nnx.Mo
             inception_v3; `width` and `output_stride` (32, 16 or 8) of the resnets.
 
     Raises:
-        ValueError: an unknown name or option, naming the nearest right one.
+        ValueError: an unknown name or option, naming the nearest right one, or a number out of
+            range.
     """
     recipe = _recipe(name)
     for option in options:
         if option not in recipe.options:
             raise ValueError(unknown_name(f'option of {name}', option, recipe.options))
+    for what, number in {'num_classes': num_classes, **options}.items():
+        _check_count(name, what, number)
     return recipe.constructor(num_classes, rngs=rngs, **options)
+
+
+def _check_count(name: str, what: str, value: Any) -> None:
+    """Numbers of all networks are counts; texts are checked by the networks themselves."""
+    if isinstance(value, str) and what != 'width':
+        return
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not 1 <= value <= _LARGEST:
+        raise ValueError(
+            f'{what} of {name} must be a whole number from 1 to {_LARGEST:,}, got {shown(value)}'
+        )
 
 
 def load_network(
