@@ -18,6 +18,7 @@ from test_parallel import RECIPE, SIDE, Tiny, saved
 
 from wsol_jax.config import Config, ConfigError, DataConfig, NetworkConfig, TrainConfig, flatten
 from wsol_jax.data import DataError, ImageFolder, Shapes, decode_image, training_batches
+from wsol_jax.data.records import ReadError
 from wsol_jax.models import Preprocessing, build, load_network, zoo
 from wsol_jax.models.weights import WeightsError
 from wsol_jax.parallel import Devices
@@ -642,6 +643,25 @@ def test_a_broken_image_is_named_and_does_not_count(tmp_path, sources, caplog):
     train(longer, broken('train', 30, (20, 21)), broken('val', 14, range(4)), tmp_path)
     assert (tmp_path / 'skipped.csv').read_bytes() == before
     assert not [r for r in caplog.records if 'passed over' in r.getMessage()]
+
+
+def test_a_disk_that_fails_stops_with_a_checkpoint(undisturbed, sources, tmp_path):
+    fails = iter([True])
+
+    class Failing(Shapes):
+        def __getitem__(self, index):
+            if index == failing and next(fails, False):
+                raise ReadError('disk: Input/output error')
+            return super().__getitem__(index)
+
+    failing = int(np.random.default_rng([0, 0]).permutation(30)[-1])  # of the third step
+    late = Failing('train', 30, size=SIDE)
+    with pytest.raises(ReadError, match='disk: Input/output error'):
+        train(CONFIG, late, sources[1], tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.step() == 1
+    train(CONFIG, late, sources[1], tmp_path)
+    assert_same(saved(tmp_path), saved(undisturbed))
 
 
 NOT_DECODED = 'not an image that can be decoded'

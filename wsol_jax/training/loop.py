@@ -1,6 +1,6 @@
 """The stage `train`: one loop, resumable at any checkpoint with the same end."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -23,6 +23,8 @@ from wsol_jax.data import (
     steps_per_epoch,
     training_batches,
 )
+from wsol_jax.data.loader import ReaderKilled
+from wsol_jax.data.records import ReadError
 from wsol_jax.interrupts import uninterrupted
 from wsol_jax.models import (
     Network,
@@ -57,7 +59,8 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
     Raises:
         ConfigError: the labels do not fit the network, or a setting the parameters.
         FloatingPointError: the loss or a weight is not finite; the last checkpoint stays.
-        DataError: an image has no label, or no image of an epoch can be read.
+        DataError: an image has no label, no image of an epoch can be read, or the disk or network
+            fails again and again.
         CheckpointError: a checkpoint cannot be written, or none can be read.
     """
     epoch_steps = steps_per_epoch(len(train_source), config.train.batch_size)
@@ -144,7 +147,7 @@ class _Run:
                         self._one_step(shard, progress)
                     if self._step % self._epoch_steps == 0:
                         self._end_epoch(val_source, size, last=self._step == total)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, ReadError, ReaderKilled):
             # Not where an epoch ends: going on from there would leave its evaluation out.
             if self._step % self._epoch_steps:
                 self._save()
@@ -158,11 +161,11 @@ class _Run:
             source, size, setting.batch_size, config.seed, steps, workers, augment
         )
         with closing(batches):
-            noted = map(partial(self._note, source), batches)
+            noted = map(self._note, batches)
             yield from one_ahead(map(partial(_shard, self._devices, setting.accumulate), noted))
 
-    def _note(self, source: Source, batch: Batch) -> Batch:
-        self._skipped.note('train', source, batch.errors)
+    def _note(self, batch: Batch) -> Batch:
+        self._skipped.note('train', batch)
         return batch
 
     def _one_step(self, shard: Shard, progress: tqdm) -> None:
@@ -278,7 +281,7 @@ def _accuracy(
     for batch, predicted in results:
         right += int(np.sum((devices.gather(predicted) == batch.labels) & batch.valid))
         total += int(batch.valid.sum())
-        skipped.note('val', source, batch.errors)
+        skipped.note('val', batch)
     if not total:
         raise DataError(f'no image of val can be read; {skipped.path} tells why')
     return 100.0 * right / total
@@ -295,9 +298,10 @@ class SkipList:
         self.path = workdir / 'skipped.csv'
         self._reasons = {(r['split'], r['image_id']): r['reason'] for r in read_csv(self.path)}
 
-    def note(self, split: str, source: Source, errors: Mapping[int, str]) -> None:
-        """Adds images of a split, by their positions in its source."""
-        found = {(split, source[i].image_id): reason for i, reason in errors.items()}
+    def note(self, split: str, batch: Batch) -> None:
+        """Adds the images of a batch of a split that did not decode."""
+        names = dict(zip(batch.index.tolist(), batch.image_ids, strict=True))
+        found = {(split, names[i]): reason for i, reason in batch.errors.items()}
         new = {key: reason for key, reason in found.items() if key not in self._reasons}
         for count, reason in enumerate(new.values(), len(self._reasons) + 1):
             if count <= _TOLD:
