@@ -394,14 +394,19 @@ GAPS = 'labels must be 0..n-1 without gaps'
             "'c.png' is in both train and val (1 such images); take them out of one split",
         ),
         ({'metadata/tset.txt': ''}, "D/metadata/test: no split 'test'; available: train, val"),
-        (
-            {'images/b.png': 'no image'},
-            'D/images/b.png: not an image that can be decoded; '
-            "'python -m wsol_jax.data check DIR' lists all that is wrong with a data set",
-        ),
     ],
 )
 def test_wrong_data(tmp_path, changes, message):
+    assert on_folder(tmp_path, changes) == (2, '', f'error: {message}\n')
+
+
+def test_training_passes_over_a_broken_image(tmp_path):
+    code, _, err = on_folder(tmp_path, {'images/b.png': 'no image'})
+    assert code == 0 and 'D/images/b.png: not an image that can be decoded' in err
+
+
+def on_folder(tmp_path, changes):
+    """A run on `FOLDER` with some files replaced."""
     for folder in ('images', 'metadata/train', 'metadata/val'):
         (tmp_path / 'D' / folder).mkdir(parents=True)
     for name, record in zip('abcd', Shapes('val', 4, size=32), strict=True):
@@ -411,7 +416,7 @@ def test_wrong_data(tmp_path, changes, message):
     splits = '("val","test")' if 'metadata/tset.txt' in changes else 'val'
     options = ['data.source=wsol_folder', 'data.root=D', f'localize.splits={splits}']
     arguments = [f'--config.{option}' for option in (*options, 'train.batch_size=2')]
-    assert tiny(tmp_path, *arguments) == (2, '', f'error: {message}\n')
+    return tiny(tmp_path, *arguments)
 
 
 def test_the_data_are_no_workdir(tmp_path):
