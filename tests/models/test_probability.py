@@ -141,10 +141,11 @@ def test_class_scores_in_the_workdir(tmp_path, toy_images):
     """Of a network with one logit, and of one with a function of its own."""
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     encoded = [cv2.imencode('.png', image[..., ::-1])[1].tobytes() for image in images]
-    source = Listed(
+    records = [
         Record(image_id=f'{i}.png', labels=(0,), size=(32, 32), image=png)
         for i, png in enumerate(encoded)
-    )
+    ]
+    source = Listed(records, class_names=())
     config = Config(localize=LocalizeConfig(methods=('fem',), layers=('stage4',), batch_size=3))
     config = replace(config, network=replace(config.network, input_size=32))
     network = load_network('resnet10', num_classes=1, width=4)
