@@ -312,6 +312,10 @@ NETWORKS = 'inception_v3, resnet10, resnet18, resnet34, resnet50, resnet101'
             ['data.class_index=True'],
             'training numbers the classes itself; set config.data.class_index=False',
         ),
+        (
+            ['data.source=image_folder', 'data.root=.', 'data.class_index=True'],
+            "config.data.class_index=True has no effect on source 'image_folder', only on ",
+        ),
         (['network.weights=w.safetensors'], 'w.safetensors: no such weights file'),
         (['network.weights=tiny.py'], 'tiny.py: weights must be a .safetensors, .pth or .pt file'),
         (['network.weights=bad.safetensors'], 'bad.safetensors: not a readable safetensors file'),

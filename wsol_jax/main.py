@@ -118,6 +118,11 @@ def open_split(config: Config, split: str) -> Source:
         'tfds': {'name': data.name},
     }
     options = options_of.get(data.source, {})
+    if data.class_index and 'class_index' not in options:
+        raise ConfigError(
+            f'config.data.class_index=True has no effect on source {data.source!r}, only on '
+            "'wsol_folder' and 'class_folder', whose class_names.txt has the indices"
+        )
     return open_source(data.source, data.root, split, **common, **options)
 
 

@@ -223,8 +223,8 @@ def _check_classes(network: Network, source: Source, split: str) -> None:
     if count not in (0, network.num_classes) and not getattr(source, 'class_index', ()):
         raise ConfigError(
             f'{split} has labels 0..{count - 1} of its own {count} classes, {network.name} was '
-            f'trained on {network.num_classes} others: set config.data.class_index=True with a '
-            "class_names.txt of lines 'name,index', or localize without labels with "
+            f'trained on {network.num_classes} others: in folders set config.data.class_index=True '
+            "with a class_names.txt of lines 'name,index', or localize without labels with "
             "config.data.source='image_folder' and config.localize.classes='top1'"
         )
 
