@@ -34,7 +34,7 @@ from wsol_jax.localization.stage import localize_split
 from wsol_jax.main import load_classifier, open_splits
 from wsol_jax.models import Network
 from wsol_jax.report.table import heading, markdown
-from wsol_jax.workdir import open_workdir, read_json, write_text
+from wsol_jax.workdir import locked, open_workdir, read_json, write_text
 
 _HEAVY = flags.DEFINE_integer('heavy', 12, 'Images of each split for Score- and Ablation-CAM.')
 _SLOWEST = flags.DEFINE_integer('slowest', 0, 'Images of each split for SS- and IS-CAM.')
@@ -74,12 +74,13 @@ def rows_of(
         sources: val and test.
         folder: where maps and scores go, and where they are taken up again.
     """
-    open_workdir(folder, config)
     metrics = folder / 'metrics.json'
-    if not metrics.exists():
-        for split, source in sources.items():
-            localize_split(config, network, source, split, folder)
-        evaluate(config, sources, folder, network)
+    with locked(folder):
+        open_workdir(folder, config)
+        if not metrics.exists():
+            for split, source in sources.items():
+                localize_split(config, network, source, split, folder)
+            evaluate(config, sources, folder, network)
     rows = read_json(metrics)['localization']
     return [row for row in rows if row['split'] == 'test' and row.get('chosen')]
 

@@ -19,7 +19,7 @@ from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, ConfigError, read_config
 from wsol_jax.main import run
 from wsol_jax.report.table import columns, heading, markdown
-from wsol_jax.workdir import open_workdir, read_json, write_text
+from wsol_jax.workdir import locked, open_workdir, read_json, write_text
 
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds: 0, 1, ...', lower_bound=1)
 _RESULTS = ('metrics.json', 'report.html')
@@ -27,7 +27,8 @@ _RESULTS = ('metrics.json', 'report.html')
 
 def scores_of(config: Config, workdir: Path) -> dict[str, Any]:
     """What metrics.json holds, after a run of the experiment where it is not finished yet."""
-    open_workdir(workdir, config)  # refuses one with other settings, forgets scores of others
+    with locked(workdir):
+        open_workdir(workdir, config)  # refuses other settings, forgets scores of others
     if not all((workdir / name).exists() for name in _RESULTS):
         run(config, workdir)
     return read_json(workdir / 'metrics.json')

@@ -3,7 +3,10 @@
 import csv
 import os
 import random
+import shlex
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -137,3 +140,22 @@ def test_training_goes_on_where_it_was_stopped(undisturbed, tmp_path):
     ]
     assert logged[0] == logged[1]
     assert [int(step) for split, step, *_ in logged[0] if split == 'train'] == list(range(1, 16))
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    folder = train_folder(tmp_path / 'full')
+    command = [sys.executable, '-m', 'wsol_jax.main', *TRAIN]
+    run = subprocess.run(
+        ['bash', '-c', f'ulimit -f 40; exec {shlex.join(command)}'],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (run.returncode, run.stdout) == (2, '')
+    lines = [line for line in run.stderr.splitlines() if 'compilation cache' not in line]
+    assert lines[-1] == (
+        f'error: cannot write {folder.resolve()}/W/checkpoints/best: File too large; '
+        'the checkpoint before stays'
+    )
+    assert 'Traceback' not in run.stderr

@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -24,6 +25,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         main: takes the arguments that are no flags, the program's name first.
     """
     stop_like_ctrl_c()
+    sys.excepthook = _show
     try:
         app.run(main, flags_parser=parse_flags)
     except KeyboardInterrupt as stop:
@@ -33,6 +35,12 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     except (flags.Error, ValueError, OSError, FloatingPointError) as error:
         print(f'error: {error}'.splitlines()[0], file=sys.stderr)
         sys.exit(2)
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python does, but for what writes in the background leave behind once one has failed."""
+    if str(error) != 'Event loop is closed':
+        sys.__excepthook__(kind, error, trace)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
