@@ -100,6 +100,7 @@ def test_what_results_depend_on_is_refused(tmp_path, made, path, value):
         (MAPPED, 'localize.splits', ('test',), True),
         (MAPPED, 'localize.batch_size', 1, False),
         (MAPPED, 'data.workers', 2, False),
+        (MAPPED, 'data.max_pixels', 10**9, False),
         (MAPPED, 'train.log_every', 1, False),
         (TRAINED, 'train.checkpoint_every', 1, False),
         (TRAINED, 'parallel', 'pmap', False),

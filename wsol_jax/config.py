@@ -101,9 +101,9 @@ class AugmentConfig:
 class TrainConfig:
     """Minimizing the cross-entropy of the image labels.
 
-    Where none of optimizer, learning_rate and multipliers is set, `read_config` sets a recipe:
-    AdamW at 2e-4 with a head 5 times as fast where training starts from weights, else SGD at 0.01.
-    Where one of them is set, the others are 'sgd', 0.01 and ().
+    Where none of optimizer, learning_rate and multipliers is set, the `Config` that this becomes
+    part of sets a recipe: AdamW at 2e-4 with a head 5 times as fast where training starts from
+    weights, else SGD at 0.01. Where one of them is set, the others are 'sgd', 0.01 and ().
 
     Attributes:
         init_from: what to start from: a weights file, or another workdir; '' for network.weights.
@@ -243,7 +243,7 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole experiment.
+    """A whole experiment; of the training the recipe is filled in, see `TrainConfig`.
 
     Attributes:
         stages: which of `STAGES`, run in that order.
@@ -262,6 +262,10 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
+    def __post_init__(self) -> None:
+        from_weights = bool(self.network.weights or self.train.init_from)
+        object.__setattr__(self, 'train', _with_recipe(self.train, from_weights))
+
 
 class ConfigError(ValueError):
     """A setting that is misspelt, of the wrong type, or out of range."""
@@ -271,11 +275,13 @@ def default_config() -> 'ml_collections.ConfigDict':
     """Every setting at its default, for config files to change."""
     import ml_collections
 
-    return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+    tree = dataclasses.asdict(Config())
+    tree['train'] = dataclasses.asdict(TrainConfig())  # its recipe hangs on what else is set
+    return ml_collections.ConfigDict(tree)
 
 
 def read_config(tree: 'ml_collections.ConfigDict | Mapping[str, Any]') -> Config:
-    """Reads a config tree into dataclasses, with a recipe of training where none is set.
+    """Reads a config tree into dataclasses.
 
     Raises:
         ConfigError: an unknown key (with the nearest right one), a wrong type or a wrong value.
@@ -289,7 +295,6 @@ def read_config(tree: 'ml_collections.ConfigDict | Mapping[str, Any]') -> Config
     if not isinstance(plain, Mapping):
         raise ConfigError(f'get_config() must return a ConfigDict, got {shown(plain)}')
     config = _read(Config, plain, 'config')
-    config = dataclasses.replace(config, train=_with_recipe(config))
     _check(config)
     if config.data.source == 'image_folder':  # every split is the whole folder: once is enough
         once = dataclasses.replace(config.localize, splits=config.localize.splits[-1:])
@@ -297,11 +302,10 @@ def read_config(tree: 'ml_collections.ConfigDict | Mapping[str, Any]') -> Config
     return config
 
 
-def _with_recipe(config: Config) -> TrainConfig:
+def _with_recipe(train: TrainConfig, from_weights: bool) -> TrainConfig:
     """See `TrainConfig`. SGD at 0.01 leaves a fine-tuned network at chance for epochs."""
-    train = config.train
     is_set = bool(train.optimizer or train.learning_rate or train.multipliers)
-    if not is_set and (config.network.weights or train.init_from):
+    if from_weights and not is_set:
         head = 5.0 if train.head == TrainConfig.head else train.head
         return dataclasses.replace(train, optimizer='adamw', learning_rate=2e-4, head=head)
     return dataclasses.replace(

@@ -43,11 +43,13 @@ _RESULTS = {
 }
 # Changes which maps are scored, not what they are; and which checkpoint is localized with.
 _NO_PART = {'maps': ('localize.splits',), 'checkpoints': ('train.keep',)}
-# Of no effect on what is kept: these may change between runs in one workdir.
+# Of no effect on what is kept: these may change between runs in one workdir. Images that were too
+# large are tried again, like all that could not be read.
 _FREE = (
     'stages',
     'parallel',
     'data.workers',
+    'data.max_pixels',
     'localize.batch_size',
     'localize.chunk_size',
     'train.log_every',

@@ -135,6 +135,16 @@ def test_the_loss_falls_to_where_it_can(sources, tmp_path):
     assert float(rows(tmp_path, 'val')[-1]['accuracy']) == 100.0
 
 
+def test_defaults_in_python_train(sources, tmp_path):
+    setting = TrainConfig(epochs=1, batch_size=30)
+    train(replace(CONFIG, train=setting), *sources, tmp_path)
+    start = build('tiny', sources[0].num_classes, nnx.Rngs(CONFIG.seed))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        end = checkpoints.weights('last')
+    moved = {n: np.abs(v - end[n]).max() for n, v in named(nnx.state(start, nnx.Param)).items()}
+    assert min(moved.values()) > 1e-6
+
+
 def test_every_step_is_logged(undisturbed):
     epoch = [[('train', 3 * k + i) for i in (1, 2, 3)] + [('val', 3 * k + 3)] for k in range(4)]
     assert steps(undisturbed) == [row for rows in epoch for row in rows]
