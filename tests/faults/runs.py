@@ -2,6 +2,7 @@
 
 import resource
 
+import jax
 from test_main import CACHE, FORKS, TINY, run_main
 
 from wsol_jax.localization.store import CHUNK
@@ -23,6 +24,8 @@ COMMAND = ('--config', 'small.py', '--workdir', 'W')
 
 def _limited(limit, *arguments):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if limit != resource.RLIM_INFINITY:  # programs are read, not written: those would be cut
+        jax.config.update('jax_persistent_cache_min_entry_size_bytes', 2**60)
     run_main(*arguments)
 
 
