@@ -19,6 +19,7 @@ from wsol_jax.maps.score import score_map
 if TYPE_CHECKING:  # counting processes start without what only names types
     from wsol_jax.config import EvaluateConfig
     from wsol_jax.evaluation.split import Part
+    from wsol_jax.localization.store import MapStore
 
 # What curves.csv has of every threshold, see `Counts.curves`.
 CURVES = (
@@ -193,6 +194,24 @@ def true_boxes(record: Record, canvas: tuple[int, int]) -> np.ndarray:
     """
     boxes = np.array(record.boxes, int).reshape(-1, 4)
     return rescale_boxes(boxes, stored_size(record), canvas) if len(boxes) else boxes
+
+
+def canvas_scores(
+    store: 'MapStore', key: Key, raw: np.ndarray, setting: 'EvaluateConfig'
+) -> np.ndarray:
+    """The score map of one raw map on the square canvas that scores are counted on.
+
+    Args:
+        store: that the map is from.
+        key: its (method, layer).
+        raw: [h, w].
+        setting: with the size of the canvas in pixels.
+
+    Returns:
+        [size, size] float64 in [0, 1].
+    """
+    canvas = (setting.size, setting.size)
+    return score_map(raw, canvas, closing=setting.closing, relu=store.relu[key])
 
 
 def nothing(keys: Iterable[Key], setting: 'EvaluateConfig') -> dict[Key, Counts]:

@@ -24,7 +24,6 @@ from wsol_jax.evaluation.processes import mapper
 from wsol_jax.evaluation.split import Part, Split
 from wsol_jax.localization.store import MapStore
 from wsol_jax.maps import Key
-from wsol_jax.maps.score import score_map
 from wsol_jax.models import Network
 from wsol_jax.parallel import local_devices
 from wsol_jax.workdir import write_csv, write_text
@@ -133,24 +132,6 @@ def _over_parts(
         for result in over(function, counted()):
             yield result
             bar.update(sizes.popleft())
-
-
-def canvas_scores(
-    store: MapStore, key: Key, raw: np.ndarray, setting: EvaluateConfig
-) -> np.ndarray:
-    """The score map of one raw map on the square canvas that scores are counted on.
-
-    Args:
-        store: that the map is from.
-        key: its (method, layer).
-        raw: [h, w].
-        setting: with the size of the canvas in pixels.
-
-    Returns:
-        [size, size] float64 in [0, 1].
-    """
-    canvas = (setting.size, setting.size)
-    return score_map(raw, canvas, closing=setting.closing, relu=store.relu[key])
 
 
 def _rows(

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, Template
 
 from wsol_jax.config import Config
 from wsol_jax.data import Source
-from wsol_jax.evaluation.stage import CURVES
+from wsol_jax.evaluation.counts import CURVES
 from wsol_jax.localization.store import DONE, MapStore
 from wsol_jax.report.gallery import SIDES, THRESHOLDS, Gallery, Shown, blob, collect, map_blobs
 from wsol_jax.report.overlay import MAP_COLORS
