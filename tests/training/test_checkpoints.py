@@ -199,8 +199,18 @@ def test_where_nothing_can_be_read_nothing_is_lost(damaged):
             with pytest.raises(CheckpointError, match=message.format('last')):
                 read()
         with pytest.raises(CheckpointError, match=message.format('best')):
-            checkpoints.best_accuracy()
+            checkpoints.weights('best')
     assert sorted(damaged.rglob('*')) == before
+
+
+def test_a_best_that_cannot_be_read_is_followed_by_another(damaged, caplog):
+    for folder in (damaged / 'checkpoints/best').iterdir():
+        spoil(folder, 'empty')
+    with Checkpoints(damaged) as checkpoints:
+        assert checkpoints.best_accuracy() == -1
+        assert 'best cannot be read: the best of the epochs to come counts' in caplog.text
+        checkpoints.save_best(state_of(1, step=9), 12.5)
+        assert (checkpoints.step('best'), checkpoints.best_accuracy()) == (9, 12.5)
 
 
 FULL = """import resource, signal, sys

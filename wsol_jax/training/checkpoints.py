@@ -98,10 +98,15 @@ class Checkpoints:
         return (kind in self._managers and self._managers[kind].latest_step()) or 0
 
     def best_accuracy(self) -> float:
-        """Accuracy on val of the best checkpoint; -1 if there is none."""
+        """Accuracy on val of the best checkpoint; -1 if there is none that can be read."""
         if not self.step('best'):
             return -1.0
-        found = self._newest('best', lambda _: {'facts': {'accuracy': np.zeros(())}})
+        try:
+            found = self._newest('best', lambda _: {'facts': {'accuracy': np.zeros(())}})
+        except CheckpointError:  # no reason to give up the last one, which training goes on from
+            folder = self._folder / 'best'
+            logging.warning('%s cannot be read: the best of the epochs to come counts', folder)
+            return -1.0
         return float(found['facts']['accuracy'])
 
     def save(self, state: TrainState, row: Row = _NOTHING) -> None:
