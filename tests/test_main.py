@@ -286,6 +286,10 @@ NETWORKS = 'inception_v3, resnet10, resnet18, resnet34, resnet50, resnet101'
         (['localize.methods=dlg'], "unknown localization method 'dlg'; did you mean 'dgl'?"),
         (['localize.layers=stage5'], "unknown layer of resnet10 'stage5'; did you mean 'stage4'?"),
         (['localize.fusion=meen'], "unknown fusion 'meen'; did you mean 'mean'?"),
+        (
+            ['localize.classes="6"'],
+            "config.localize.classes must be 'ground_truth', 'top1', 'top5' or a class index below",
+        ),
         (['localize.splits=tset'], "shapes has the splits ('train', 'val', 'test')"),
         (
             ['network.name=resnet19'],

@@ -17,7 +17,7 @@ from wsol_jax.config import Config, ConfigError, read_config
 from wsol_jax.data import Source, check_training, open_source
 from wsol_jax.evaluation.presets import preset
 from wsol_jax.evaluation.stage import evaluate
-from wsol_jax.localization.stage import check_maps, localize_split, plan_of
+from wsol_jax.localization.stage import check_maps, check_target, localize_split, plan_of
 from wsol_jax.models import Network, as_network, build, load_network
 from wsol_jax.report.results import read_metrics
 from wsol_jax.report.stage import report
@@ -86,10 +86,12 @@ def _run_stages(config: Config, workdir: Path) -> None:
 
 
 def _check_names(config: Config, splits: Splits) -> None:
-    """Finds a misspelt method, layer or split before the training, not after it."""
-    net = config.network
-    module = nnx.eval_shape(lambda: build(net.name, 2, nnx.Rngs(0), **net.options))
-    plan_of(config.localize, as_network(net.name, module))
+    """Finds a misspelt method, layer, class or split before the training, not after it."""
+    net, classes = config.network, max(splits('train').num_classes, 2)
+    module = nnx.eval_shape(lambda: build(net.name, classes, nnx.Rngs(0), **net.options))
+    network = as_network(net.name, module)
+    plan_of(config.localize, network)
+    check_target(config.localize.classes, network)
     for split in config.localize.splits:
         splits(split)
 

@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -426,10 +427,20 @@ def test_a_class_of_val_alone_counts(root):
         check_training(split(root, 'train'), split(root, 'val'))
 
 
-def test_training_needs_no_image(root):
-    for file in (root / 'images').iterdir():
-        file.unlink()
-    check_training(split(root, 'train'), split(root, 'val'))
+def test_files_that_are_not_there_are_told_before_the_training(root, caplog):
+    train, val = split(root, 'train'), split(root, 'val')
+    check_training(train, val)
+    assert not caplog.text
+    train[1].image.unlink()
+    train[1].image.symlink_to('nowhere')
+    check_training(train, val)
+    count = f'1 of the {len(train)} images of train are missing, and passed over'
+    assert f'{train[1].image}: no such file ({count})' in caplog.text
+    for record in val:
+        record.image.unlink()
+    count = f'{len(val)} of the {len(val)} images of val are missing'
+    with pytest.raises(DataError, match=re.escape(f'{val[0].image}: no such file ({count})')):
+        check_training(train, val)
 
 
 def test_other_sources_are_not_read():

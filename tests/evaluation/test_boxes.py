@@ -258,6 +258,11 @@ def test_what_is_no_size_is_told(size):
         boxes_from_map(np.eye(3), size, 0.5)
 
 
+def test_no_image_is_that_large():
+    with pytest.raises(ValueError, match='no image has 1000000000x1000000000 pixels'):
+        boxes_from_map(np.eye(4), (10**9, 10**9), 0.5)
+
+
 def test_boxes_from_map_takes_one_map():
     with pytest.raises(ValueError, match=r'one map \[h, w\], got shape \[1, 3, 3\]'):
         boxes_from_map(np.ones((1, 3, 3)), (9, 9), 0.2)

@@ -127,6 +127,11 @@ def test_smaller_views_average_what_they_leave_out():
     np.testing.assert_allclose(quarter, 0.5, atol=0.13)
 
 
+def test_a_scale_that_leaves_nothing_is_told(inputs):
+    with pytest.raises(ValueError, match=r'scale 0\.01 leaves 0x0 pixels of the input'):
+        scaled(inputs, 0.01)
+
+
 def test_scale_one_leaves_everything(inputs):
     assert scaled(inputs, 1.0) is inputs
     assert scaled(inputs, 0.74).shape == (5, 9, 7, 3)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tensorstore
+from absl import logging
 from tqdm import tqdm
 
 from wsol_jax.data.class_folder import ClassFolder, split_folders
@@ -94,7 +95,8 @@ def check_training(train: Source, val: Source) -> None:
         val: of the same data set.
 
     Raises:
-        DataError: a class has no training image, or an image id is in both splits.
+        DataError: a class has no training image, an image id is in both splits, or none of the
+            image files of a split is there; if some are not, that is told.
     """
     folders = WsolFolder | ClassFolder
     if not isinstance(train, folders) or not isinstance(val, folders):
@@ -104,6 +106,20 @@ def check_training(train: Source, val: Source) -> None:
         raise DataError(untrained[0])
     if shared := _shared_ids(splits):
         raise DataError(f'{shared[0]} ({len(shared)} such images); take them out of one split')
+    for name, source in splits.items():
+        _check_there(name, source)
+
+
+def _check_there(split: str, source: Source) -> None:
+    """Tells before the first step of files that are not there; training passes them over."""
+    files = [record.image for record in _records(source) if isinstance(record.image, Path)]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        what = f'{printable(str(missing[0]))}: no such file'
+        count = f'{len(missing)} of the {len(files)} images of {split} are missing'
+        if len(missing) == len(files):
+            raise DataError(f'{what} ({count})')
+        logging.warning('%s (%s, and passed over)', what, count)
 
 
 def check_folder(root: str | Path, orientation: str = 'auto') -> Report:

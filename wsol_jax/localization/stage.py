@@ -124,7 +124,7 @@ def _checked_ids(target: str, network: Network, source: Source, split: str) -> l
     """
     if fault := check('localize.splits', (split,)):
         raise ConfigError(fault)
-    _check_target(target, network)
+    check_target(target, network)
     _check_classes(network, source, split)
     records = [source[i] for i in range(len(source))] if isinstance(source, ListedRecords) else []
     labels = [(r.image_id, r.labels[0] if r.labels else UNLABELLED) for r in records]
@@ -208,7 +208,12 @@ def _classes_of(target: str, batch: Batch, network: Network):
     return np.full((len(batch.labels), 1), int(target), np.int32)
 
 
-def _check_target(target: str, network: Network) -> None:
+def check_target(target: str, network: Network) -> None:
+    """Checks that `localize.classes` names classes of the network.
+
+    Raises:
+        ConfigError: it does not.
+    """
     index = int(target) if target.isdecimal() and len(target) < 10 else network.num_classes
     if target not in ('ground_truth', *_PREDICTED) and index >= network.num_classes:
         raise ConfigError(

@@ -87,8 +87,14 @@ def seen(inputs: jax.Array, view: View, sigma: float, keys: jax.Array) -> jax.Ar
 
 
 def scaled(inputs: jax.Array, scale: float) -> jax.Array:
-    """Inputs [B,H,W,3] resized by a factor, bilinearly."""
+    """Inputs [B,H,W,3] resized by a factor, bilinearly.
+
+    Raises:
+        ValueError: nothing would be left of them.
+    """
     height, width = (round(side * scale) for side in inputs.shape[1:3])
     if scale == 1:
         return inputs
+    if not (height and width):
+        raise ValueError(f'scale {scale:g} leaves {width}x{height} pixels of the input')
     return jax.image.resize(inputs, (*inputs.shape[:1], height, width, inputs.shape[3]), 'linear')

@@ -61,6 +61,9 @@ def close(scores: np.ndarray, diameter: int) -> np.ndarray:
     return cv2.morphologyEx(scores, cv2.MORPH_CLOSE, kernel)
 
 
+_MOST_PIXELS = 2**31 - 1  # as config.data.max_pixels can be
+
+
 def size_of(given: Any) -> tuple[int, int]:
     """(width, height) of an image, in the order of PIL's sizes and of boxes.
 
@@ -77,7 +80,10 @@ def size_of(given: Any) -> tuple[int, int]:
     if len(numbers) == 3 and numbers[2] in (1, 3, 4):
         numbers = numbers[1::-1]
     if len(numbers) == 2 and all(isinstance(n, int | np.integer) and n > 0 for n in numbers):
-        return int(numbers[0]), int(numbers[1])
+        width, height = map(int, numbers)
+        if width * height > _MOST_PIXELS:
+            raise ValueError(f'no image has {width}x{height} pixels')
+        return width, height
     got = f'an array {list(given.shape)}' if np.ndim(given) > 1 else repr(given)
     raise ValueError(
         'the size of an image is (width, height), or the image, or its shape '
