@@ -1,4 +1,3 @@
-import csv
 import hashlib
 import json
 import os
@@ -6,15 +5,12 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 
 from wsol_jax.config import ConfigError, LocalizeConfig, TrainConfig, flatten, read_config
 from wsol_jax.data.files import MARKER
 from wsol_jax.workdir import (
-    ProgressLog,
     locked,
     open_workdir,
     read_csv,
@@ -285,88 +281,3 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     write_text(tmp_path / 'c/d.json', '{"é": 2}')
     assert read_json(tmp_path / 'c/d.json') == {'é': 2}
     assert [p.name for p in (tmp_path / 'c').iterdir()] == ['d.json']
-
-
-def test_progress_is_appended_with_one_header(tmp_path):
-    ProgressLog(tmp_path).row('train', 'train', 10, 320, loss=0.123456789, accuracy=50.0)
-    ProgressLog(tmp_path).row('localize', 'val', 0, 4)
-    with (tmp_path / 'progress.csv').open(newline='') as file:
-        lines = list(csv.reader(file))
-    assert lines[0] == ['stage', 'split', 'step', 'loss', 'accuracy', 'images_per_second']
-    assert lines[1][:5] == ['train', 'train', '10', '0.123457', '50']
-    assert lines[2][:5] == ['localize', 'val', '0', '', '']
-    assert len(lines) == 3 and all(float(line[5]) > 0 for line in lines[1:])
-
-
-def steps_of(workdir):
-    return [(r['stage'], r['split'], int(r['step'])) for r in read_csv(workdir / 'progress.csv')]
-
-
-def test_progress_beyond_a_step_is_forgotten(tmp_path):
-    log = ProgressLog(tmp_path)
-    log.forget('train', after=0)
-    assert not (tmp_path / 'progress.csv').exists()
-    rows = [('train', 'train', 5), ('train', 'val', 5), ('localize', 'val', 9), ('train', 'val', 6)]
-    for stage, split, step in rows:
-        log.row(stage, split, step, 1, accuracy=0.25)
-    before = read_csv(tmp_path / 'progress.csv')
-    log.forget('train', after=6)
-    assert read_csv(tmp_path / 'progress.csv') == before
-    ProgressLog(tmp_path).forget('train', after=5)
-    assert read_csv(tmp_path / 'progress.csv') == before[:3]
-    log.row('train', 'train', 6, 1)
-    assert steps_of(tmp_path) == [*rows[:3], ('train', 'train', 6)]
-
-
-class Writer:
-    """What there is of tensorboardX: the calls, by folder."""
-
-    calls: ClassVar[list] = []
-
-    def __init__(self, folder, purge_step=None):
-        self.folder = folder
-        self.calls.append((folder, purge_step))
-
-    def add_scalar(self, name, value, step):
-        self.calls.append((self.folder, name, value, step))
-
-    def flush(self):
-        self.calls.append('flush')
-
-
-@pytest.fixture
-def tensorboard(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'tensorboardX', SimpleNamespace(SummaryWriter=Writer))
-    monkeypatch.setattr(Writer, 'calls', [])
-
-
-def test_tensorboard_gets_every_scalar(tmp_path, tensorboard):
-    ProgressLog(tmp_path).row('train', 'val', 7, 5, loss=0.5, accuracy=40.0)
-    folder = str(tmp_path / 'tensorboard')
-    speed = Writer.calls[3][2]
-    assert Writer.calls == [
-        (folder, None),
-        (folder, 'train/val/loss', 0.5, 7),
-        (folder, 'train/val/accuracy', 40.0, 7),
-        (folder, 'train/val/images_per_second', speed, 7),
-        'flush',
-    ]
-    logged = read_csv(tmp_path / 'progress.csv')[0]
-    assert speed == pytest.approx(float(logged['images_per_second']), rel=1e-4) and speed > 0
-
-
-def test_tensorboard_is_opened_by_the_first_row_and_hides_what_is_forgotten(tmp_path, tensorboard):
-    log = ProgressLog(tmp_path)
-    log.forget('train', after=6)
-    assert Writer.calls == []
-    for step in (7, 8):
-        log.row('train', 'train', step, 1)
-    opened = [call for call in Writer.calls if call != 'flush' and len(call) == 2]
-    assert opened == [(str(tmp_path / 'tensorboard'), 7)]
-    assert [call[-1] for call in Writer.calls if call != 'flush'] == [7, 7, 8]
-
-
-def test_without_tensorboard_nothing_happens(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'tensorboardX', None)
-    ProgressLog(tmp_path).row('train', 'val', 7, 5, loss=0.5)
-    assert [path.name for path in tmp_path.iterdir()] == ['progress.csv']

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -399,57 +398,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f'{path} is not a JSON object; delete it and run again')
     return value
-
-
-class ProgressLog:
-    """Appends rows to progress.csv, and for TensorBoard: what was done, and how fast.
-
-    TensorBoard's files need tensorboardX (`pip install 'wsol_jax[tensorboard]'`).
-    """
-
-    COLUMNS = ('stage', 'split', 'step', 'loss', 'accuracy', 'images_per_second')
-
-    def __init__(self, workdir: Path):
-        self._path = workdir / 'progress.csv'
-        self._clock = time.perf_counter()
-        self._purge_step: int | None = None
-
-    @cached_property
-    def _board(self) -> Any:
-        return _tensorboard(self._path.with_name('tensorboard'), self._purge_step)
-
-    def forget(self, stage: str, after: int) -> None:
-        """Drops rows of a stage beyond a step: a run that goes on from there writes them again.
-
-        Before the first row of this log it makes TensorBoard hide its points beyond that step, too.
-        """
-        self._purge_step = after + 1
-        rows = read_csv(self._path)
-        kept = [r for r in rows if r['stage'] != stage or int(r['step']) <= after]
-        if len(kept) < len(rows):
-            write_csv(self._path, self.COLUMNS, [list(r.values()) for r in kept])
-
-    def row(self, stage: str, split: str, step: int, images: int, **values: float) -> None:
-        """Appends a row; `images` were processed since the last one."""
-        now = time.perf_counter()
-        values['images_per_second'] = images / max(now - self._clock, 1e-9)
-        self._clock = now
-        new = not self._path.exists()
-        with self._path.open('a', newline='', encoding='utf-8') as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(self.COLUMNS)
-            numbers = [f'{values[c]:.6g}' if c in values else '' for c in self.COLUMNS[3:]]
-            writer.writerow([stage, split, step, *numbers])
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(f'{stage}/{split}/{name}', value, step)
-            self._board.flush()
-
-
-def _tensorboard(folder: Path, purge_step: int | None) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=purge_step)

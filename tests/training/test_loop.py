@@ -22,10 +22,11 @@ from wsol_jax.data.records import ReadError
 from wsol_jax.models import Preprocessing, build, load_network, zoo
 from wsol_jax.models.weights import WeightsError
 from wsol_jax.parallel import Devices
+from wsol_jax.progress import ProgressLog
 from wsol_jax.training import loop
 from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.loop import train, trained_network
-from wsol_jax.workdir import ProgressLog, read_csv
+from wsol_jax.workdir import read_csv
 
 # 30 images make 3 steps an epoch, the last one filled up.
 TRAIN = TrainConfig(epochs=4, batch_size=12, learning_rate=0.1, ema=0.5, log_every=1)

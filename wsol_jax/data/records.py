@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsol_jax.config import DataConfig
+from wsol_jax.limits import CHOICES
 from wsol_jax.names import unknown_name
 
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 Encoded = Path | bytes
 VAL_EVERY = 10
-_ORIENTATIONS = ('auto', 'displayed', 'stored')
+_ORIENTATIONS = CHOICES['data.orientation']
 
 
 class DataError(ValueError):

@@ -27,7 +27,8 @@ from wsol_jax.localization.store import DONE, SKIPPED, TOP, ChunkWriter, MapStor
 from wsol_jax.maps import Key
 from wsol_jax.models import Network, sides
 from wsol_jax.parallel import Devices, local_devices, one_ahead
-from wsol_jax.workdir import ProgressLog, record_origin, remove_scores
+from wsol_jax.progress import ProgressLog
+from wsol_jax.workdir import record_origin, remove_scores
 
 _PREDICTED = ('top1', 'top5')
 _NOT_PLANNED = ('methods', 'layers', 'classes', 'splits', 'batch_size')

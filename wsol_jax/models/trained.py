@@ -10,7 +10,8 @@ import numpy as np
 
 from wsol_jax.models.preprocessing import Preprocessing, as_preprocessing
 from wsol_jax.models.weights import WeightsError
-from wsol_jax.workdir import read_csv, read_json, write_text
+from wsol_jax.progress import read_progress
+from wsol_jax.workdir import read_json, write_text
 
 _PREPROCESSING = 'checkpoints/preprocessing.json'
 # Beside the checkpoints what they were made from; the other is of the whole workdir.
@@ -58,11 +59,8 @@ class Training:
 
     def _steps(self) -> int:
         """Of the whole training; 0 where no end of an epoch tells."""
-        log = self.workdir / 'progress.csv'
-        rows = read_csv(log, ('stage', 'split', 'step')) if log.exists() else []
-        ends = [
-            int(row['step']) for row in rows if (row['stage'], row['split']) == ('train', 'val')
-        ]
+        rows = read_progress(self.workdir)
+        ends = [int(r['step']) for r in rows if (r['stage'], r['split']) == ('train', 'val')]
         return self.config.get('train.epochs', 0) * min(ends, default=0)
 
 

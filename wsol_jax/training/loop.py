@@ -39,9 +39,10 @@ from wsol_jax.models import (
 )
 from wsol_jax.models.zoo import RECIPES
 from wsol_jax.parallel import Devices, local_devices, one_ahead
+from wsol_jax.progress import ProgressLog
 from wsol_jax.training.checkpoints import Checkpoints, Row
 from wsol_jax.training.step import Program, Shard, Sums, make_program
-from wsol_jax.workdir import ProgressLog, read_csv, record_origin, remove_scores, write_csv
+from wsol_jax.workdir import read_csv, record_origin, remove_scores, write_csv
 
 
 def train(config: Config, train_source: Source, val_source: Source, workdir: Path) -> None:
