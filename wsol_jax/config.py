@@ -58,7 +58,7 @@ class NetworkConfig:
 
     Attributes:
         name: a name of `python -m wsol_jax.models`.
-        weights: safetensors file to start from; '' for random weights.
+        weights: safetensors file, or workdir of a training, to start from; '' for random weights.
         input_size: side in pixels that images are resized to; 0 for the network's own.
         preprocessing: what the weights expect: 'imagenet' (torchvision), 'caffe', 'symmetric'
           (TensorFlow), 'unit' (RGB in [0, 1]), or JSON on the 0..255 scale, such as

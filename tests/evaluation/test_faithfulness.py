@@ -419,7 +419,7 @@ def test_a_result_brings_its_classes_and_its_relu(toy, toy_images):
     [
         ({'images': np.zeros((8, 8, 3), np.uint8)}, r"map 'fine' must be \[1,h,w\]"),
         ({'images': np.zeros((4, 8, 8, 3), int)}, 'images must be uint8'),
-        ({'classes': None}, r'classes must be integers of shape \[4\]'),
+        ({'classes': None}, r'classes must be integers of shape \[4\].*got none'),
         ({'maps': {}}, 'at least one map'),
         ({'maps': np.zeros((4, 8, 8))}, 'maps must be a dictionary'),
         ({'maps': {'dgl': np.zeros((3, 8, 8))}}, r"map 'dgl' must be \[4,h,w\].*\[3, 8, 8\]"),

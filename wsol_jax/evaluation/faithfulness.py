@@ -154,10 +154,8 @@ def _check_maps(maps: Mapping[Any, Any], batch: int) -> None:
 def _checked_classes(classes: Any, batch: int, num_classes: int) -> np.ndarray:
     indices = np.asarray(classes)
     if indices.dtype.kind not in 'iu' or indices.shape != (batch,):
-        raise ValueError(
-            f'classes must be integers of shape [{batch}], one per image, '
-            f'got {indices.dtype} {list(indices.shape)}'
-        )
+        got = 'none' if classes is None else f'{indices.dtype} {list(indices.shape)}'
+        raise ValueError(f'classes must be integers of shape [{batch}], one per image, got {got}')
     wrong = indices[(indices < 0) | (indices >= num_classes)]
     if (wrong == -1).any():
         raise ValueError('class -1: maps of no single class have no probability to score')
