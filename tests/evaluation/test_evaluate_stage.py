@@ -18,8 +18,8 @@ from wsol_jax.evaluation.faithfulness import faithfulness, summarize
 from wsol_jax.evaluation.stage import evaluate
 from wsol_jax.localization.localize import localize
 from wsol_jax.localization.stage import localize_split
-from wsol_jax.localization.store import DONE, PENDING, SKIPPED, MapStore
 from wsol_jax.maps.boxes import boxes_from_map
+from wsol_jax.maps.store import DONE, PENDING, SKIPPED, MapStore
 from wsol_jax.models import load_network
 from wsol_jax.report.table import summary
 from wsol_jax.workdir import read_csv

@@ -13,10 +13,10 @@ from wsol_jax.config import Config, ConfigError, LocalizeConfig, NetworkConfig
 from wsol_jax.data import DataError, Shapes, decode_image, resize_image
 from wsol_jax.data.records import NamedClasses
 from wsol_jax.evaluation.stage import evaluate
-from wsol_jax.localization import store as store_module
 from wsol_jax.localization.localize import localize
 from wsol_jax.localization.stage import localize_split
-from wsol_jax.localization.store import DONE, SKIPPED, MapStore
+from wsol_jax.maps import store as store_module
+from wsol_jax.maps.store import DONE, SKIPPED, MapStore
 
 SIDE = 32
 COUNT = 11

@@ -12,8 +12,8 @@ from conftest import Listed
 from wsol_jax.config import Config, EvaluateConfig, ReportConfig
 from wsol_jax.data import Record
 from wsol_jax.evaluation.stage import evaluate
-from wsol_jax.localization.store import DONE, SKIPPED, MapStore
 from wsol_jax.maps.score import score_map
+from wsol_jax.maps.store import DONE, SKIPPED, MapStore
 from wsol_jax.report import figures
 from wsol_jax.report.figures import (
     comparison_figure,

@@ -13,9 +13,9 @@ from PIL import Image
 
 from wsol_jax.config import Config, EvaluateConfig, ReportConfig
 from wsol_jax.data import Record
-from wsol_jax.localization.store import DONE, PENDING, SKIPPED, MapStore
 from wsol_jax.maps.boxes import threshold_boxes
 from wsol_jax.maps.score import score_map
+from wsol_jax.maps.store import DONE, PENDING, SKIPPED, MapStore
 from wsol_jax.report.gallery import THRESHOLDS, collect, map_blobs, reduced
 
 SIDE = 48  # of the canvas

@@ -19,7 +19,7 @@ from wsol_jax.maps.score import score_map
 if TYPE_CHECKING:  # counting processes start without what only names types
     from wsol_jax.config import EvaluateConfig
     from wsol_jax.evaluation.split import Part
-    from wsol_jax.localization.store import MapStore
+    from wsol_jax.maps.store import MapStore
 
 # What curves.csv has of every threshold, see `Counts.curves`.
 CURVES = (

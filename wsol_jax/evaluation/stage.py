@@ -22,8 +22,8 @@ from wsol_jax.evaluation.faithfulness import faithfulness_program, summarize
 from wsol_jax.evaluation.outcomes import Outcomes, by_class, by_size, intervals, outcomes_of
 from wsol_jax.evaluation.processes import mapper
 from wsol_jax.evaluation.split import Part, Split
-from wsol_jax.localization.store import MapStore
 from wsol_jax.maps import Key
+from wsol_jax.maps.store import MapStore
 from wsol_jax.models import Network
 from wsol_jax.parallel import local_devices
 from wsol_jax.workdir import write_csv, write_text

@@ -23,8 +23,8 @@ from wsol_jax.localization.localize import (
     top_count,
 )
 from wsol_jax.localization.plan import MapPlan, backward_rules_told, make_plan
-from wsol_jax.localization.store import DONE, SKIPPED, TOP, ChunkWriter, MapStore
 from wsol_jax.maps import Key
+from wsol_jax.maps.store import DONE, SKIPPED, TOP, ChunkWriter, MapStore
 from wsol_jax.models import Network, sides
 from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.progress import ProgressLog

@@ -1,4 +1,4 @@
-"""What is done with a map once it exists; the host part needs no JAX."""
+"""What is done with a map once it exists; scoring and the store need no JAX."""
 
 from typing import Any
 

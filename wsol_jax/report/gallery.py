@@ -14,10 +14,10 @@ from wsol_jax.config import Config, EvaluateConfig
 from wsol_jax.data import Record, Source, decode_image, evenly_spaced, resize_image
 from wsol_jax.evaluation.counts import canvas_scores, ground_truth
 from wsol_jax.evaluation.pixel_metrics import PixelCounts
-from wsol_jax.localization.store import DONE, MapStore
 from wsol_jax.maps import Key
 from wsol_jax.maps.boxes import threshold_boxes
 from wsol_jax.maps.score import score_map
+from wsol_jax.maps.store import DONE, MapStore
 
 Array = np.ndarray
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from wsol_jax.config import Config
 from wsol_jax.data import Source
-from wsol_jax.localization.store import MapStore
+from wsol_jax.maps.store import MapStore
 from wsol_jax.report.figures import (
     comparison_figure,
     curve_figure,

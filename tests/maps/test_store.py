@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from wsol_jax.data import DataError
-from wsol_jax.localization import layout
-from wsol_jax.localization import store as module
-from wsol_jax.localization.layout import path_of
-from wsol_jax.localization.store import DONE, SKIPPED, ChunkWriter, MapStore
+from wsol_jax.maps import layout
+from wsol_jax.maps import store as module
+from wsol_jax.maps.layout import path_of
+from wsol_jax.maps.store import DONE, SKIPPED, ChunkWriter, MapStore
 
 BLOCK = ('dgl', 'stage1/block1')
 SHAPES = {BLOCK: (2, 3, 4), ('cam', 'a+b'): (2, 2, 2)}

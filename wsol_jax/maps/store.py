@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from wsol_jax.data import DataError
-from wsol_jax.localization.layout import (
+from wsol_jax.maps import Key
+from wsol_jax.maps.layout import (
     AGAIN,
     DAMAGED,
     arrays_of,
@@ -23,7 +24,6 @@ from wsol_jax.localization.layout import (
     read_index,
     reason_of,
 )
-from wsol_jax.maps import Key
 from wsol_jax.workdir import read_csv, write_csv, write_text
 
 PENDING, DONE, SKIPPED = 0, 1, 2
