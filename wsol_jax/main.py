@@ -89,7 +89,7 @@ def _check_names(config: Config, splits: Splits) -> None:
     """Finds a misspelt method, layer, class or split before the training, not after it."""
     net, classes = config.network, max(splits('train').num_classes, 2)
     module = nnx.eval_shape(lambda: build(net.name, classes, nnx.Rngs(0), **net.options))
-    network = as_network(net.name, module)
+    network = as_network(net.name, module, probability=net.probability or None)
     plan_of(config.localize, network)
     check_target(config.localize.classes, network)
     for split in config.localize.splits:
