@@ -31,6 +31,7 @@ from wsol_jax.models.weights import (
 from wsol_jax.names import shown, unknown_name
 
 _LARGEST = 1_000_000  # of classes and of widths
+_COUNTS = ('width', 'output_stride')  # options of networks that are numbers
 
 SYMMETRIC, CAFFE, IMAGENET = (PREPROCESSINGS[n] for n in ('symmetric', 'caffe', 'imagenet'))
 
@@ -127,15 +128,13 @@ def build(name: str, num_classes: int, rngs: nnx.Rngs, **options: Any) -> nnx.Mo
     for option in options:
         if option not in recipe.options:
             raise ValueError(unknown_name(f'option of {name}', option, recipe.options))
-    for what, number in {'num_classes': num_classes, **options}.items():
+    counts = {'num_classes': num_classes} | {k: options[k] for k in _COUNTS if k in options}
+    for what, number in counts.items():
         _check_count(name, what, number)
     return recipe.constructor(num_classes, rngs=rngs, **options)
 
 
 def _check_count(name: str, what: str, value: Any) -> None:
-    """Numbers of all networks are counts; texts are checked by the networks themselves."""
-    if isinstance(value, str) and what != 'width':
-        return
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or not 1 <= value <= _LARGEST:
         raise ValueError(
