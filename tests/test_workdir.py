@@ -281,3 +281,26 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     write_text(tmp_path / 'c/d.json', '{"é": 2}')
     assert read_json(tmp_path / 'c/d.json') == {'é': 2}
     assert [p.name for p in (tmp_path / 'c').iterdir()] == ['d.json']
+
+
+@pytest.mark.parametrize(
+    ('source', 'orientation', 'refused'),
+    [
+        ('class_folder', 'auto', True),  # older versions did not turn its images
+        ('class_folder', 'stored', False),
+        ('wsol_folder', 'auto', False),
+    ],
+)
+def test_what_older_versions_did_without_a_setting(tmp_path, source, orientation, refused):
+    config = read_config({'data': {'source': source, 'orientation': orientation}})
+    open_workdir(tmp_path, config)
+    put(tmp_path / TRAINED)
+    record = read_json(tmp_path / 'config.json')
+    del record['config']['data.orientation']
+    write_text(tmp_path / 'config.json', json.dumps(record))
+    if not refused:
+        open_workdir(tmp_path, config)
+        return
+    message = r"made with data\.orientation='stored', now it is 'auto'"
+    with pytest.raises(ConfigError, match=message):
+        open_workdir(tmp_path, config)

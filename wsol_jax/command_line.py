@@ -39,7 +39,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """As Python does, but for what writes in the background leave behind once one has failed."""
-    if str(error) != 'Event loop is closed':
+    if kind is not RuntimeError or str(error) != 'Event loop is closed':
         sys.__excepthook__(kind, error, trace)
 
 

@@ -243,7 +243,7 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole experiment; of the training the recipe is filled in, see `TrainConfig`.
+    """A whole experiment; when it is made the recipe of training is set, see `TrainConfig`.
 
     Attributes:
         stages: which of `STAGES`, run in that order.

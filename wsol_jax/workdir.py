@@ -160,8 +160,10 @@ def _recorded(record: Path) -> dict[str, Any]:
     contents = old.get('contents', {})
     if not isinstance(old.get('config'), dict) or not isinstance(contents, dict):
         raise ConfigError(f'{record} records no config; delete it and run again')
-    # Older versions had fewer settings.
-    return {**old, 'config': flatten(Config()) | old['config'], 'contents': contents}
+    # Older versions had fewer settings, and did not turn images.
+    turned = old['config'].get('data.source') in ('class_folder', 'image_folder')
+    before = flatten(Config()) | ({'data.orientation': 'stored'} if turned else {})
+    return {**old, 'config': before | old['config'], 'contents': contents}
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from wsol_jax.localization.localize import compute_maps, localize
 from wsol_jax.localization.methods import METHODS
 from wsol_jax.localization.plan import make_plan
 from wsol_jax.localization.targets import SCORES, logit
-from wsol_jax.localization.views import AS_IT_IS, View, image_keys, noisy, other_keys
+from wsol_jax.localization.views import _VIEWS, AS_IT_IS, View, image_keys, noisy, other_keys
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -258,7 +258,8 @@ def test_aug_smooth_is_the_mean_over_six_views(lopsided, inputs):
 def test_noise_is_the_mean_over_the_image_and_noisy_ones(lopsided, inputs, noise, sigma):
     methods = 'grad_cam', 'hires_cam'
     smooth = maps_of(lopsided, inputs, methods, ('late',), noise=noise, sigma=sigma)
-    keys = [other_keys(image_keys(inputs, 0), i) for i in range(1, noise + 1)]
+    own = other_keys(image_keys(inputs, 0), _VIEWS)
+    keys = [other_keys(own, i) for i in range(1, noise + 1)]
     views = [inputs] + [noisy(inputs, sigma, k) for k in keys]
     views = [maps_of(lopsided, view, methods, ('late',)) for view in views]
     for name in methods:

@@ -85,9 +85,9 @@ def localize_split(
     folder = workdir / 'maps' / split
     store = _open_store(setting.classes, network, plan, len(source), size, folder)
     store.expect(known)
+    check_maps(network, split, workdir)
     store.redo(_readable_now(source, store))
     pending = store.pending()
-    check_maps(network, split, workdir)
     if len(pending):
         remove_scores(workdir)  # they tell of other maps
     state = devices.replicate(network.state)

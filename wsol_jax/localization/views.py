@@ -26,6 +26,7 @@ class View:
 
 
 AS_IT_IS = View()
+_VIEWS = 0x76696577  # keeps what views draw apart from what methods draw
 
 
 def image_keys(images: jax.Array, seed: int) -> jax.Array:
@@ -77,6 +78,7 @@ def seen(inputs: jax.Array, view: View, sigma: float, keys: jax.Array) -> jax.Ar
 
     All but the scale may be traced values.
     """
+    keys = other_keys(keys, _VIEWS)
     inputs = mirrored(inputs, view.mirror, axis=2)
     if isinstance(view.sample, jax.Array):
         drawn = noisy(inputs, sigma, other_keys(keys, view.sample))

@@ -171,6 +171,8 @@ class Checkpoints:
     def _writing(self, kind: str) -> Iterator[None]:
         try:
             yield
+        except (AttributeError, KeyError, TypeError):  # of the program, not of the disk
+            raise
         except Exception as error:  # of any kind, and of the checkpoint before: it is written late
             reason = ' '.join(str(error).split()).split('[os_error_code')[0].rpartition(': ')[2]
             raise CheckpointError(
