@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import struct
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -189,18 +190,21 @@ def test_an_old_file_is_replaced_whole(data, capsys):
     assert run(data, capsys)[0] == 0 and '"MaxBoxAcc"' in (data / 'out').read_text()
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file may grow beyond 1000 bytes."""
+    """No file may grow beyond 1000 bytes; that of the test run itself is one, too: be short."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_the_old_file(data, capsys, full_disk):
+def test_a_full_disk_leaves_the_old_file(data, capsys):
     (data / 'out').write_text('old')
-    code, err = run(data, capsys)
+    with full_disk():
+        code, err = run(data, capsys)
     assert code == 2 and err.endswith(f'{data}/out: cannot be written: File too large\n')
     assert (data / 'out').read_text() == 'old' and len(os.listdir(data)) == 3
 
