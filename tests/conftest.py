@@ -19,6 +19,15 @@ class Listed(ListedRecords):
         self.class_names = tuple(class_names)
 
 
+@pytest.fixture(scope='module')
+def quick_compilation():
+    """For modules of small programs that run once or twice: most of the time XLA optimizes them."""
+    before = jax.config.read('jax_disable_most_optimizations')
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', before)
+
+
 @pytest.fixture(scope='session')
 def resnet():
     """A random residual network; its strides make it blind to no mirror symmetry."""

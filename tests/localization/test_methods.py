@@ -32,13 +32,7 @@ PLACE = {
 every_method = pytest.mark.parametrize('name', NAMES)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick_compilation():
-    """Nearly all the time here goes into compiling; how well is of no interest."""
-    before = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', before)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def close(actual, expected, tolerance=1e-5):

@@ -22,13 +22,7 @@ SIZE = 32
 HOW = {'input_size': SIZE, 'preprocessing': UNIT}
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-    """Many small programs that each run once: half of the time is XLA optimizing them."""
-    before = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', before)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 class LinenBlock(linen.Module):

@@ -23,12 +23,7 @@ from wsol_jax.models.network import sides
 HEIGHT, WIDTH = 8, 12
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-    before = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', before)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 class Cnn(nnx.Module):

@@ -49,12 +49,7 @@ def one_logit():
     return module, from_nnx(module, input_size=8, preprocessing=scale)
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-    before = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', before)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 @pytest.mark.parametrize('probability', ['softmax', 'sigmoid', halves])

@@ -61,13 +61,7 @@ class LinenCnn(linen.Module):
         return scale * linen.Dense(3, name='head')(x.mean((1, 2)))
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-    """Small programs that run once or twice: most of the time is XLA optimizing them."""
-    before = jax.config.read('jax_disable_most_optimizations')
-    jax.config.update('jax_disable_most_optimizations', True)
-    yield
-    jax.config.update('jax_disable_most_optimizations', before)
+pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 def train(module, inputs):

@@ -247,7 +247,8 @@ def raw_maps(
         for (method, n), m in _reduced(terms).items()
     }
     even = {n for method, at in layers_of.items() for n in at if method.where == 'last'}
-    faults = {n: _faults(list(g.values()), n in even) for n, g in gradients.items()}
+    first = {n: g.get(class_score, next(iter(g.values()))) for n, g in gradients.items()}
+    faults = {n: _faults(g, n in even) for n, g in first.items()}
     return logits, chosen, maps, faults
 
 
@@ -259,9 +260,8 @@ def _activations_of(
     return list(dict.fromkeys(n for x in named for n in (main_layers if x == ALL else (x,))))
 
 
-def _faults(gradients: Sequence[jax.Array], even: bool) -> jax.Array:
+def _faults(gradient: jax.Array, even: bool) -> jax.Array:
     """What is wrong with gradients [N,B,h,w,K'], for each image: 0, DEAD or UNEVEN."""
-    gradient = jnp.concatenate(gradients)
     size = jnp.max(jnp.abs(gradient), axis=(0, 2, 3, 4))
     faults = jnp.where(size == 0, DEAD, 0)
     if even:
