@@ -30,11 +30,11 @@ from wsol_jax.evaluation.counts import Counts, ground_truth, thresholds_of
 from wsol_jax.evaluation.stage import choose
 from wsol_jax.localization.cam import hires_cam
 from wsol_jax.localization.dgl import dgl
-from wsol_jax.main import Splits, load_classifier, open_splits
 from wsol_jax.maps.fuse import fuse
 from wsol_jax.maps.score import score_map
 from wsol_jax.models import Network
 from wsol_jax.report.table import columns, heading, markdown
+from wsol_jax.run import Splits, load_classifier, open_splits
 from wsol_jax.workdir import write_text
 
 _LAYER = flags.DEFINE_string('layer', '', "Endpoint, or 'a+b'; by default the best one on val.")

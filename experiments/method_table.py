@@ -31,9 +31,9 @@ from wsol_jax.localization.localize import compute_maps
 from wsol_jax.localization.methods import METHODS
 from wsol_jax.localization.plan import make_plan
 from wsol_jax.localization.stage import localize_split
-from wsol_jax.main import load_classifier, open_splits
 from wsol_jax.models import Network
 from wsol_jax.report.table import heading, markdown
+from wsol_jax.run import load_classifier, open_splits
 from wsol_jax.workdir import locked, open_workdir, read_json, write_text
 
 _HEAVY = flags.DEFINE_integer('heavy', 12, 'Images of each split for Score- and Ablation-CAM.')

@@ -24,9 +24,9 @@ from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, read_config
 from wsol_jax.evaluation.counts import Counts
 from wsol_jax.evaluation.stage import choose
-from wsol_jax.main import load_classifier, open_splits
 from wsol_jax.models import Network
 from wsol_jax.report.table import heading, markdown
+from wsol_jax.run import load_classifier, open_splits
 from wsol_jax.workdir import write_text
 
 SCALES = (0.75, 1.0, 1.25, 1.5)

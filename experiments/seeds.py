@@ -17,8 +17,8 @@ from absl import flags, logging
 
 from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, ConfigError, read_config
-from wsol_jax.main import run
 from wsol_jax.report.table import columns, heading, markdown
+from wsol_jax.run import run
 from wsol_jax.workdir import locked, open_workdir, read_json, write_text
 
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds: 0, 1, ...', lower_bound=1)

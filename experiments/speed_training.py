@@ -26,9 +26,9 @@ from absl import flags, logging
 from wsol_jax.command_line import CONFIG, run_command
 from wsol_jax.config import Config, read_config
 from wsol_jax.data import Source, steps_per_epoch, training_batches
-from wsol_jax.main import open_split
 from wsol_jax.models import as_network, load_module
 from wsol_jax.parallel import local_devices
+from wsol_jax.run import open_split
 from wsol_jax.training.loop import train
 from wsol_jax.training.step import Shard, make_program
 from wsol_jax.workdir import read_csv

@@ -23,7 +23,7 @@ from absl import flags, logging
 from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, read_config
 from wsol_jax.data import steps_per_epoch
-from wsol_jax.main import open_split, run
+from wsol_jax.run import open_split, run
 from wsol_jax.workdir import read_json, write_csv
 
 EVERY = flags.DEFINE_integer('every', 1, 'Epochs between two points of the curve.', 1)

@@ -18,6 +18,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import wsol_jax.main
+import wsol_jax.run
 from wsol_jax.config import Config, ConfigError, read_config
 from wsol_jax.data import Shapes
 from wsol_jax.data.files import MARKER
@@ -584,7 +585,7 @@ def test_data_of_our_configs_that_is_nowhere_is_told(tmp_path, monkeypatch):
         with pytest.raises(
             ConfigError, match=rf'^{key.split("=")[1]}: not there; set WSOL_DATA to'
         ):
-            wsol_jax.main.run(other_config(key), tmp_path / 'W')
+            wsol_jax.run.run(other_config(key), tmp_path / 'W')
     assert not (tmp_path / 'W').exists()
 
 
@@ -645,8 +646,8 @@ def test_every_split_is_opened_once(tmp_path, monkeypatch):
     stages['trained_network'] = lambda config, open_train, workdir: open_train()
     unused = ('train', 'plan_of', 'localize_split', 'report')
     for name, stage in (stages | dict.fromkeys(unused, lambda *_: None)).items():
-        monkeypatch.setattr(wsol_jax.main, name, stage)
-    wsol_jax.main.run(Config(), tmp_path)
+        monkeypatch.setattr(wsol_jax.run, name, stage)
+    wsol_jax.run.run(Config(), tmp_path)
     assert sorted(opened) == ['test', 'train', 'val']
 
 

@@ -7,8 +7,8 @@ from wsol_jax.names import lazy
 if TYPE_CHECKING:
     from wsol_jax.evaluation.faithfulness import faithfulness
     from wsol_jax.exported import export, load_exported
-    from wsol_jax.localization.gradients import Method, Run
     from wsol_jax.localization.localize import localize
+    from wsol_jax.localization.method import Method, Run
     from wsol_jax.localization.methods import METHODS
     from wsol_jax.localization.result import Localization
     from wsol_jax.localization.targets import SCORES, FinerCAM
@@ -57,10 +57,10 @@ __getattr__, __dir__ = lazy(
         'SCORES': 'localization.targets',
         'FinerCAM': 'localization.targets',
         'Localization': 'localization.result',
-        'Method': 'localization.gradients',
+        'Method': 'localization.method',
         'Network': 'models',
         'Preprocessing': 'models',
-        'Run': 'localization.gradients',
+        'Run': 'localization.method',
         'boxes_from_map': 'maps.boxes',
         'export': 'exported',
         'faithfulness': 'evaluation.faithfulness',

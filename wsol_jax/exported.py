@@ -5,8 +5,8 @@ The file is a zip archive without pickles:
     predicted.jax        jax.export: (weights, images [B,H,W,3] uint8) -> results
     given.jax            the same for given classes: (weights, images, classes [B,K] int32)
     weights.safetensors  {name: array}
-with results = (logits [B,C], classes [B,K], maps, dead): the maps [B,K,h,w] are a list in the order
-of the header's keys, `dead` is {layer: [B] bool}, whether the gradient is zero everywhere there.
+with results = (logits [B,C], classes [B,K], maps, faults): the maps [B,K,h,w] are a list in the
+order of the header's keys, `faults` is {layer: [B]}, not 0 where the gradient is of no use.
 B and K are free. JAX and safetensors suffice to run it, without wsol_jax.
 """
 
@@ -26,7 +26,6 @@ from jax.export import export as export_program
 from safetensors.numpy import load, save
 
 from wsol_jax.data.images import batches, listed
-from wsol_jax.localization.gradients import Method
 from wsol_jax.localization.localize import (
     BATCH,
     check_gradients,
@@ -36,6 +35,7 @@ from wsol_jax.localization.localize import (
     is_single,
     top_count,
 )
+from wsol_jax.localization.method import Method
 from wsol_jax.localization.plan import MapPlan, backward_rules_told, check_options, make_plan
 from wsol_jax.localization.result import Localization
 from wsol_jax.maps import Key, Maps
@@ -140,8 +140,8 @@ class ExportedMaps:
         if classes is not None:
             indices = class_indices(classes, len(given), self.header.num_classes)
         each = batches(given, (height, width), batch_size, channels)
-        (logits, chosen, maps, dead), sizes = in_batches(self._program, each, indices)
-        check_gradients(dead)
+        (logits, chosen, maps, faults), sizes = in_batches(self._program, each, indices)
+        check_gradients(faults)
         if is_single(self.header.predicted if classes is None else classes):
             chosen, maps = chosen[:, 0], [m[:, 0] for m in maps]
         found = Maps(zip(self.header.keys, maps, strict=True))
@@ -220,7 +220,7 @@ def _as_function(
 
     def results(weights, images, given=None):
         state = jax.tree.unflatten(tree, [weights[n].astype(x.dtype) for n, x in leaves.items()])
-        logits, chosen, maps, dead = compute_maps(
+        logits, chosen, maps, faults = compute_maps(
             network.apply,
             network.preprocessing,
             plan,
@@ -229,7 +229,7 @@ def _as_function(
             top if given is None else 0,
             given,
         )
-        return logits, chosen, [maps[key] for key in plan.keys], dead
+        return logits, chosen, [maps[key] for key in plan.keys], faults
 
     return {name: _storable(leaf) for name, leaf in leaves.items()}, results
 

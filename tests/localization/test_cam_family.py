@@ -11,8 +11,8 @@ import pytest
 
 from wsol_jax.localization.cam import smooth_grad_cam_pp
 from wsol_jax.localization.dgl import sgl_g2
-from wsol_jax.localization.gradients import ALL
 from wsol_jax.localization.localize import localize
+from wsol_jax.localization.method import ALL
 from wsol_jax.localization.methods import METHODS, resolve_methods
 from wsol_jax.localization.views import image_keys, noisy, other_keys
 

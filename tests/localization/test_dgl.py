@@ -7,13 +7,9 @@ import pytest
 from flax import nnx
 
 from wsol_jax.localization.dgl import dgl, sgl_g2
-from wsol_jax.localization.gradients import (
-    activation_gradients,
-    class_score,
-    raw_maps,
-    softmax_probabilities,
-)
+from wsol_jax.localization.gradients import activation_gradients, raw_maps
 from wsol_jax.localization.localize import compute_maps, localize, make_plan
+from wsol_jax.localization.method import class_score, softmax_probabilities
 from wsol_jax.localization.methods import METHODS
 from wsol_jax.localization.views import image_keys
 from wsol_jax.models import Network, Preprocessing, build, load_network

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from wsol_jax.localization.full_grad import contributions
-from wsol_jax.localization.gradients import ALL, Run, activation_gradients, class_score
+from wsol_jax.localization.gradients import activation_gradients
 from wsol_jax.localization.localize import localize
+from wsol_jax.localization.method import ALL, Run, class_score
 from wsol_jax.localization.targets import logit, target_scores
 from wsol_jax.localization.views import image_keys
 from wsol_jax.models import Network, Preprocessing

@@ -14,14 +14,9 @@ from flax import nnx
 
 from wsol_jax.localization import cam
 from wsol_jax.localization.dgl import dgl
-from wsol_jax.localization.gradients import (
-    activation_gradients,
-    channel_sum,
-    class_score,
-    raw_maps,
-    softmax_probabilities,
-)
+from wsol_jax.localization.gradients import activation_gradients, raw_maps
 from wsol_jax.localization.localize import compute_maps, localize
+from wsol_jax.localization.method import channel_sum, class_score, softmax_probabilities
 from wsol_jax.localization.methods import METHODS, resolve_methods
 from wsol_jax.localization.plan import make_plan
 from wsol_jax.localization.views import image_keys

@@ -14,8 +14,9 @@ import pytest
 from conftest import _toy_apply, _toy_network
 
 from wsol_jax.exported import export
-from wsol_jax.localization.gradients import channel_sum, raw_maps
+from wsol_jax.localization.gradients import raw_maps
 from wsol_jax.localization.localize import check_gradients, compute_maps, localize
+from wsol_jax.localization.method import channel_sum
 from wsol_jax.localization.methods import METHODS
 from wsol_jax.localization.plan import make_plan
 from wsol_jax.localization.views import image_keys, scaled

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from wsol_jax.localization.dgl import dgl
-from wsol_jax.localization.gradients import Method
 from wsol_jax.localization.localize import compute_maps, localize
+from wsol_jax.localization.method import Method
 from wsol_jax.localization.methods import METHODS
 from wsol_jax.localization.plan import make_plan
 from wsol_jax.localization.targets import SCORES, logit

@@ -20,8 +20,8 @@ import numpy as np
 from jax.scipy.sparse.linalg import cg
 
 from wsol_jax.data.images import batches, listed
-from wsol_jax.localization.gradients import Apply
 from wsol_jax.localization.localize import BATCH, in_batches, resized_shape
+from wsol_jax.localization.method import Apply
 from wsol_jax.localization.result import Localization
 from wsol_jax.maps.fuse import min_max, resize
 from wsol_jax.models import Network, Preprocessing

@@ -17,7 +17,7 @@ from wsol_jax.localization.factors import (
     nmf,
     principal_component,
 )
-from wsol_jax.localization.gradients import Method, Run, class_score
+from wsol_jax.localization.method import Method, Run, class_score
 from wsol_jax.localization.views import other_keys
 
 

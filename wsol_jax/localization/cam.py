@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from wsol_jax.localization.factors import principal_component
-from wsol_jax.localization.gradients import ALL, Method, Run, class_score
+from wsol_jax.localization.method import ALL, Method, Run, class_score
 from wsol_jax.localization.targets import score_gradients
 from wsol_jax.localization.views import noisy, other_keys
 from wsol_jax.maps.fuse import fuse

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from wsol_jax.localization.gradients import Method, class_score, softmax_probabilities
+from wsol_jax.localization.method import Method, class_score, softmax_probabilities
 
 _BOTH = (class_score, softmax_probabilities)
 _TINY = 1e-12  # guards the squared norms, as in the released code

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from wsol_jax.localization.gradients import ALL, Method, Run, class_score
+from wsol_jax.localization.method import ALL, Method, Run, class_score
 from wsol_jax.localization.targets import score_gradients
 from wsol_jax.maps.fuse import min_max, resize
 

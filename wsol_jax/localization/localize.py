@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsol_jax.data.images import batches, listed
-from wsol_jax.localization.gradients import DEAD, UNEVEN, Apply, Classes, Method, raw_maps
+from wsol_jax.localization.gradients import UNEVEN, ZERO, raw_maps
+from wsol_jax.localization.method import Apply, Classes, Method
 from wsol_jax.localization.plan import MapPlan, backward_rules_told, check_options, make_plan
 from wsol_jax.localization.result import NO_CLASS, Localization
 from wsol_jax.localization.targets import FreeScore
@@ -47,7 +48,7 @@ def compute_maps(
 
     Returns:
         logits [B,C], classes [B,K] (NO_CLASS for bool ones), maps {(method, layer): [B,K,h,w]}
-        and {layer: [B]}, DEAD where the gradient is zero everywhere on that layer, UNEVEN where it
+        and {layer: [B]}, ZERO where the gradient is zero everywhere on that layer, UNEVEN where it
         should be the same at all positions and is not, else 0; only for layers with gradients.
     """
     inputs, keys = preprocessing(images), image_keys(jnp.asarray(images), plan.seed)
@@ -57,12 +58,12 @@ def compute_maps(
     target: Classes = partial(_top_classes, count=top) if top else jnp.asarray(classes)
     if as_is is not None and callable(target):
         target = target(as_is)
-    logits, chosen, first, dead = _view_maps(apply, plan, state, inputs, keys, target, views[0])
+    logits, chosen, first, faults = _view_maps(apply, plan, state, inputs, keys, target, views[0])
     others = _other_views(apply, plan, state, inputs, keys, chosen, views[1:])
     maps = {key: _finish(plan, [m[key] for m in (first, *others)]) for key in plan.keys}
     if chosen.dtype == bool:
         chosen = jnp.full((chosen.shape[0], 1), NO_CLASS)
-    return logits if as_is is None else as_is, chosen, maps, dead
+    return logits if as_is is None else as_is, chosen, maps, faults
 
 
 def _top_classes(logits: jax.Array, count: int) -> jax.Array:
@@ -92,7 +93,7 @@ def _other_views(apply, plan: MapPlan, state, inputs, keys, classes, views: Sequ
 def _view_maps(apply, plan: MapPlan, state, inputs, keys, classes, view: View):
     """Maps of one view, turned back and fused over layers and methods."""
     inputs = seen(scaled(inputs, view.scale), view, plan.sigma, keys)
-    logits, chosen, raw, dead = raw_maps(
+    logits, chosen, raw, faults = raw_maps(
         apply,
         state,
         inputs,
@@ -109,7 +110,7 @@ def _view_maps(apply, plan: MapPlan, state, inputs, keys, classes, view: View):
         key: _fuse(plan, [(maps[m.name, part], m) for m, part in parts])
         for key, parts in plan.parts.items()
     }
-    return logits, chosen, fused, dead
+    return logits, chosen, fused, faults
 
 
 def _fuse(plan: MapPlan, maps: Sequence[tuple[jax.Array, Method]]) -> jax.Array:
@@ -183,8 +184,8 @@ def localize(
             return compute_maps(*arguments, images, top, indices)
 
     results, sizes = in_batches(program, batches(given, shape, batch_size, channels), indices)
-    logits, chosen, maps, dead = results
-    check_gradients(dead)
+    logits, chosen, maps, faults = results
+    check_gradients(faults)
     if callable(classes):
         chosen = jnp.full_like(chosen, NO_CLASS)
     if is_single(classes):
@@ -317,24 +318,24 @@ def top_count(name: str) -> int:
     return int(count)
 
 
-def check_gradients(dead: dict[str, jax.Array], valid: np.ndarray | None = None) -> None:
+def check_gradients(faults: dict[str, jax.Array], valid: np.ndarray | None = None) -> None:
     """Raises if a layer's gradient is zero everywhere, or uneven under CAM, for every valid image.
 
     Args:
-        dead: {layer: [B]} from `compute_maps`: 0, DEAD or UNEVEN.
+        faults: {layer: [B]} from `compute_maps`: 0, ZERO or UNEVEN.
         valid: [B] bool, the images that count; None for all.
 
     Raises:
         ValueError: naming the layer.
     """
-    for layer, flags in dead.items():
+    for layer, flags in faults.items():
         counted = np.asarray(flags) if valid is None else np.asarray(flags)[valid]
         if counted.size and (counted == UNEVEN).all():
             raise ValueError(
                 f'cam is defined on the layer before global average pooling and a linear layer, '
                 f'and {layer!r} is not: name another last_layer, or ask for grad_cam'
             )
-        if counted.size and (counted == DEAD).all():
+        if counted.size and (counted == ZERO).all():
             raise ValueError(
                 f'the gradient at layer {layer!r} is zero everywhere: the class score does not '
                 'depend on it; choose an earlier or a later layer'

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from wsol_jax.localization.gradients import Method, Run
+from wsol_jax.localization.method import Method, Run
 from wsol_jax.localization.views import other_keys
 from wsol_jax.maps.fuse import min_max, resize
 from wsol_jax.parallel import in_parts

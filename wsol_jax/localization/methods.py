@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from wsol_jax.localization import activation, cam, masking
 from wsol_jax.localization.dgl import dgl, sgl_g1, sgl_g2
 from wsol_jax.localization.full_grad import full_grad
-from wsol_jax.localization.gradients import Method
+from wsol_jax.localization.method import Method
 from wsol_jax.names import unknown_name
 
 METHODS: dict[str, Callable[..., Method]] = {

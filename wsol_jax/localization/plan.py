@@ -12,7 +12,7 @@ import numpy as np
 
 from wsol_jax.limits import range_of
 from wsol_jax.localization.factors import principal_component
-from wsol_jax.localization.gradients import ALL, Method, channel_sum
+from wsol_jax.localization.method import ALL, Method, channel_sum
 from wsol_jax.localization.methods import resolve_methods
 from wsol_jax.localization.targets import FinerCAM, Score, logit, resolve_score, softmax
 from wsol_jax.localization.views import AS_IT_IS, GAINS, View

@@ -38,7 +38,7 @@ class _Outputs(NamedTuple):
     logits: Any
     classes: Any
     maps: dict[Key, Any]
-    dead: dict[str, Any]
+    faults: dict[str, Any]
 
 
 def plan_of(setting: LocalizeConfig, network: Network, seed: int = 0) -> MapPlan:
@@ -106,7 +106,7 @@ def localize_split(
         for step, (batch, launched) in enumerate(one_ahead(map(launch, reader))):
             outputs = devices.gather(launched)
             if step == 0:
-                check_gradients(outputs.dead, batch.valid)
+                check_gradients(outputs.faults, batch.valid)
             done = int((batch.index >= 0).sum())
             named = list(zip(batch.image_ids, batch.labels.tolist(), strict=True))[:done]
             right, fault = _first_fault(named, setting.classes, network)

@@ -1,0 +1,152 @@
+"""An experiment: its stages in order, its splits and its classifier."""
+
+import os
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from wsol_jax.config import Config, ConfigError
+from wsol_jax.data import Source, check_training, open_source
+from wsol_jax.evaluation.presets import preset
+from wsol_jax.evaluation.stage import evaluate
+from wsol_jax.localization.stage import check_maps, check_target, localize_split, plan_of
+from wsol_jax.models import Network, as_network, build, load_network
+from wsol_jax.report.results import read_metrics
+from wsol_jax.report.stage import report
+from wsol_jax.training.loop import train, trained_network
+from wsol_jax.workdir import locked, open_workdir
+
+Splits = Callable[[str], Source]
+
+
+def run(config: Config, workdir: Path) -> None:
+    """Runs the stages of an experiment.
+
+    Args:
+        config: the experiment.
+        workdir: where its results go, and where they are taken up again.
+
+    Raises:
+        ConfigError: another process works in the workdir, or a setting is wrong.
+    """
+    for name in config.evaluate.presets:
+        preset(name)  # a misspelt one is found before anything is done, or given up
+    _check_places(config)
+    workdir = workdir.expanduser().resolve()  # once: libraries differ in how they take `..`
+    if config.data.root and Path(config.data.root).resolve() == workdir:
+        raise ConfigError(f'{workdir} is config.data.root; results need a --workdir of their own')
+    with locked(workdir):
+        open_workdir(workdir, config)
+        _run_stages(config, workdir)
+
+
+def _check_places(config: Config) -> None:
+    """Says what the folder `data` of our config files stands for, where it is not there."""
+    for name in (config.data.root, config.network.weights, config.train.init_from):
+        if name.startswith('data/') and 'WSOL_DATA' not in os.environ and not Path(name).exists():
+            raise ConfigError(
+                f'{name}: not there; set WSOL_DATA to the folder with the data sets and weights, '
+                'which is data/ while it is not set'
+            )
+
+
+def _run_stages(config: Config, workdir: Path) -> None:
+    splits = open_splits(config)
+    classifier = cache(partial(load_classifier, config, workdir, splits))
+    if 'train' in config.stages:
+        if 'localize' in config.stages:
+            _check_names(config, splits)
+        train_source, val_source = splits('train'), splits('val')
+        check_training(train_source, val_source)
+        train(config, train_source, val_source, workdir)
+    if 'localize' in config.stages:
+        network = classifier()
+        for split in config.localize.splits:
+            localize_split(config, network, splits(split), split, workdir)
+    elif 'evaluate' in config.stages and (workdir / 'checkpoints').exists():
+        for split in config.localize.splits:
+            check_maps(classifier(), split, workdir)
+    if 'evaluate' in config.stages and not (workdir / 'metrics.json').exists():
+        sources = {s: splits(s) for s in config.localize.splits}
+        scorer = classifier() if config.evaluate.faithfulness else None
+        evaluate(config, sources, workdir, scorer)
+    if 'report' in config.stages:
+        split = config.localize.splits[-1]
+        metrics = read_metrics(workdir, split)
+        print(report(config, metrics, splits(split), workdir))
+        print(f'Page: {workdir / "report.html"}')
+
+
+def _check_names(config: Config, splits: Splits) -> None:
+    """Finds a misspelt method, layer, class or split before the training, not after it."""
+    net, classes = config.network, max(splits('train').num_classes, 2)
+    module = nnx.eval_shape(lambda: build(net.name, classes, nnx.Rngs(0), **net.options))
+    network = as_network(net.name, module, probability=net.probability or None)
+    plan_of(config.localize, network)
+    check_target(config.localize.classes, network)
+    for split in config.localize.splits:
+        splits(split)
+
+
+def open_splits(config: Config) -> Splits:
+    """`open_split` by name alone, which opens each split once."""
+    return cache(partial(open_split, config))
+
+
+def open_split(config: Config, split: str) -> Source:
+    """The images of one split of the experiment's data set."""
+    data = config.data
+    if data.source == 'shapes':
+        names = ('train', 'val', 'test')
+        if split not in names or len(data.shapes_counts) != len(names):
+            raise ConfigError(f'shapes has the splits {names} and as many counts; no {split!r}')
+        count = data.shapes_counts[names.index(split)]
+        options = {'count': count, 'size': data.shapes_size, 'seed': config.seed}
+        return open_source('shapes', '', split, **options)
+    if not data.root and data.source.endswith('folder'):
+        raise ConfigError(f'config.data.source={data.source!r} needs config.data.root, its folder')
+    common = {'orientation': data.orientation, 'max_pixels': data.max_pixels}
+    options_of: dict[str, dict[str, Any]] = {
+        'wsol_folder': {'class_index': data.class_index},
+        'class_folder': {'class_index': data.class_index},
+        'tfds': {'name': data.name},
+    }
+    options = options_of.get(data.source, {})
+    if data.class_index and 'class_index' not in options:
+        raise ConfigError(
+            f'config.data.class_index=True has no effect on source {data.source!r}, only on '
+            "'wsol_folder' and 'class_folder', whose class_names.txt has the indices"
+        )
+    return open_source(data.source, data.root, split, **common, **options)
+
+
+def load_classifier(config: Config, workdir: Path, splits: Splits) -> Network:
+    """The network trained in the workdir, or the one of `network.weights`.
+
+    Args:
+        config: the experiment.
+        workdir: of the training.
+        splits: opens what it was trained on, where it was.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    net = config.network
+    if network := trained_network(config, partial(splits, 'train'), workdir):
+        return network
+    if not net.weights:
+        raise ConfigError(
+            f'no classifier to localize with: {workdir} holds no checkpoint and '
+            "config.network.weights is empty; add 'train' to config.stages or give weights"
+        )
+    return load_network(
+        net.name,
+        net.weights,
+        preprocessing=net.preprocessing,
+        probability=net.probability or None,
+        seed=config.seed,
+        **net.options,
+    )
