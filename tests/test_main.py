@@ -281,8 +281,8 @@ NETWORKS = 'inception_v3, resnet10, resnet18, resnet34, resnet50, resnet101'
     ('arguments', 'message'),
     [
         (
-            ['stages=("localize","evaluate")', 'evaluate.presets=cvpr17'],
-            "unknown preset 'cvpr17'; did you mean 'cvpr16'?",
+            ['stages=("localize","evaluate")', 'evaluate.protocols=cvpr17'],
+            "unknown protocol 'cvpr17'; did you mean 'cvpr16'?",
         ),
         (['localize.methods=dlg'], "unknown localization method 'dlg'; did you mean 'dgl'?"),
         (['localize.layers=stage5'], "unknown layer of resnet10 'stage5'; did you mean 'stage4'?"),
@@ -500,16 +500,16 @@ def test_other_evaluation_redoes_scores_only(copy):
     assert (copy / 'W/metrics.json').read_bytes() == old
 
 
-def test_a_misspelt_preset_costs_no_scores(copy):
+def test_a_misspelt_protocol_costs_no_scores(copy):
     before = files(copy / 'W')
-    result = tiny(copy, '--config.evaluate.presets=cvpr17')
+    result = tiny(copy, '--config.evaluate.protocols=cvpr17')
     assert result.code == 2 and "did you mean 'cvpr16'?" in result.err
     assert files(copy / 'W') == before
 
 
 def test_a_workdir_of_an_older_version_keeps_its_scores(copy):
     record = json.loads((copy / 'W/config.json').read_text())
-    del record['config']['evaluate.presets']
+    del record['config']['evaluate.protocols']
     (copy / 'W/config.json').write_text(json.dumps(record))
     before = (copy / 'W/metrics.json').stat().st_mtime_ns
     assert tiny(copy).code == 0

@@ -209,8 +209,8 @@ class EvaluateConfig:
         threshold_step: spacing of the thresholds in [0, 1).
         threshold: used where nothing can be chosen: data without boxes.
         closing: diameter in canvas pixels of the grey-scale closing of score maps; 0 for none.
-        presets: how older tables were scored, to quote them: names of
-          `wsol_jax.evaluation.presets.PRESETS`, or 'name:threshold', such as 'bas:0.15'.
+        protocols: of older tables, to quote them by: names of
+          `wsol_jax.evaluation.protocols.PROTOCOLS`, or 'name:threshold', such as 'bas:0.15'.
         faithfulness: images of the last split on which average drop, insertion, deletion and ROAD
           of each method's chosen layer are computed, at 57 forward passes a map; 0 for none.
         processes: how many count at once; does not change the scores.
@@ -221,7 +221,7 @@ class EvaluateConfig:
     threshold_step: float = 0.01
     threshold: float = 0.2
     closing: int = 0
-    presets: tuple[str, ...] = ()
+    protocols: tuple[str, ...] = ()
     faithfulness: int = 0
     processes: int = 1
 

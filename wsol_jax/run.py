@@ -10,7 +10,7 @@ from flax import nnx
 
 from wsol_jax.config import Config, ConfigError
 from wsol_jax.data import Source, check_training, open_source
-from wsol_jax.evaluation.presets import preset
+from wsol_jax.evaluation.protocols import protocol
 from wsol_jax.evaluation.stage import evaluate
 from wsol_jax.localization.stage import check_maps, check_target, localize_split, plan_of
 from wsol_jax.models import Network, as_network, build, load_network
@@ -32,8 +32,8 @@ def run(config: Config, workdir: Path) -> None:
     Raises:
         ConfigError: another process works in the workdir, or a setting is wrong.
     """
-    for name in config.evaluate.presets:
-        preset(name)  # a misspelt one is found before anything is done, or given up
+    for name in config.evaluate.protocols:
+        protocol(name)  # a misspelt one is found before anything is done, or given up
     _check_places(config)
     workdir = workdir.expanduser().resolve()  # once: libraries differ in how they take `..`
     if config.data.root and Path(config.data.root).resolve() == workdir:

@@ -148,7 +148,7 @@ def test_images_without_an_object_count_in_classification_alone(tmp_path):
             top = [[0, 4, 5, 6, 7]] * len(records)
             write_store(workdir, split, Listed(records), {A: [NESTED] * len(records)}, top=top)
         sources = {split: Listed(records) for split in ('val', 'test')}
-        rules = replace(CONFIG.evaluate, presets=('cvpr16', 'bas:0.4'))
+        rules = replace(CONFIG.evaluate, protocols=('cvpr16', 'bas:0.4'))
         evaluated.append(evaluate(replace(CONFIG, evaluate=rules), sources, workdir))
     expected, found = evaluated
     for name in ('localization', 'by_class', 'by_size', 'skipped', 'split'):
@@ -429,7 +429,7 @@ def same(value):
     return dict.fromkeys(('GTKnownLoc', 'Top1Loc', 'Top5Loc'), value)
 
 
-def test_presets_stand_beside_the_protocol(tmp_path):
+def test_protocols_stand_beside_the_protocol(tmp_path):
     # Two places of the canvas a pixel: NESTED is 1 on INNER and .5 on OUTER. cvpr16 cuts at .2,
     # which gives OUTER; so does bas at .4, but means over classes. psol at .5 gives INNER.
     truths = [(OUTER, 0), (OUTER, 0), (INNER, 0), (INNER, 1)]
@@ -437,10 +437,10 @@ def test_presets_stand_beside_the_protocol(tmp_path):
     top = [[0, 4, 5, 6, 7], [4, 0, 5, 6, 7], [0, 4, 5, 6, 7], [1, 4, 5, 6, 7]]
     write_store(tmp_path, 'val', source, {A: [NESTED] * 4}, top=top)
     names = ('cvpr16', 'bas:0.4', 'psol:0.5')
-    config = replace(CONFIG, evaluate=replace(CONFIG.evaluate, presets=names, processes=2))
+    config = replace(CONFIG, evaluate=replace(CONFIG.evaluate, protocols=names, processes=2))
     (row,) = evaluate(config, {'val': source}, tmp_path)['localization']
     third = pytest.approx(100 / 3)
-    assert row['presets'] == {
+    assert row['protocols'] == {
         'cvpr16': {'GTKnownLoc': 50, 'Top1Loc': 25, 'Top5Loc': 50},
         'bas:0.4': {'GTKnownLoc': third, 'Top1Loc': pytest.approx(50 / 3), 'Top5Loc': third},
         'psol:0.5': same(pytest.approx(200 / 3)),
@@ -567,11 +567,11 @@ def test_images_are_those_that_a_score_is_of(tmp_path):
 def test_without_labels_there_are_no_scores_of_classes(tmp_path, target):
     source = Listed([record(f'{i}.png', INNER, label=None) for i in range(3)])
     write_store(tmp_path, 'val', source, {A: [NESTED] * 3}, target=target)
-    config = replace(CONFIG, evaluate=replace(CONFIG.evaluate, presets=('cvpr16',)))
+    config = replace(CONFIG, evaluate=replace(CONFIG.evaluate, protocols=('cvpr16',)))
     metrics = evaluate(config, {'val': source}, tmp_path)
     (row,) = metrics['localization']
     assert row['MaxBoxAcc'] == 100
-    assert not {'Top1Loc', 'Top5Loc', 'intervals', 'presets'} & set(row)
+    assert not {'Top1Loc', 'Top5Loc', 'intervals', 'protocols'} & set(row)
     assert metrics['by_class'] == metrics['by_size'] == []
 
 
@@ -582,11 +582,13 @@ def test_without_val_the_tables_are_of_the_last_layer(tmp_path):
     assert {row['layer'] for row in metrics['by_class']} == {'b'}
 
 
-def test_a_preset_says_whose_maps_it_is_not_for(tmp_path):
+def test_a_protocol_says_whose_maps_it_is_not_for(tmp_path):
     source = val_source()
     write_store(tmp_path, 'val', source, {A: [5 * NESTED] * 4})
-    config = replace(CONFIG, evaluate=replace(CONFIG.evaluate, presets=('ornet',)))
-    wrong = r'config\.evaluate\.presets: preset ornet is for maps out of a sigmoid.*\(dgl at a\)'
+    config = replace(CONFIG, evaluate=replace(CONFIG.evaluate, protocols=('ornet',)))
+    wrong = (
+        r'config\.evaluate\.protocols: protocol ornet is for maps out of a sigmoid.*\(dgl at a\)'
+    )
     with pytest.raises(ValueError, match=wrong):
         evaluate(config, {'val': source}, tmp_path)
 

@@ -162,36 +162,36 @@ def test_by_hand(tmp_path):
     assert 'PxAP' not in metrics
 
 
-def test_presets_score_boxes_as_older_tables_did(tmp_path, capsys):
+def test_protocols_score_boxes_as_older_tables_did(tmp_path, capsys):
     # Above .2 of the maximum the wide box, above .6 the narrow one.
     scores = np.zeros((SIZE, SIZE))
     scores[40:120, 40:200], scores[40:120, 40:80] = 0.5, 1
     truth = {f'{i}.jpg': (SIZE, SIZE, [(40, 40, (200, 80)[i > 2], 120)]) for i in range(4)}
     write_boxes(tmp_path / 'metadata', truth)
     write_maps(tmp_path / 'maps', dict.fromkeys(truth, scores))
-    chosen = ['--preset', 'cvpr16', '--preset', 'bas:0.6']
+    chosen = ['--protocols', 'cvpr16', 'bas:0.6']
     with pytest.raises(SystemExit):
         main(arguments(tmp_path, *chosen))
-    assert 'class_labels.txt: no such file; preset' in capsys.readouterr().err
+    assert 'class_labels.txt: no such file; protocol' in capsys.readouterr().err
     labels = [f'{name},{i // 2}' for i, name in enumerate(truth)]
     write_lines(tmp_path / 'metadata' / 'class_labels.txt', labels)
     assert main(arguments(tmp_path, *chosen, '--processes', '2')) == 0
     metrics = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
     # Images 0 to 2 have the wide box; of classes {0, 1} and {2, 3} none and half have the other.
-    assert metrics['presets'] == {'cvpr16': 75, 'bas:0.6': 25}
+    assert metrics['protocols'] == {'cvpr16': 75, 'bas:0.6': 25}
     assert 'bas:0.6 25.00' in capsys.readouterr().out
 
 
-def test_a_misspelt_preset_and_presets_of_masks(data, tmp_path, capsys):
+def test_a_misspelt_protocol_and_protocols_of_masks(data, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(arguments(data, '--preset', 'cvpr17'))
+        main(arguments(data, '--protocols', 'cvpr17'))
     assert "did you mean 'cvpr16'" in capsys.readouterr().err
     other = tmp_path / 'other'
     other.mkdir()
     write_masks(other, {'x': [(first_pixels(0, 9), None)]})
     write_maps(other / 'maps', {'x': np.ones((SIZE, SIZE))})
     with pytest.raises(SystemExit):
-        main(arguments(other, '--masks', str(other / 'masks'), '--preset', 'cvpr16'))
+        main(arguments(other, '--masks', str(other / 'masks'), '--protocols', 'cvpr16'))
     assert 'localization.txt: no boxes, and' in capsys.readouterr().err
 
 

@@ -23,7 +23,7 @@ ROW = {
     'MaxBoxAcc_threshold': 0.1,
     'GTKnownLoc': 20,
     'intervals': {'GTKnownLoc': [10.0, 30.5]},
-    'presets': {'bas': {'GTKnownLoc': 12.5}},
+    'protocols': {'bas': {'GTKnownLoc': 12.5}},
     'chosen': True,
     'blank_maps': 1,
     'threshold': 0.1,

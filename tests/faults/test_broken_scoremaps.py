@@ -144,9 +144,9 @@ def test_maps_that_are_no_files_are_not_opened(data, capsys, make):
         (['--interval', 'inf'], 'interval must be a finite number, got inf'),
         (['--interval=-1'], 'interval must be at least 0.0001 and below 1, got -1.0'),
         (['--processes', str(10**12)], 'processes must be at most 256, got 1000000000000'),
-        (['--preset', 'bas:nan'], 'the threshold of a preset is a number in [0, 1)'),
-        (['--preset', 'bas:' + '9' * 5000], 'the threshold of a preset is a number in [0, 1)'),
-        (['--preset', 'x' * 5000], "unknown preset 'xxx"),
+        (['--protocols', 'bas:nan'], 'the threshold of a protocol is a number in [0, 1)'),
+        (['--protocols', 'bas:' + '9' * 5000], 'the threshold of a protocol is a number in [0, 1)'),
+        (['--protocols', 'x' * 5000], "unknown protocol 'xxx"),
         (['--masks', '/dev/null'], ''),
     ],
 )
@@ -227,7 +227,7 @@ def test_a_full_disk_leaves_the_old_file(data, capsys):
 )
 def test_metadata_beyond_reason(data, capsys, name, content):
     (data / 'metadata' / f'{name}.txt').write_bytes(content + b'\n')
-    code, err = run(data, capsys, '--preset', 'cvpr16')
+    code, err = run(data, capsys, '--protocols', 'cvpr16')
     assert code == 2 and err.count('\n') == 1 and len(err) < 1000, err
     assert f'{name}.txt' in err or 'a.jpg' in err
     assert not (data / 'out').exists()

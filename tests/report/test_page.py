@@ -40,7 +40,7 @@ METRICS = {
             *('dgl', 'stage1', 'te<st>'),
             **{'GTKnownLoc': 69.33, 'PxAP': 33.33, 'chosen': True},
             intervals={'GTKnownLoc': [61.4, 76.6]},
-            presets={'bas': {'GTKnownLoc': 55.55}, 'iou<2>': {'Top1Loc': 44.44}},
+            protocols={'bas': {'GTKnownLoc': 55.55}, 'iou<2>': {'Top1Loc': 44.44}},
         ),
     ],
     'by_class': [

@@ -82,7 +82,10 @@ def test_intervals_and_older_tables():
     rows = [dict(row) for row in BOXES['localization']]
     for row in rows[2:]:
         row['intervals'] = {'GTKnownLoc': [row['GTKnownLoc'] - 4.75, 70.0]}
-        row['presets'] = {'cvpr16': {'GTKnownLoc': row['GTKnownLoc'] / 2}, 'bas': {'GTKnownLoc': 7}}
+        row['protocols'] = {
+            'cvpr16': {'GTKnownLoc': row['GTKnownLoc'] / 2},
+            'bas': {'GTKnownLoc': 7},
+        }
     assert summary({**BOXES, 'localization': rows}).split('\n') == [
         'test: 8 images, 2 skipped, top1 62.5 %, top5 100.0 %',
         'method     layer          threshold  GT-known   95 %  MaxBoxAcc*',

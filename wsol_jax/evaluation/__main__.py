@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsol_jax.evaluation.presets import PRESETS
+from wsol_jax.evaluation.protocols import PROTOCOLS
 from wsol_jax.evaluation.scoremaps import evaluate_scoremaps
 from wsol_jax.interrupts import exit_code, stop_like_ctrl_c
 from wsol_jax.workdir import check_writable, write_text
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(2, f'{parser.prog}: {error}\n')
     shown = ('MaxBoxAcc', 'MaxBoxAccV2', 'PxAP', 'PeakIoU', 'PeakPooledIoU')
     scores = {name: metrics[name] for name in shown if name in metrics}
-    for name, score in (scores | metrics.get('presets', {})).items():
+    for name, score in (scores | metrics.get('protocols', {})).items():
         print(f'{name} {score:.2f}')
     return 0
 
@@ -47,12 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     add('--masks', metavar='DIR', help='of the masks that localization.txt lists')
     add('--interval', type=float, default=0.001, help='between thresholds (default: %(default)s)')
     add(
-        '--preset',
-        dest='presets',
-        action='append',
+        '--protocols',
+        nargs='+',
+        action='extend',
         default=[],
         metavar='NAME',
-        help=f'also score as an older table did, such as bas:0.15: {", ".join(PRESETS)}',
+        help=f'also score as an older table did, such as bas:0.15: {", ".join(PROTOCOLS)}',
     )
     add('--processes', type=int, default=1, metavar='N', help='default: %(default)s')
     add('--out', type=Path, required=True, metavar='FILE', help='where to write the scores (JSON)')

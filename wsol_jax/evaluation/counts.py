@@ -11,7 +11,7 @@ from wsol_jax.data import Record, decode_mask, stored_size
 from wsol_jax.evaluation.box_metrics import IOUS, BoxCounts
 from wsol_jax.evaluation.boxes import rescale_boxes
 from wsol_jax.evaluation.pixel_metrics import PixelCounts
-from wsol_jax.evaluation.presets import Preset, PresetCounts, preset
+from wsol_jax.evaluation.protocols import BoxProtocol, ProtocolCounts, protocol
 from wsol_jax.maps import Key
 from wsol_jax.maps.boxes import threshold_boxes
 from wsol_jax.maps.score import score_map
@@ -36,30 +36,30 @@ class Counts:
     Attributes:
         boxes: for boxes.
         pixels: for masks.
-        presets: for boxes as older tables counted them.
+        protocols: for boxes as older tables counted them.
         images: how many images with ground truth were counted.
         blank: how many maps were constant or had a NaN.
     """
 
     boxes: BoxCounts
     pixels: PixelCounts
-    presets: list[PresetCounts]
+    protocols: list[ProtocolCounts]
     images: int = 0
     blank: int = 0
 
     @classmethod
-    def zero(cls, thresholds: np.ndarray, presets: Iterable[Preset] = ()) -> 'Counts':
+    def zero(cls, thresholds: np.ndarray, protocols: Iterable[BoxProtocol] = ()) -> 'Counts':
         """Nothing counted yet."""
         boxes, pixels = BoxCounts.zero(thresholds), PixelCounts.zero(thresholds)
-        return cls(boxes, pixels, [PresetCounts(preset) for preset in presets])
+        return cls(boxes, pixels, [ProtocolCounts(protocol) for protocol in protocols])
 
     def __add__(self, other: 'Counts') -> 'Counts':
         """Counts of both sets of images."""
-        presets = [a + b for a, b in zip(self.presets, other.presets, strict=True)]
+        protocols = [a + b for a, b in zip(self.protocols, other.protocols, strict=True)]
         return Counts(
             self.boxes + other.boxes,
             self.pixels + other.pixels,
-            presets,
+            protocols,
             self.images + other.images,
             self.blank + other.blank,
         )
@@ -93,7 +93,7 @@ class Counts:
         self.images += bool(len(boxes)) or mask is not None
         self.blank += not scores.any()
 
-    def add_presets(
+    def add_protocols(
         self,
         maps: np.ndarray,
         record: Record,
@@ -114,7 +114,7 @@ class Counts:
             return
         label = record.labels[0] if record.labels else None
         sizes = {'size': stored_size(record), 'canvas': canvas}
-        for rules in self.presets:
+        for rules in self.protocols:
             rules.add(maps, classes, ranked, label, record.boxes, **sizes)
 
     @property
@@ -216,7 +216,7 @@ def canvas_scores(
 
 def nothing(keys: Iterable[Key], setting: 'EvaluateConfig') -> dict[Key, Counts]:
     """Nothing counted yet, for every (method, layer)."""
-    rules = [preset(name) for name in setting.presets]
+    rules = [protocol(name) for name in setting.protocols]
     return {key: Counts.zero(thresholds_of(setting), rules) for key in keys}
 
 
@@ -231,7 +231,7 @@ def count_part(part: 'Part', setting: 'EvaluateConfig') -> dict[Key, Counts]:
         Counts of every (method, layer).
 
     Raises:
-        ValueError: a preset is not for these maps.
+        ValueError: a protocol is not for these maps.
     """
     counts = nothing(part.maps, setting)
     canvas = (setting.size, setting.size)
@@ -246,15 +246,15 @@ def count_part(part: 'Part', setting: 'EvaluateConfig') -> dict[Key, Counts]:
                 right = score_map(maps[column], canvas, closing=setting.closing)
             so_far.add(scores, *truth, top1_right=part.top1_right(i), top5_scores=right)
             with _naming(key):
-                so_far.add_presets(maps, record, canvas, part.classes[i], part.top[i])
+                so_far.add_protocols(maps, record, canvas, part.classes[i], part.top[i])
     return counts
 
 
 @contextmanager
 def _naming(key: Key) -> Iterator[None]:
-    """Says whose maps a preset is not for."""
+    """Says whose maps a protocol is not for."""
     try:
         yield
     except ValueError as error:
         of = f'{key[0]} at {key[1]}'
-        raise ValueError(f'config.evaluate.presets: {error} ({of})') from None
+        raise ValueError(f'config.evaluate.protocols: {error} ({of})') from None

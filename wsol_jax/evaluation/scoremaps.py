@@ -22,8 +22,8 @@ from wsol_jax.data.metadata import (
 )
 from wsol_jax.data.records import DataError, Record
 from wsol_jax.evaluation.counts import Counts, ground_truth
-from wsol_jax.evaluation.presets import Preset, preset
 from wsol_jax.evaluation.processes import AT_ONCE, mapper
+from wsol_jax.evaluation.protocols import BoxProtocol, protocol
 from wsol_jax.limits import RANGES
 from wsol_jax.names import shortened, shown
 
@@ -37,7 +37,7 @@ def evaluate_scoremaps(
     masks: str | Path | None = None,
     interval: float = 0.001,
     processes: int = 1,
-    presets: Sequence[str] = (),
+    protocols: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Scores the maps of one split.
 
@@ -47,19 +47,19 @@ def evaluate_scoremaps(
         masks: folder that the masks in localization.txt are relative to.
         interval: thresholds are np.arange(0, 1, interval).
         processes: how many to count with.
-        presets: how older tables counted boxes, such as 'cvpr16' or 'bas:0.15'; see
-            `wsol_jax.evaluation.presets`.
+        protocols: how older tables counted boxes, such as 'cvpr16' or 'bas:0.15'; see
+            `wsol_jax.evaluation.protocols`.
 
     Returns:
         'images' and 'thresholds'; for boxes 'MaxBoxAcc', 'MaxBoxAccV2' and
         'curves'['largest' or 'all']['30', '50' or '70'], a list over the thresholds; for masks
         'PxAP', 'PeakIoU' (the best mean IoU, LID challenge), 'PeakPooledIoU' and
-        'curves'['mIoU' or 'PooledIoU']; 'presets'[name]. All scores are percentages.
+        'curves'['mIoU' or 'PooledIoU']; 'protocols'[name]. All scores are percentages.
 
     Raises:
         DataError: a file is missing, wrong, or disagrees with another one.
         ValueError: the interval or the number of processes is out of range, or there is no such
-            preset.
+            protocol.
     """
     for name, value, key in (
         ('interval', interval, 'evaluate.threshold_step'),
@@ -67,9 +67,9 @@ def evaluate_scoremaps(
     ):
         if fault := RANGES[key].fault(value):
             raise ValueError(f'{name} must {fault}, got {shown(value)}')
-    rules = [preset(name) for name in presets]
+    rules = [protocol(name) for name in protocols]
     records = scoremap_records(scoremaps, metadata, masks)
-    _check_presets(rules, records, Path(metadata))
+    _check_protocols(rules, records, Path(metadata))
     counts = _count_all(records, np.arange(0, 1, interval), rules, processes)
     if records[0].masks and not counts.pixels.defined:
         raise DataError(f'{Path(metadata) / "localization.txt"}: all its masks are empty')
@@ -169,14 +169,14 @@ def _npy_header(content: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def count_scoremaps(
-    records: Iterable[Record], thresholds: np.ndarray, presets: Sequence[Preset] = ()
+    records: Iterable[Record], thresholds: np.ndarray, protocols: Sequence[BoxProtocol] = ()
 ) -> Counts:
     """Counts the maps of some images; add the counts of several calls to merge them.
 
     Args:
         records: of `scoremap_records`.
         thresholds: [T] in [0, 1).
-        presets: how older tables counted.
+        protocols: how older tables counted.
 
     Returns:
         Counts for boxes and for masks; those without ground truth stay empty.
@@ -184,12 +184,12 @@ def count_scoremaps(
     Raises:
         DataError: a map or mask cannot be read or is not valid.
     """
-    counts = Counts.zero(thresholds, presets)
+    counts = Counts.zero(thresholds, protocols)
     for record in records:
         assert isinstance(record.image, Path)
         scores = read_scoremap(record.image)
         counts.add(scores, *ground_truth(record, CANVAS))
-        counts.add_presets(scores[None], record, CANVAS)
+        counts.add_protocols(scores[None], record, CANVAS)
     return counts
 
 
@@ -204,8 +204,8 @@ def scoremap_metrics(counts: Counts) -> dict[str, Any]:
             curves[name] = curve.tolist()
     facts = {'images': counts.images, 'thresholds': counts.thresholds.tolist()}
     metrics = {**facts, **counts.oracles(), 'curves': curves}
-    presets = {p.preset.name: p.scores('ground_truth')['GTKnownLoc'] for p in counts.presets}
-    return metrics | {'presets': presets} if presets else metrics
+    protocols = {p.protocol.name: p.scores('ground_truth')['GTKnownLoc'] for p in counts.protocols}
+    return metrics | {'protocols': protocols} if protocols else metrics
 
 
 def _map_file(folder: Path, image_id: str) -> Path:
@@ -221,22 +221,27 @@ def _check_maps(folder: Path, ids: Iterable[str]) -> None:
         )
 
 
-def _check_presets(presets: Iterable[Preset], records: Sequence[Record], folder: Path) -> None:
-    for rules in presets:
+def _check_protocols(
+    protocols: Iterable[BoxProtocol], records: Sequence[Record], folder: Path
+) -> None:
+    for rules in protocols:
         if not records[0].boxes:
             file = folder / 'localization.txt'
-            raise DataError(f'{file}: no boxes, and preset {rules.name!r} scores nothing else')
+            raise DataError(f'{file}: no boxes, and protocol {rules.name!r} scores nothing else')
         if rules.macro and not records[0].labels:
             file = folder / 'class_labels.txt'
-            raise DataError(f'{file}: no such file; preset {rules.name!r} is a mean over classes')
+            raise DataError(f'{file}: no such file; protocol {rules.name!r} is a mean over classes')
 
 
 def _count_all(
-    records: Sequence[Record], thresholds: np.ndarray, presets: Sequence[Preset], processes: int
+    records: Sequence[Record],
+    thresholds: np.ndarray,
+    protocols: Sequence[BoxProtocol],
+    processes: int,
 ) -> Counts:
-    counts = Counts.zero(thresholds, presets)
+    counts = Counts.zero(thresholds, protocols)
     chunks = [records[i : i + AT_ONCE] for i in range(0, len(records), AT_ONCE)]
-    count = partial(count_scoremaps, thresholds=thresholds, presets=presets)
+    count = partial(count_scoremaps, thresholds=thresholds, protocols=protocols)
     with (
         tqdm(total=len(records), desc='evaluate', unit='image', disable=None) as bar,
         mapper(processes) as over,

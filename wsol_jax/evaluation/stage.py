@@ -148,8 +148,8 @@ def _rows(
     for key, counted in counts.items():
         row = {'method': key[0], 'layer': key[1], 'split': split.name, 'images': counted.images}
         row |= counted.oracles() | (outcomes[key].means(split.target) if key in outcomes else {})
-        presets = {p.preset.name: p.scores(split.target) for p in counted.presets}
-        row |= {'presets': presets} if any(presets.values()) else {}
+        protocols = {p.protocol.name: p.scores(split.target) for p in counted.protocols}
+        row |= {'protocols': protocols} if any(protocols.values()) else {}
         row |= {'intervals': ends[key]} if ends.get(key) else {}
         row |= {'chosen': best[key[0]] == key[1]} if best else {}
         # Threshold and layer are the best for the very images that are scored.

@@ -56,7 +56,7 @@ def write_page(
 
 
 def _tables(metrics: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
-    scores, presets = columns(rows), _presets(rows)
+    scores, protocols = columns(rows), _protocols(rows)
     scored = [i for i, row in enumerate(rows) if row['split'] == metrics['split']]
     start = max(scored, key=lambda i: _rank(rows[i], scores), default=0)
     oracle = any(rows[i].get('oracle') for i in scored)
@@ -67,25 +67,27 @@ def _tables(metrics: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
         'blank': any(row.get('blank_maps') for row in rows),
         'threshold_text': threshold_text,
         'splits': list(dict.fromkeys(row['split'] for row in rows)),
-        'headings': [*map(heading, scores), *(f'{heading(s)} {p}' for p, s in presets)],
-        'cells': [_cells(row, scores, presets) for row in rows],
+        'headings': [*map(heading, scores), *(f'{heading(s)} {p}' for p, s in protocols)],
+        'cells': [_cells(row, scores, protocols) for row in rows],
         'start': start,
         'details': details,
         'data': {'split': metrics['split'], 'start': start, 'rows': known, 'details': details},
     }
 
 
-def _presets(rows: Iterable[Row]) -> list[tuple[str, str]]:
-    """(preset, score) of the rows, each once."""
-    found = [(p, s) for row in rows for p, scores in row.get('presets', {}).items() for s in scores]
+def _protocols(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """(protocol, score) of the rows, each once."""
+    found = [
+        (p, s) for row in rows for p, scores in row.get('protocols', {}).items() for s in scores
+    ]
     return list(dict.fromkeys(found))
 
 
-def _cells(row: Row, scores: Sequence[str], presets: Sequence[tuple[str, str]]) -> list[tuple]:
+def _cells(row: Row, scores: Sequence[str], protocols: Sequence[tuple[str, str]]) -> list[tuple]:
     """(percentage or None, its 95 % interval or None, '*' or '') of every column of scores."""
-    intervals, quoted = row.get('intervals', {}), row.get('presets', {})
+    intervals, quoted = row.get('intervals', {}), row.get('protocols', {})
     own = [(row.get(s), intervals.get(s), _star(row, s)) for s in scores]
-    return own + [(quoted.get(preset, {}).get(score), None, '') for preset, score in presets]
+    return own + [(quoted.get(protocol, {}).get(score), None, '') for protocol, score in protocols]
 
 
 def _star(row: Row, score: str) -> str:

@@ -26,7 +26,7 @@ _ROW = {
     'blank_maps?': int,
     'faithfulness_images?': int,
     'intervals?': {'*': [_NUMBER, _NUMBER]},
-    'presets?': {'*': {'*': _NUMBER}},
+    'protocols?': {'*': {'*': _NUMBER}},
     **_SCORED,
 }
 _PART = {'method': str, 'layer': str, 'images': int, **_SCORED}

@@ -53,7 +53,7 @@ def summary(metrics: dict[str, Any]) -> str:
     if best and not all(row.get('oracle') for row in best):
         oracle = _table(_oracle_rows(rows))
         lines += ['', f'Oracle: the layer that is best on {metrics["split"]} itself', *oracle]
-    return '\n'.join([*lines, *_presets(shown)])
+    return '\n'.join([*lines, *_protocols(shown)])
 
 
 def split_rows(metrics: dict[str, Any]) -> list[Row]:
@@ -87,16 +87,18 @@ def threshold_text(threshold: float) -> str:
     return text[:-1] if text.endswith('0') else text
 
 
-def _presets(rows: Sequence[Row]) -> list[str]:
+def _protocols(rows: Sequence[Row]) -> list[str]:
     """The scores by older protocols, one kind of score: the first one that is defined."""
-    quoted = [row for row in rows if row.get('presets')]
-    names = list(dict.fromkeys(name for row in quoted for name in row['presets']))
-    score = next((s for row in quoted for scores in row['presets'].values() for s in scores), None)
+    quoted = [row for row in rows if row.get('protocols')]
+    names = list(dict.fromkeys(name for row in quoted for name in row['protocols']))
+    score = next(
+        (s for row in quoted for scores in row['protocols'].values() for s in scores), None
+    )
     if score is None:
         return []
     cells = [['method', 'layer', *names]]
     for row in quoted:
-        numbers = [row['presets'].get(name, {}).get(score) for name in names]
+        numbers = [row['protocols'].get(name, {}).get(score) for name in names]
         texts = ['' if number is None else f'{number:.1f}' for number in numbers]
         cells.append([row['method'], row['layer'], *texts])
     return ['', f'{heading(score)} as older tables counted it', *_aligned(cells)]

@@ -1,12 +1,12 @@
-"""How older tables were scored: presets to quote them by.
+"""The protocols of older tables, to quote them by.
 
-A preset makes boxes from a raw map and says when they are right. Each is told apart from the
+A protocol makes boxes from a raw map and says when they are right. Each is told apart from the
 protocol of wsolevaluation (Choe et al., CVPR 2020), the one of `boxes.py` and `box_metrics.py`:
 boxes on a square canvas; bicubic resize, then min-max; the threshold that is best over a grid;
 the contour of the largest polygon; IoU >= 0.5 with both ends inside; any box of the image, in
 whole pixels; mean over images.
 
-No preset reproduces its original's views of an image (ten crops, or a centre crop, where boxes
+None reproduces its original's views of an image (ten crops, or a centre crop, where boxes
 were cropped too): maps and classes are taken as the workdir has them.
 """
 
@@ -32,7 +32,7 @@ _STITCHED = (256, 256)  # where ten crops were added up before the result was re
 
 
 @dataclass(frozen=True)
-class Preset:
+class BoxProtocol:
     """Rules that turn raw maps into boxes and boxes into scores; can be pickled.
 
     Attributes:
@@ -64,7 +64,7 @@ class Preset:
         return bool(best > 0.5 if self.strict else best >= 0.5)
 
 
-def cvpr16(threshold: float = 0.2) -> Preset:
+def cvpr16(threshold: float = 0.2) -> BoxProtocol:
     """What the authors of wsolevaluation take the protocol before theirs to be (their issue #11).
 
     Differs from wsolevaluation in the threshold, which is fixed, and in the normalization: maps are
@@ -74,10 +74,10 @@ def cvpr16(threshold: float = 0.2) -> Preset:
     Args:
         threshold: fraction of the maximum.
     """
-    return Preset('cvpr16', partial(_cvpr16_boxes, threshold=_fraction(threshold)))
+    return BoxProtocol('cvpr16', partial(_cvpr16_boxes, threshold=_fraction(threshold)))
 
 
-def cam_paper(threshold: float = 0.2) -> Preset:
+def cam_paper(threshold: float = 0.2) -> BoxProtocol:
     """CAM as its paper has it: Zhou et al., CVPR 2016, with the ILSVRC kit's overlap.
 
     Differs from wsolevaluation: boxes in pixels of the stored image; bilinear resize, no
@@ -91,10 +91,10 @@ def cam_paper(threshold: float = 0.2) -> Preset:
         threshold: fraction of the maximum.
     """
     boxes = partial(_paper_boxes, threshold=_fraction(threshold))
-    return Preset('cam-paper', boxes, original_size=True)
+    return BoxProtocol('cam-paper', boxes, original_size=True)
 
 
-def cam_heuristic() -> Preset:
+def cam_heuristic() -> BoxProtocol:
     """CAM's released box generator and its 2 + 2 + 1 boxes for Top-5: Zhou et al., CVPR 2016.
 
     Differs from wsolevaluation: boxes in pixels of the stored image; the magnitude of the map, by
@@ -108,10 +108,10 @@ def cam_heuristic() -> Preset:
     Not reproduced: see `cam_paper`; the maps stored as JPEG; findContours of OpenCV before 3.2,
     which took no pixel of the image's outermost frame as foreground.
     """
-    return Preset('cam-heuristic', _heuristic_boxes, original_size=True, top5=(2, 2, 1, 0, 0))
+    return BoxProtocol('cam-heuristic', _heuristic_boxes, original_size=True, top5=(2, 2, 1, 0, 0))
 
 
-def bas(threshold: float = 0.5) -> Preset:
+def bas(threshold: float = 0.5) -> BoxProtocol:
     """Background Activation Suppression: Wu et al., CVPR 2022.
 
     Differs from wsolevaluation: min-max before the resize, which is bilinear; a fixed threshold on
@@ -128,10 +128,10 @@ def bas(threshold: float = 0.5) -> Preset:
           0.15, with InceptionV3 0.1.
     """
     boxes = partial(_bas_boxes, threshold=_fraction(threshold))
-    return Preset('bas', boxes, strict=True, macro=True, truth=_exact)
+    return BoxProtocol('bas', boxes, strict=True, macro=True, truth=_exact)
 
 
-def psol(threshold: float) -> Preset:
+def psol(threshold: float) -> BoxProtocol:
     """How PSOL is scored: Zhang, Cao, Wu, CVPR 2020. Its boxes come from a regressor, not a map.
 
     Takes the box of wsolevaluation at one threshold, and differs from it in: IoU of x1 - x0 wide
@@ -146,10 +146,10 @@ def psol(threshold: float) -> Preset:
     """
     boxes = partial(boxes_from_map, threshold=_fraction(threshold))
     truth = _exact_from_one
-    return Preset('psol', boxes, plus_one=False, strict=True, macro=True, truth=truth)
+    return BoxProtocol('psol', boxes, plus_one=False, strict=True, macro=True, truth=truth)
 
 
-def layercam(threshold: float = 0.15) -> Preset:
+def layercam(threshold: float = 0.15) -> BoxProtocol:
     """LayerCAM's localization on ILSVRC: Jiang et al., IEEE TIP 2021. G2M's tables used it too.
 
     Differs from wsolevaluation: boxes in pixels of the stored image; ReLU and division by the
@@ -164,10 +164,10 @@ def layercam(threshold: float = 0.15) -> Preset:
         threshold: fraction of 255.
     """
     boxes = partial(_layercam_boxes, threshold=_fraction(threshold))
-    return Preset('layercam', boxes, original_size=True)
+    return BoxProtocol('layercam', boxes, original_size=True)
 
 
-def ornet(threshold: float = 0.5) -> Preset:
+def ornet(threshold: float = 0.5) -> BoxProtocol:
     """ORNet: Xie et al., ICCV 2021. For maps out of a sigmoid only: others are an error.
 
     Differs from wsolevaluation: the map as it is, neither resized nor scaled; a fixed threshold;
@@ -183,10 +183,10 @@ def ornet(threshold: float = 0.5) -> Preset:
           images; 0.5 is the default of the released code.
     """
     boxes = partial(_ornet_boxes, threshold=_fraction(threshold))
-    return Preset('ornet', boxes, plus_one=False, strict=True, truth=_exact)
+    return BoxProtocol('ornet', boxes, plus_one=False, strict=True, truth=_exact)
 
 
-PRESETS: dict[str, Callable[..., Preset]] = {
+PROTOCOLS: dict[str, Callable[..., BoxProtocol]] = {
     'cvpr16': cvpr16,
     'cam-paper': cam_paper,
     'cam-heuristic': cam_heuristic,
@@ -197,8 +197,8 @@ PRESETS: dict[str, Callable[..., Preset]] = {
 }
 
 
-def preset(text: str) -> Preset:
-    """The preset that a text names.
+def protocol(text: str) -> BoxProtocol:
+    """The protocol that a text names.
 
     Args:
         text: 'bas', or 'bas:0.15' with a threshold in [0, 1).
@@ -207,34 +207,34 @@ def preset(text: str) -> Preset:
         ValueError: nobody knows the name; the threshold is wrong, missing, or not there to be set.
     """
     name, colon, value = text.partition(':')
-    if name not in PRESETS:
-        raise ValueError(unknown_name('preset', name, PRESETS))
-    threshold = signature(PRESETS[name]).parameters.get('threshold')
+    if name not in PROTOCOLS:
+        raise ValueError(unknown_name('protocol', name, PROTOCOLS))
+    threshold = signature(PROTOCOLS[name]).parameters.get('threshold')
     if colon and threshold is None:
-        raise ValueError(f'preset {shown(text)}: {name} has no threshold to set; write {name!r}')
+        raise ValueError(f'protocol {shown(text)}: {name} has no threshold to set; write {name!r}')
     if colon:
-        return replace(PRESETS[name](threshold=_fraction(value)), name=text)
+        return replace(PROTOCOLS[name](threshold=_fraction(value)), name=text)
     if threshold is not None and threshold.default is Parameter.empty:
-        raise ValueError(f"preset {text!r} needs a threshold, such as '{name}:0.2'")
-    return PRESETS[name]()
+        raise ValueError(f"protocol {text!r} needs a threshold, such as '{name}:0.2'")
+    return PROTOCOLS[name]()
 
 
 @dataclass
-class PresetCounts:
+class ProtocolCounts:
     """Right images by class; merge by adding.
 
     Attributes:
-        preset: the rules.
+        protocol: the rules.
         counts: by (label, score) how many images of that label are right, and by
           (label, 'images') how many were scored.
     """
 
-    preset: Preset
+    protocol: BoxProtocol
     counts: Counter[tuple[int | None, str]] = field(default_factory=Counter)
 
-    def __add__(self, other: 'PresetCounts') -> 'PresetCounts':
+    def __add__(self, other: 'ProtocolCounts') -> 'ProtocolCounts':
         """Counts of both sets of images."""
-        return PresetCounts(self.preset, self.counts + other.counts)
+        return ProtocolCounts(self.protocol, self.counts + other.counts)
 
     def add(
         self,
@@ -256,9 +256,9 @@ class PresetCounts:
             label: of the image, or None.
             truth: [m,4] boxes in pixels of the stored image.
             size: (width, height) of the stored image.
-            canvas: (width, height) of the canvas, for presets that do not score on the image.
+            canvas: (width, height) of the canvas, for protocols that do not score on the image.
         """
-        rules = self.preset
+        rules = self.protocol
         canvas = size if rules.original_size else canvas
         true = rules.truth(np.asarray(truth), size, canvas)
         names, best = np.asarray(classes).tolist(), np.asarray(ranked).tolist()[:5]
@@ -283,7 +283,7 @@ class PresetCounts:
         scores = {}
         for name in defined_for(target) if labels else ():
             right = np.array([self.counts[label, name] for label in labels])
-            share = np.mean(right / images) if self.preset.macro else right.sum() / images.sum()
+            share = np.mean(right / images) if self.protocol.macro else right.sum() / images.sum()
             scores[name] = float(100 * share)
         return scores
 
@@ -294,7 +294,9 @@ def _fraction(threshold: float | str) -> float:
     except ValueError:
         number = np.nan
     if not 0 <= number < 1:
-        raise ValueError(f'the threshold of a preset is a number in [0, 1), not {shown(threshold)}')
+        raise ValueError(
+            f'the threshold of a protocol is a number in [0, 1), not {shown(threshold)}'
+        )
     return number
 
 
@@ -373,7 +375,7 @@ def _layercam_boxes(raw: Array, size: Size, *, threshold: float) -> Array:
 def _ornet_boxes(raw: Array, size: Size, *, threshold: float) -> Array:
     if (raw < 0).any() or (raw > 1).any():
         spans = f'{raw.min():g}..{raw.max():g}'
-        raise ValueError(f'preset ornet is for maps out of a sigmoid, in [0, 1]; got {spans}')
+        raise ValueError(f'protocol ornet is for maps out of a sigmoid, in [0, 1]; got {spans}')
     rows, columns = np.nonzero(raw.astype(np.float64) > threshold)
     if not rows.size:
         return np.array([[0, 0, *size]])

@@ -1,4 +1,4 @@
-"""Presets on maps whose boxes follow by hand, and against slow loops of their own."""
+"""Protocols on maps whose boxes follow by hand, and against slow loops of their own."""
 
 import pickle
 
@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from wsol_jax.evaluation.presets import PRESETS, Preset, PresetCounts, preset
+from wsol_jax.evaluation.protocols import PROTOCOLS, BoxProtocol, ProtocolCounts, protocol
 from wsol_jax.maps.boxes import boxes_from_map
 
 NOTHING = [[0, 0, 0, 0]]
@@ -23,7 +23,7 @@ def with_block(heat, rows, columns, level):
 
 def boxes(name, heat, canvas=None, **options):
     """Boxes on a canvas of the size of the map, where a resize changes nothing, or another."""
-    return PRESETS[name](**options).boxes(heat, canvas or heat.shape[::-1]).tolist()
+    return PROTOCOLS[name](**options).boxes(heat, canvas or heat.shape[::-1]).tolist()
 
 
 def components(foreground, steps):
@@ -247,7 +247,7 @@ def test_ornet_of_one_place_is_never_right():
     heat = with_block(blank(4, 4), (2, 3), (2, 3), 1.0)
     assert boxes('ornet', heat, (16, 16)) == [[8, 8, 8, 8]]
     for truth in ([8, 8, 8, 8], [8, 8, 9, 9], [8, 8, 12, 12]):
-        assert not PRESETS['ornet']().right(np.array([[8, 8, 8, 8]]), np.array([truth]))
+        assert not PROTOCOLS['ornet']().right(np.array([[8, 8, 8, 8]]), np.array([truth]))
 
 
 def test_ornet_compares_in_double_precision():
@@ -435,15 +435,15 @@ def test_overlap_with_and_without_the_last_pixel(box, plain, plus_one):
     found, truth = np.array([box]), np.array([[0, 0, 9, 9], [40, 40, 50, 50]])
     for overlap, rule in ((plain, False), (plus_one, True)):
         for strict in (False, True):
-            made = Preset('test', boxes, plus_one=rule, strict=strict)
+            made = BoxProtocol('test', boxes, plus_one=rule, strict=strict)
             assert made.right(found, truth) == (overlap > 0.5 or (overlap == 0.5 and not strict))
 
 
 def test_a_half_is_a_half_without_the_last_pixel():
     found, truth = np.array([[0, 0, 5, 10]]), np.array([[0, 0, 10, 10]])
-    assert Preset('test', boxes, plus_one=False).right(found, truth)
-    assert not Preset('test', boxes, plus_one=False, strict=True).right(found, truth)
-    assert not Preset('test', boxes).right(found[:0], truth)
+    assert BoxProtocol('test', boxes, plus_one=False).right(found, truth)
+    assert not BoxProtocol('test', boxes, plus_one=False, strict=True).right(found, truth)
+    assert not BoxProtocol('test', boxes).right(found[:0], truth)
 
 
 # The rules of each, as published: +1, strict, macro, in the stored image, boxes for Top-5.
@@ -460,23 +460,23 @@ RULES = {
 
 @pytest.mark.parametrize('text', RULES)
 def test_rules(text):
-    made = preset(text)
+    made = protocol(text)
     rules = (made.plus_one, made.strict, made.macro, made.original_size, made.top5)
     assert rules == RULES[text]
 
 
-def test_every_preset_has_its_rules_here():
-    assert [text.partition(':')[0] for text in RULES] == list(PRESETS)
+def test_every_protocol_has_its_rules_here():
+    assert [text.partition(':')[0] for text in RULES] == list(PROTOCOLS)
 
 
 def test_true_boxes_on_the_canvas():
     truth, sizes = np.array([[1, 1, 11, 22]]), ((20, 40), (10, 10))
-    assert preset('cvpr16').truth(truth, *sizes).tolist() == [[0, 0, 5, 5]]
+    assert protocol('cvpr16').truth(truth, *sizes).tolist() == [[0, 0, 5, 5]]
     for name in ('bas', 'ornet'):
-        assert preset(name).truth(truth, *sizes).tolist() == [[0.5, 0.25, 5.5, 5.5]]
-    assert preset('psol:0.2').truth(truth, *sizes).tolist() == [[0, 0, 5, 5.25]]
+        assert protocol(name).truth(truth, *sizes).tolist() == [[0.5, 0.25, 5.5, 5.5]]
+    assert protocol('psol:0.2').truth(truth, *sizes).tolist() == [[0, 0, 5, 5.25]]
     for name in ('cam-paper', 'cam-heuristic', 'layercam'):
-        assert preset(name).truth(truth, (20, 40), (20, 40)).tolist() == truth.tolist()
+        assert protocol(name).truth(truth, (20, 40), (20, 40)).tolist() == truth.tolist()
 
 
 # Counts: maps that are their own boxes
@@ -493,7 +493,7 @@ ALL = ('GTKnownLoc', 'Top1Loc', 'Top5Loc')
 
 def count(images, **rules):
     """Counts of (boxes of each class, classes, ranked, label)."""
-    counts = PresetCounts(Preset('test', as_it_is, **rules))
+    counts = ProtocolCounts(BoxProtocol('test', as_it_is, **rules))
     for maps, classes, ranked, label in images:
         raw = np.array(maps, float).reshape(len(classes), -1, 4)
         counts.add(raw, classes, ranked, label, [RIGHT], **SIZES)
@@ -555,7 +555,7 @@ def test_top1_needs_the_map_of_the_label():
 
 def test_maps_of_nobody_knows_what_class():
     for label in (None, 0):
-        counts = PresetCounts(Preset('test', as_it_is))
+        counts = ProtocolCounts(BoxProtocol('test', as_it_is))
         counts.add(np.array([[RIGHT]]), [], [], label, [RIGHT], **SIZES)
         expected = {'GTKnownLoc': 100, 'Top1Loc': 0, 'Top5Loc': 0}
         assert counts.scores('ground_truth') == expected
@@ -580,7 +580,7 @@ def test_adding_counts_equals_one_pass():
         merged, before = sum(others, first), first.scores('ground_truth')
         assert merged.scores('ground_truth') == whole.scores('ground_truth')
         assert first.scores('ground_truth') == before != merged.scores('ground_truth')
-        assert merged.preset is first.preset
+        assert merged.protocol is first.protocol
 
 
 def test_canvas_or_stored_image():
@@ -591,7 +591,7 @@ def test_canvas_or_stored_image():
         return np.array([[0, 0, *size]])
 
     for original, expected in ((False, (8, 8)), (True, (40, 20))):
-        counts = PresetCounts(Preset('test', whole, original_size=original))
+        counts = ProtocolCounts(BoxProtocol('test', whole, original_size=original))
         truth = [[0, 0, 40, 20]]
         counts.add(np.zeros((1, 2, 2)), [0], [0], 0, truth, size=(40, 20), canvas=(8, 8))
         assert seen.pop() == expected
@@ -605,7 +605,7 @@ def test_a_map_is_made_into_boxes_once():
         calls.append(1)
         return as_it_is(raw, size)
 
-    counts = PresetCounts(Preset('test', counted))
+    counts = ProtocolCounts(BoxProtocol('test', counted))
     counts.add(np.array([[RIGHT]]), [0], [0], 0, [RIGHT], **SIZES)
     assert len(calls) == 1
 
@@ -613,53 +613,53 @@ def test_a_map_is_made_into_boxes_once():
 # By name
 
 
-def test_presets_by_name():
+def test_protocols_by_name():
     heat = np.array([[0.0, 0.3, 0.6, 1.0, 0.6, 0.3, 0.0, 0.0]])
-    assert preset('bas').boxes(heat, (8, 1)).tolist() == [[2, 0, 5, 1]]
-    assert preset('bas:0.25').boxes(heat, (8, 1)).tolist() == [[1, 0, 6, 1]]
-    assert [preset(text).name for text in ('bas', 'bas:0.25')] == ['bas', 'bas:0.25']
+    assert protocol('bas').boxes(heat, (8, 1)).tolist() == [[2, 0, 5, 1]]
+    assert protocol('bas:0.25').boxes(heat, (8, 1)).tolist() == [[1, 0, 6, 1]]
+    assert [protocol(text).name for text in ('bas', 'bas:0.25')] == ['bas', 'bas:0.25']
 
 
 @pytest.mark.parametrize('text', ['bas:0', 'cvpr16:0.3', 'layercam:0.2', *RULES])
-def test_presets_go_to_other_processes(text):
+def test_protocols_go_to_other_processes(text):
     raw = np.random.default_rng(1).random((5, 5))
-    made = pickle.loads(pickle.dumps(preset(text)))
+    made = pickle.loads(pickle.dumps(protocol(text)))
     assert (made.name, made.boxes(raw, (20, 30)).shape[1]) == (text, 4)
-    np.testing.assert_array_equal(made.boxes(raw, (20, 30)), preset(text).boxes(raw, (20, 30)))
+    np.testing.assert_array_equal(made.boxes(raw, (20, 30)), protocol(text).boxes(raw, (20, 30)))
 
 
 def test_published_thresholds_are_the_defaults():
     raw = np.random.default_rng(2).random((6, 6))
     published = {'cvpr16': 0.2, 'cam-paper': 0.2, 'bas': 0.5, 'layercam': 0.15, 'ornet': 0.5}
     for name, threshold in published.items():
-        same, other = (PRESETS[name](threshold=t) for t in (threshold, 0.8))
-        expected = PRESETS[name]().boxes(raw, (60, 60)).tolist()
+        same, other = (PROTOCOLS[name](threshold=t) for t in (threshold, 0.8))
+        expected = PROTOCOLS[name]().boxes(raw, (60, 60)).tolist()
         assert same.boxes(raw, (60, 60)).tolist() == expected
         assert other.boxes(raw, (60, 60)).tolist() != expected
 
 
 def test_misspelt_name():
-    with pytest.raises(ValueError, match="unknown preset 'orbet'; did you mean 'ornet'"):
-        preset('orbet:0.5')
+    with pytest.raises(ValueError, match="unknown protocol 'orbet'; did you mean 'ornet'"):
+        protocol('orbet:0.5')
     with pytest.raises(ValueError, match='known: cvpr16, cam-paper, cam-heuristic, bas, psol'):
-        preset('')
+        protocol('')
 
 
 @pytest.mark.parametrize('value', ['1', '-0.1', 'nan', 'half', '', '0.1:0.2'])
 def test_threshold_that_is_none(value):
-    wanted = rf"threshold of a preset is a number in \[0, 1\), not '{value}'"
+    wanted = rf"threshold of a protocol is a number in \[0, 1\), not '{value}'"
     with pytest.raises(ValueError, match=wanted):
-        preset(f'bas:{value}')
+        protocol(f'bas:{value}')
 
 
 def test_threshold_out_of_range_in_python():
     for name in ('cvpr16', 'cam-paper', 'bas', 'psol', 'layercam', 'ornet'):
         with pytest.raises(ValueError, match=r'is a number in \[0, 1\), not 20'):
-            PRESETS[name](threshold=20)
+            PROTOCOLS[name](threshold=20)
 
 
 def test_threshold_missing_or_not_to_be_set():
-    with pytest.raises(ValueError, match=r"preset 'psol' needs a threshold, such as 'psol:0\.2'"):
-        preset('psol')
+    with pytest.raises(ValueError, match=r"protocol 'psol' needs a threshold, such as 'psol:0\.2'"):
+        protocol('psol')
     with pytest.raises(ValueError, match="has no threshold to set; write 'cam-heuristic'"):
-        preset('cam-heuristic:0.2')
+        protocol('cam-heuristic:0.2')
