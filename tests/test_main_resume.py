@@ -14,7 +14,8 @@ import pytest
 from test_main import TINY, files, finish, start, write_weights
 from test_parallel import saved
 
-from wsol_jax.maps.store import CHUNK, MapStore
+from wsol_jax.maps.columns import CHUNK
+from wsol_jax.maps.store import MapStore
 
 INTERRUPTED = 'interrupted; the same command goes on from here\n'
 

@@ -19,7 +19,8 @@ from wsol_jax.evaluation.stage import evaluate
 from wsol_jax.localization.localize import localize
 from wsol_jax.localization.stage import localize_split
 from wsol_jax.maps.boxes import boxes_from_map
-from wsol_jax.maps.store import DONE, PENDING, SKIPPED, MapStore
+from wsol_jax.maps.columns import DONE, PENDING, SKIPPED
+from wsol_jax.maps.store import MapStore, by_column
 from wsol_jax.models import load_network
 from wsol_jax.report.table import summary
 from wsol_jax.workdir import read_csv
@@ -78,7 +79,7 @@ def write_store(workdir, split, source, maps, *, target='ground_truth', relu=Fal
     )
     status = np.array(facts.get('status', [DONE] * count))
     names = [r.image_id for r in source.records]
-    store.write(np.arange(count), names, status, values, maps)
+    store.write(np.arange(count), names, status, values | by_column(maps))
     return source
 
 

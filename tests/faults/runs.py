@@ -5,7 +5,7 @@ import resource
 import jax
 from test_main import CACHE, FORKS, TINY, run_main
 
-from wsol_jax.maps.store import CHUNK
+from wsol_jax.maps.columns import CHUNK
 
 SMALL = TINY.replace(
     '    return config',

@@ -15,8 +15,9 @@ from wsol_jax.data.records import NamedClasses
 from wsol_jax.evaluation.stage import evaluate
 from wsol_jax.localization.localize import localize
 from wsol_jax.localization.stage import localize_split
-from wsol_jax.maps import store as store_module
-from wsol_jax.maps.store import DONE, SKIPPED, MapStore
+from wsol_jax.maps import columns as store_module
+from wsol_jax.maps.columns import DONE, SKIPPED
+from wsol_jax.maps.store import MapStore
 
 SIDE = 32
 COUNT = 11
@@ -90,8 +91,8 @@ def test_maps_are_those_of_localize(resnet, source, whole):
 def test_index_of_the_workdir(whole):
     workdir, store = whole
     index = json.loads((workdir / 'maps/val/index.json').read_text())
-    assert index['classes'] == 'ground_truth' and index['images'] == COUNT
-    assert [(m['method'], m['layer']) for m in index['maps']] == [
+    assert index['about']['classes'] == 'ground_truth' and index['images'] == COUNT
+    assert [(m['method'], m['layer']) for m in index['about']['maps']] == [
         ('dgl', 'stage2'),
         ('cam', 'stage4'),
     ]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from wsol_jax.data import DataError
+from wsol_jax.maps import columns as module
 from wsol_jax.maps import layout
-from wsol_jax.maps import store as module
-from wsol_jax.maps.layout import path_of
-from wsol_jax.maps.store import DONE, SKIPPED, ChunkWriter, MapStore
+from wsol_jax.maps.columns import DONE, SKIPPED, ChunkWriter, Store
+from wsol_jax.maps.layout import Column
+from wsol_jax.maps.store import MapStore, by_column, path_of
 
 BLOCK = ('dgl', 'stage1/block1')
 SHAPES = {BLOCK: (2, 3, 4), ('cam', 'a+b'): (2, 2, 2)}
@@ -39,7 +40,7 @@ def batch(index, seed=0):
         'top': rng.integers(0, 9, (n, 3), np.int32),
     }
     maps = {key: rng.normal(size=(n, *s)).astype(np.float32) for key, s in SHAPES.items()}
-    return np.array(index), [IDS[i] for i in index], np.full(n, DONE), facts, maps
+    return np.array(index), [IDS[i] for i in index], np.full(n, DONE), facts | by_column(maps)
 
 
 def full(folder):
@@ -57,28 +58,35 @@ def test_what_is_written_comes_back(tmp_path):
     store = create(tmp_path / 's')
     assert store.pending().tolist() == [0, 1, 2, 3, 4]
     store.write(*batch(range(3), seed=1))
-    index, names, status, facts, maps = batch([0, 3, 4])
+    index, names, status, values = batch([0, 3, 4])
     status[0] = SKIPPED
-    store.write(index, names, status, facts, maps)
+    store.write(index, names, status, values)
     for opened in (store, MapStore(tmp_path / 's')):
         assert opened.fact('status').tolist() == [SKIPPED, DONE, DONE, DONE, DONE]
         assert opened.image_ids == IDS
-        for name, values in facts.items():
-            np.testing.assert_array_equal(opened.fact(name)[[0, 3, 4]], values)
-        for key, values in maps.items():
-            np.testing.assert_array_equal(opened.read(key, 0, 5)[[0, 3, 4]], values)
-            np.testing.assert_array_equal(opened.read(key, 3, 5), values[1:])
-            np.testing.assert_array_equal(opened.take(key, np.array([3, 0, 4])), values[[1, 0, 2]])
+        for name, column in values.items():
+            np.testing.assert_array_equal(opened.fact(name)[[0, 3, 4]], column)
+        for key in SHAPES:
+            maps = values[path_of(key)]
+            np.testing.assert_array_equal(opened.read(key, 0, 5)[[0, 3, 4]], maps)
+            np.testing.assert_array_equal(opened.read(key, 3, 5), maps[1:])
+            np.testing.assert_array_equal(opened.take(key, np.array([3, 0, 4])), maps[[1, 0, 2]])
 
 
 def test_index_lists_every_array_and_its_path(tmp_path):
     store = create(tmp_path / 's')
     index = json.loads((tmp_path / 's/index.json').read_text())
-    assert (index['classes'], index['images'], index['top'], index['chunk']) == ('top1', 5, 3, 2)
-    block = {'method': 'dgl', 'layer': 'stage1/block1', 'path': 'dgl/stage1.block1'}
-    assert index['maps'] == [
-        {**block, 'shape': [2, 3, 4], 'relu': False},
-        {'method': 'cam', 'layer': 'a+b', 'path': 'cam/a+b', 'shape': [2, 2, 2], 'relu': True},
+    assert (index['images'], index['chunk'], index['about']['classes']) == (5, 2, 'top1')
+    assert index['columns'] == {
+        'classes': {'shape': [2], 'dtype': 'int32'},
+        'class_scores': {'shape': [2], 'dtype': 'float32'},
+        'top': {'shape': [3], 'dtype': 'int32'},
+        'dgl/stage1.block1': {'shape': [2, 3, 4], 'dtype': 'float32'},
+        'cam/a+b': {'shape': [2, 2, 2], 'dtype': 'float32'},
+    }
+    assert index['about']['maps'] == [
+        {'method': 'dgl', 'layer': 'stage1/block1', 'relu': False},
+        {'method': 'cam', 'layer': 'a+b', 'relu': True},
     ]
     for name in ARRAYS:
         assert json.loads((tmp_path / 's' / name / 'zarr.json').read_text())['shape'][0] == 5
@@ -92,11 +100,12 @@ def test_index_lists_every_array_and_its_path(tmp_path):
 
 def test_status_is_written_last(tmp_path):
     store = create(tmp_path / 's')
-    index, names, status, facts, maps = batch([0, 1])
-    key = next(iter(maps))
-    maps[key] = maps[key][:, :, :2]  # does not fit: the write fails
+    index, names, status, values = batch([0, 1])
+    values['dgl/stage1.block1'] = values['dgl/stage1.block1'][
+        :, :, :2
+    ]  # does not fit: the write fails
     with pytest.raises(ValueError):
-        store.write(index, names, status, facts, maps)
+        store.write(index, names, status, values)
     assert MapStore(tmp_path / 's').pending().tolist() == [0, 1, 2, 3, 4]
 
 
@@ -123,7 +132,6 @@ def test_status_waits_until_the_maps_are_stored(tmp_path):
             return Future()
 
     store._arrays = {k: Recorded(k, a) for k, a in store._arrays.items()}
-    store.arrays = {k: Recorded('map', a) for k, a in store.arrays.items()}
     store.write(*batch([0, 1]))
     assert order[-2:] == ['write status', 'stored status']
     before = order[:-2]
@@ -147,7 +155,7 @@ def test_opening_again_keeps_what_is_there(tmp_path):
     assert again.pending().tolist() == [3, 4]
     again.write(*batch([3, 4], seed=1))
     assert len(MapStore(tmp_path / 's').pending()) == 0
-    np.testing.assert_array_equal(again.read(BLOCK, 0, 3), batch([0, 1, 2])[-1][BLOCK])
+    np.testing.assert_array_equal(again.read(BLOCK, 0, 3), batch([0, 1, 2])[-1][path_of(BLOCK)])
 
 
 @pytest.mark.parametrize('size', [1, 2, 3, 4, 5])
@@ -156,7 +164,7 @@ def test_each_chunk_is_written_once_whatever_the_batch(tmp_path, monkeypatch, si
     monkeypatch.setattr(
         MapStore, 'write', lambda s, *rows: (written.append(rows[0].tolist()), write(s, *rows))
     )
-    index, names, status, facts, maps = batch(range(5))
+    index, names, status, values = batch(range(5))
     store = create(tmp_path / 's')
     with ChunkWriter(store) as writer:
         for start in range(0, 5, size):
@@ -165,15 +173,12 @@ def test_each_chunk_is_written_once_whatever_the_batch(tmp_path, monkeypatch, si
                 index[rows],
                 names[rows],
                 status[rows],
-                {name: values[rows] for name, values in facts.items()},
-                {key: values[rows] for key, values in maps.items()},
+                {name: column[rows] for name, column in values.items()},
             )
     assert [i for rows in written for i in rows] == [0, 1, 2, 3, 4]
     assert all(rows[0] % 2 == 0 for rows in written)  # each write starts with a chunk
-    for key, values in maps.items():
-        np.testing.assert_array_equal(store.read(key, 0, 5), values)
-    for name, values in facts.items():
-        np.testing.assert_array_equal(store.fact(name), values)
+    for name, column in values.items():
+        np.testing.assert_array_equal(store.fact(name), column)
 
 
 def test_what_was_added_is_written_whatever_ends_the_run(tmp_path):
@@ -237,9 +242,8 @@ def test_ids_cut_off_by_a_kill_are_written_again(tmp_path):
     assert MapStore(tmp_path / 's').image_ids == IDS[:4]
     store = create(tmp_path / 's')
     assert store.pending().tolist() == [4]
-    index, names, status, facts, maps = batch(range(5))
-    facts, maps = ({k: v[4:] for k, v in d.items()} for d in (facts, maps))
-    store.write(index[4:], names[4:], status[4:], facts, maps)
+    index, names, status, values = batch(range(5))
+    store.write(index[4:], names[4:], status[4:], {k: v[4:] for k, v in values.items()})
     assert files(tmp_path / 's') == before
 
 
@@ -274,14 +278,13 @@ def test_a_damaged_chunk_is_never_read_and_done_again(tmp_path, name, damage):
             store.take(key, np.array([0, 3])) if key else store.fact(name)
     again = create(tmp_path / 's')
     assert again.pending().tolist() == [2, 3]
-    index, names, status, facts, maps = expected
+    index, names, status, values = expected
     rows = [2, 3]
     again.write(
         index[rows],
         [names[i] for i in rows],
         status[rows],
-        {n: values[rows] for n, values in facts.items()},
-        {k: values[rows] for k, values in maps.items()},
+        {n: column[rows] for n, column in values.items()},
     )
     assert files(tmp_path / 's') == undisturbed
     assert len(whole.pending()) == 0
@@ -327,36 +330,37 @@ def test_an_array_that_cannot_be_read_is_not_removed(tmp_path, monkeypatch):
     assert files(tmp_path / 's') == before
 
 
-def entry(**changed):
-    good = {'method': 'dgl', 'layer': 'a', 'path': 'dgl/a', 'shape': [1, 2, 2], 'relu': False}
-    return {'classes': 'top1', 'images': 5, 'top': 3, 'chunk': 2, 'maps': [good | changed]}
+def entry(name='dgl/a', dtype='float32', shape=(1, 2, 2), **changed):
+    map_of = {'method': 'dgl', 'layer': 'a', 'relu': False} | changed
+    about = {'classes': 'top1', 'maps': [map_of]}
+    columns = {name: {'shape': [*shape], 'dtype': dtype}}
+    return {'images': 5, 'chunk': 2, 'columns': columns, 'about': about}
+
+
+def told(**changed):
+    return entry() | {'about': entry()['about'] | changed}
 
 
 @pytest.mark.parametrize(
     'index',
     [
         {},
-        {'classes': 'top1'},
-        entry(path='../../outside'),
-        entry(path='/etc'),
-        entry(path='dgl/b'),
-        entry(layer='..', path='dgl/..'),
-        entry(method='..', path='../a'),
-        entry(method='status', path='status/a'),
-        entry(layer=3),
-        entry(shape=[1, 2]),
-        entry(shape=[1, 2, 10**30]),
+        {'images': 5},
+        entry('../../outside'),
+        entry('/etc'),
+        entry('dgl/..', layer='..'),
+        entry('../a', method='..'),
+        entry('status/a', method='status'),
+        entry(shape=[1, 10**30, 2]),
         entry(shape='abc'),
-        entry(relu='no'),
+        entry(dtype='object'),
         entry() | {'images': -1},
         entry() | {'images': 5.0},
         entry() | {'images': 10**12},
         entry() | {'chunk': 0},
-        entry() | {'maps': []},
-        entry() | {'maps': {'a': 1}},
-        entry() | {'maps': [3]},
-        entry() | {'maps': None},
-        entry() | {'classes': ['top1']},
+        entry() | {'columns': {'dgl/a': 3}},
+        entry() | {'columns': [3]},
+        entry() | {'columns': None},
     ],
 )
 def test_an_index_of_another_shape_is_one_line(tmp_path, index):
@@ -370,9 +374,31 @@ def test_an_index_of_another_shape_is_one_line(tmp_path, index):
     assert len(create(tmp_path / 's').pending()) == 0  # all the rest is there
 
 
-def test_maps_of_an_older_version_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    'index',
+    [
+        entry('dgl/b'),
+        entry(layer=3),
+        entry(relu='no'),
+        told(maps=[]),
+        told(maps={'a': 1}),
+        told(maps=[3]),
+        told(maps=None),
+        told(classes=['top1']),
+        entry() | {'about': []},
+    ],
+)
+def test_a_store_that_tells_of_no_maps_is_one_line(tmp_path, index):
+    columns = {n: Column(tuple(c['shape']), c['dtype']) for n, c in index['columns'].items()}
+    Store.prepare(tmp_path / 's', 5, columns, index['about'])
+    with pytest.raises(DataError, match=r'index.json is no index of maps'):
+        MapStore(tmp_path / 's')
+
+
+@pytest.mark.parametrize('more', [{}, {'top': 5, 'chunk': 64}])
+def test_maps_of_an_older_version_are_refused(tmp_path, more):
     (tmp_path / 's').mkdir()
-    old = {'classes': 'top1', 'images': 5, 'maps': []}
+    old = {'classes': 'top1', 'images': 5, 'maps': []} | more
     (tmp_path / 's/index.json').write_text(json.dumps(old))
     for use in (MapStore, create):
         with pytest.raises(DataError, match='older version of wsol_jax'):
@@ -421,3 +447,21 @@ def test_skipped_images_add_up_sorted(tmp_path):
 def test_no_store(tmp_path):
     with pytest.raises(FileNotFoundError, match='run the stage localize first'):
         MapStore(tmp_path / 'nothing')
+
+
+def test_any_columns_can_be_stored(tmp_path):
+    columns = {'score': Column((), 'float32'), 'parts/masks': Column((2, 3), 'uint8')}
+    about = {'unit': 'pixels'}
+    store = Store.prepare(tmp_path / 's', 3, columns, about)
+    values = {'score': np.float32([0.5, 2]), 'parts/masks': np.arange(12).reshape(2, 2, 3)}
+    values['parts/masks'] = values['parts/masks'].astype(np.uint8)
+    with ChunkWriter(store) as writer:
+        writer.add(np.array([0, 1]), IDS[:2], np.array([DONE, SKIPPED]), values)
+    opened = Store(tmp_path / 's')
+    assert (opened.about, opened.pending().tolist()) == (about, [2])
+    np.testing.assert_array_equal(opened.rows('score', slice(0, 2)), [0.5, 2])
+    np.testing.assert_array_equal(
+        opened.rows('parts/masks', np.array([1])), [[[6, 7, 8], [9, 10, 11]]]
+    )
+    with pytest.raises(DataError, match='other images'):
+        Store.prepare(tmp_path / 's', 3, columns, {'unit': 'metres'})

@@ -12,8 +12,9 @@ from conftest import Listed
 from wsol_jax.config import Config, EvaluateConfig, ReportConfig
 from wsol_jax.data import Record
 from wsol_jax.evaluation.stage import evaluate
+from wsol_jax.maps.columns import DONE, SKIPPED
 from wsol_jax.maps.score import score_map
-from wsol_jax.maps.store import DONE, SKIPPED, MapStore
+from wsol_jax.maps.store import MapStore, by_column
 from wsol_jax.report import figures
 from wsol_jax.report.figures import (
     comparison_figure,
@@ -54,7 +55,7 @@ def store_of(workdir, count, keys, skipped=()):
         'class_scores': np.ones((count, 1), np.float32),
         'top': np.tile(np.arange(2, dtype=np.int32), (count, 1)),
     }
-    store.write(np.arange(count), ids, status, facts, dict.fromkeys(keys, maps))
+    store.write(np.arange(count), ids, status, facts | by_column(dict.fromkeys(keys, maps)))
     return store
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 from wsol_jax.config import Config, EvaluateConfig, ReportConfig
 from wsol_jax.data import Record
 from wsol_jax.maps.boxes import threshold_boxes
+from wsol_jax.maps.columns import DONE, PENDING, SKIPPED
 from wsol_jax.maps.score import score_map
-from wsol_jax.maps.store import DONE, PENDING, SKIPPED, MapStore
+from wsol_jax.maps.store import MapStore, by_column
 from wsol_jax.report.gallery import THRESHOLDS, collect, map_blobs, reduced
 
 SIDE = 48  # of the canvas
@@ -54,7 +55,7 @@ def write_maps(workdir, source, maps, *, split='test', relu=False, classes=None,
         'top': np.tile(np.arange(2, dtype=np.int32), (len(ids), 1)),
     }
     status = np.full(len(ids), DONE) if status is None else np.array(status)
-    store.write(np.arange(len(ids)), ids, status, facts, maps)
+    store.write(np.arange(len(ids)), ids, status, facts | by_column(maps))
     return store
 
 

@@ -13,7 +13,7 @@ from conftest import Listed
 from test_gallery import CONFIG, A, named, record, smooth_maps, write_maps
 
 from wsol_jax.config import ReportConfig
-from wsol_jax.maps.store import SKIPPED
+from wsol_jax.maps.columns import SKIPPED
 from wsol_jax.report import page
 from wsol_jax.report.page import write_page
 from wsol_jax.workdir import write_csv

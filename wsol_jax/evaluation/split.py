@@ -9,7 +9,8 @@ import numpy as np
 from wsol_jax.data import DataError, Record, Source, stored_size
 from wsol_jax.evaluation.processes import AT_ONCE
 from wsol_jax.maps import Key
-from wsol_jax.maps.store import DONE, SKIPPED, MapStore
+from wsol_jax.maps.columns import DONE, SKIPPED
+from wsol_jax.maps.store import MapStore
 
 
 @dataclass(frozen=True)

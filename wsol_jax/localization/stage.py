@@ -1,7 +1,7 @@
 """The stage `localize`: raw maps of whole splits into the workdir."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,8 @@ from wsol_jax.localization.localize import (
 )
 from wsol_jax.localization.plan import MapPlan, backward_rules_told, make_plan
 from wsol_jax.maps import Key
-from wsol_jax.maps.store import DONE, SKIPPED, TOP, ChunkWriter, MapStore
+from wsol_jax.maps.columns import DONE, SKIPPED, ChunkWriter
+from wsol_jax.maps.store import TOP, MapStore, by_column
 from wsol_jax.models import Network, sides
 from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.progress import ProgressLog
@@ -266,12 +267,11 @@ def _store(
         index,
         names,
         np.where(batch.valid[:count], DONE, SKIPPED),
-        {name: value[:count] for name, value in facts.items()},
-        {key: m[:count] for key, m in outputs.maps.items()},
+        {name: value[:count] for name, value in (facts | by_column(outputs.maps)).items()},
     )
 
 
-def _facts(network: Network, logits: np.ndarray, classes: np.ndarray) -> Mapping[str, Any]:
+def _facts(network: Network, logits: np.ndarray, classes: np.ndarray) -> dict[str, np.ndarray]:
     probabilities = np.asarray(network.probabilities(jnp.asarray(logits)))
     return {
         'classes': classes,

@@ -1,38 +1,44 @@
-"""How a store of maps lies on disk: its index, the names of its arrays, and the arrays' files."""
+"""How a store lies on disk: its index, the names of its columns, and the files of their arrays."""
 
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wsol_jax.data import DataError
-from wsol_jax.maps import Key
 from wsol_jax.workdir import read_json
 
 if TYPE_CHECKING:  # counting processes know of the store, and open none
     import tensorstore as ts
 
-FACTS = {'status': 'uint8', 'classes': 'int32', 'class_scores': 'float32', 'top': 'int32'}
 AGAIN = 'run the stage localize again'
 # What tensorstore says of a file that is there, but not whole, or not of this array.
 DAMAGED = ('DATA_LOSS', 'FAILED_PRECONDITION', 'INVALID_ARGUMENT', 'OUT_OF_RANGE')
 
 
+class Column(NamedTuple):
+    """What is stored of each image under one name.
+
+    Attributes:
+        shape: of one image's values.
+        dtype: such as 'float32'.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+_DTYPES = ('uint8', 'int32', 'float32')
+STATUS = {'status': Column((), 'uint8')}
+
+
 def index_of(
-    count: int,
-    target: str,
-    shapes: Mapping[Key, Sequence[int]],
-    relu: Mapping[Key, bool],
-    num_top: int,
-    chunk: int,
+    count: int, chunk: int, columns: Mapping[str, Column], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What index.json holds."""
-    maps = [
-        {'method': k[0], 'layer': k[1], 'path': path_of(k), 'shape': [*shape], 'relu': relu[k]}
-        for k, shape in shapes.items()
-    ]
-    return {'classes': target, 'images': count, 'top': num_top, 'chunk': chunk, 'maps': maps}
+    """What index.json holds; `about` is JSON that tells what the columns mean."""
+    listed = {n: {'shape': [*c.shape], 'dtype': c.dtype} for n, c in columns.items()}
+    return {'images': count, 'chunk': chunk, 'columns': listed, 'about': dict(about)}
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     file = folder / 'index.json'
     index = read_json(file)
-    if index.keys() == {'classes', 'images', 'maps'}:
+    if {'classes', 'images', 'maps'} <= index.keys():
         raise DataError(
             f'{folder} holds maps of an older version of wsol_jax, in files of another form; '
             'delete that folder and run the stage localize again'
@@ -56,44 +62,41 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 def _is_index(index: Mapping[str, Any]) -> bool:
     try:
-        keys = {(m['method'], m['layer']): m for m in index['maps']}
-        shapes = {key: m['shape'] for key, m in keys.items()}
-        relu = {key: bool(m['relu']) for key, m in keys.items()}
-        numbers = [index[name] for name in ('images', 'top', 'chunk')]
-        same = index_of(numbers[0], str(index['classes']), shapes, relu, *numbers[1:])
-        numbers += [size for shape in shapes.values() for size in shape]
+        columns = columns_of(index)
+        count, chunk = index['images'], index['chunk']
+        numbers = [count, chunk, *(n for c in columns.values() for n in c.shape)]
         return (
-            index == same
+            index == index_of(count, chunk, columns, index['about'])
             and all(type(n) is int and 0 < n < 2**31 for n in numbers)
-            and {len(shape) for shape in shapes.values()} == {3}
+            and all(map(_is_column, columns.items()))
         )
-    except (AttributeError, DataError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return False
 
 
-def path_of(key: Key) -> str:
-    """Where the maps of a (method, layer) are, below the folder of the store.
+def _is_column(item: tuple[str, Column]) -> bool:
+    name, column = item
+    return is_inside(name) and column.dtype in _DTYPES
 
-    Raises:
-        DataError: these names would lead elsewhere.
-    """
-    method, layer = key[0], key[1].replace('/', '.')
-    wrong = {'', '.', '..'}
-    if method in wrong.union(FACTS) or layer in wrong or '/' in method or '\0' in method + layer:
-        raise DataError(f'maps of {key[0]!r} at {key[1]!r} cannot be stored under these names')
-    return f'{method}/{layer}'
+
+def is_inside(name: str) -> bool:
+    """Whether the name of a column leads to a place of its own in the folder of the store."""
+    parts = name.split('/')
+    known = {*STATUS, 'index.json', 'image_ids.txt', 'skipped.csv', 'made_from.json'}
+    return not (known & {parts[0]} or {'', '.', '..'} & {*parts} or '\0' in name)
+
+
+def columns_of(index: Mapping[str, Any]) -> dict[str, Column]:
+    """The columns that index.json lists, by name."""
+    return {n: Column(tuple(c['shape']), c['dtype']) for n, c in index['columns'].items()}
 
 
 def arrays_of(index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """{name: metadata} of every array of a store, status first."""
-    num_classes = index['maps'][0]['shape'][0]
-    widths = {'classes': (num_classes,), 'class_scores': (num_classes,), 'top': (index['top'],)}
     count, chunk = index['images'], min(index['chunk'], index['images'])
-    facts = {name: (widths.get(name, ()), dtype) for name, dtype in FACTS.items()}
-    maps = {m['path']: (m['shape'], 'float32') for m in index['maps']}
     return {
         name: _metadata((count, *shape), (chunk, *shape), dtype)
-        for name, (shape, dtype) in (facts | maps).items()
+        for name, (shape, dtype) in (STATUS | columns_of(index)).items()
     }
 
 

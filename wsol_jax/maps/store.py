@@ -1,9 +1,6 @@
-"""Raw maps on disk: zarr arrays through tensorstore, filled chunk by chunk, resumable."""
+"""Raw maps on disk: the maps of one split as columns of a store."""
 
-import json
-import os
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +8,22 @@ import numpy as np
 
 from wsol_jax.data import DataError
 from wsol_jax.maps import Key
-from wsol_jax.maps.layout import (
-    AGAIN,
-    DAMAGED,
-    arrays_of,
-    index_of,
-    lines_of,
-    make,
-    opened,
-    path_of,
-    read_ids,
-    read_index,
-    reason_of,
-)
-from wsol_jax.workdir import read_csv, write_csv, write_text
+from wsol_jax.maps.columns import Store
+from wsol_jax.maps.layout import AGAIN, Column, is_inside
 
-PENDING, DONE, SKIPPED = 0, 1, 2
 TOP = 5
-CHUNK = 64  # images: few files, and little is read or written that is not asked for
-_AT_ONCE = 16  # chunks that are read side by side
-_SECONDS = 3.0  # of work that a kill can cost where a chunk fills slowly
-_VALUES = ('classes', 'class_scores', 'top')
-_IDS = 'image_ids.txt'
 
 
-class MapStore:
+class MapStore(Store):
     """The maps of one split, `maps/<split>/` in the workdir.
 
-    One zarr array [images, classes, h, w] per (method, layer); `classes` [images, K], what each
-    map is for; `class_scores` [images, K], its probability; `top` [images, 5], the classes
-    ranked first; `status` [images], written last for each chunk, so what it does not mark done is
-    computed again. `index.json` lists the arrays, `image_ids.txt` the images in order, as far as
-    there are maps.
+    One column [K, h, w] per (method, layer); `classes` [K], what each map is for; `class_scores`
+    [K], its probability; `top` [5], the classes ranked first.
 
-    Every array has a file with a checksum for the same `chunk` images; nothing is ever read from
-    one that is missing or damaged.
+    Attributes:
+        target: which classes the maps are for, as configured.
+        relu: whether scoring starts with a ReLU, by (method, layer).
+        arrays: the arrays of maps by (method, layer).
     """
 
     def __init__(self, folder: Path):
@@ -53,22 +31,20 @@ class MapStore:
 
         Raises:
             FileNotFoundError: there is none.
-            DataError: it is damaged, or of another version.
+            DataError: it is damaged, of another version, or no store of maps.
         """
-        if not (folder / 'index.json').exists():
-            raise FileNotFoundError(f'no maps in {folder}; run the stage localize first')
-        self.folder = folder
-        index = read_index(folder)
-        self.target: str = index['classes']
-        self.count: int = index['images']
-        self.chunk: int = index['chunk']
-        self.image_ids = read_ids(folder / _IDS)
-        if len(self.image_ids) > self.count:
-            raise DataError(f'{folder / _IDS} lists more than the {self.count} images; delete it')
-        self._arrays = {n: opened(folder / n, m) for n, m in arrays_of(index).items()}
-        keys = {(m['method'], m['layer']): m for m in index['maps']}
-        self.arrays = {key: self._arrays[m['path']] for key, m in keys.items()}
-        self.relu: dict[Key, bool] = {key: m['relu'] for key, m in keys.items()}
+        super().__init__(folder)
+        try:
+            listed = {(m['method'], m['layer']): m['relu'] for m in self.about['maps']}
+            self.arrays = {key: self._arrays[path_of(key)] for key in listed}
+            wrong = not listed or self.about != _about(str(self.about['classes']), listed)
+        except (AttributeError, DataError, KeyError, TypeError):
+            wrong = True
+        if wrong:
+            file = folder / 'index.json'
+            raise DataError(f'{file} is no index of maps of this version; delete it and {AGAIN}')
+        self.target: str = self.about['classes']
+        self.relu: dict[Key, bool] = listed
 
     @classmethod
     def create(
@@ -80,9 +56,7 @@ class MapStore:
         relu: Mapping[Key, bool],
         num_top: int,
     ) -> 'MapStore':
-        """Opens a store to write to, making what does not exist yet.
-
-        What is damaged is removed; its images are pending again.
+        """Opens a store to write to, making what does not exist yet; see `Store.prepare`.
 
         Args:
             folder: of the store.
@@ -95,49 +69,16 @@ class MapStore:
         Raises:
             DataError: the store there is of other images, maps or classes, or of another version.
         """
-        index = index_of(count, target, shapes, relu, num_top, CHUNK)
-        there = (folder / 'index.json').exists()
-        if there and read_index(folder) != index:
-            raise DataError(
-                f'{folder} holds maps of other images, methods, layers or classes than the run '
-                'has now; delete that folder'
-            )
-        fresh = not folder.exists()
         if len(set(map(path_of, shapes))) < len(shapes):
             raise DataError(f'two layers of {list(shapes)} would be stored under one name')
-        for name, metadata in arrays_of(index).items():
-            make(folder / name, metadata)
-        if not there:
-            write_text(folder / 'index.json', json.dumps(index, indent=2) + '\n')
-        store = cls(folder)
-        if not fresh:
-            store._repair()
-        return store
-
-    def expect(self, image_ids: Sequence[str], first: int = 0) -> None:
-        """Checks that maps there are of these images, which stand in the source from `first` on.
-
-        Raises:
-            DataError: they are of others.
-        """
-        known = self.image_ids[first : first + len(image_ids)]
-        if known != list(image_ids[: len(known)]):
-            raise DataError(
-                f'{self.folder} holds maps of other images than the split has now; '
-                'delete that folder'
-            )
-
-    def fact(self, name: str) -> np.ndarray:
-        """Reads 'status', 'classes', 'class_scores' or 'top' whole.
-
-        Raises:
-            DataError: it is damaged.
-        """
-        return self._read(name, slice(0, self.count))
-
-    def pending(self) -> np.ndarray:
-        """Positions of the images still to be done."""
-        return np.flatnonzero(self.fact('status') == PENDING)
+        num_classes = next(iter(shapes.values()))[0]
+        columns = {
+            'classes': Column((num_classes,), 'int32'),
+            'class_scores': Column((num_classes,), 'float32'),
+            'top': Column((num_top,), 'int32'),
+        }
+        columns |= {path_of(key): Column(tuple(s), 'float32') for key, s in shapes.items()}
+        return cls.prepare(folder, count, columns, _about(target, {k: relu[k] for k in shapes}))
 
     def read(self, key: Key, start: int, stop: int) -> np.ndarray:
         """Raw maps [stop - start, K, h, w] of one (method, layer).
@@ -145,7 +86,7 @@ class MapStore:
         Raises:
             DataError: they are damaged.
         """
-        return self._read(path_of(key), slice(start, stop))
+        return self.rows(path_of(key), slice(start, stop))
 
     def take(self, key: Key, positions: np.ndarray) -> np.ndarray:
         """Raw maps [n, K, h, w] of one (method, layer) at any n positions.
@@ -153,176 +94,29 @@ class MapStore:
         Raises:
             DataError: they are damaged.
         """
-        return self._read(path_of(key), positions)
-
-    def write(
-        self,
-        index: np.ndarray,
-        image_ids: Sequence[str],
-        status: np.ndarray,
-        facts: Mapping[str, np.ndarray],
-        maps: Mapping[Key, np.ndarray],
-    ) -> None:
-        """Stores some images: everything else first, their status last.
-
-        Args:
-            index: [n] their positions, increasing; those without an id yet follow each other.
-            image_ids: n of them.
-            status: [n] `DONE` or `SKIPPED`.
-            facts: {name: [n, ...]}, see `fact`.
-            maps: {(method, layer): [n, K, h, w]}.
-
-        Raises:
-            DataError: there are maps of other images at these positions.
-        """
-        if not len(index):
-            return
-        self._name(index.tolist(), image_ids)
-        writes = [self._arrays[name][index].write(value) for name, value in facts.items()]
-        writes += [self.arrays[key][index].write(value) for key, value in maps.items()]
-        for future in writes:
-            future.result()
-        self._arrays['status'][index].write(status.astype(np.uint8)).result()
-
-    def _name(self, index: Sequence[int], image_ids: Sequence[str]) -> None:
-        """Appends to image_ids.txt the ids that it does not have."""
-        known = len(self.image_ids)
-        for position, image_id in zip(index, image_ids, strict=True):
-            if position < known:
-                self.expect([image_id], position)
-        new = [(i, name) for i, name in zip(index, image_ids, strict=True) if i >= known]
-        if [i for i, _ in new] != list(range(known, known + len(new))):
-            raise ValueError(f'images {new[0][0]} ... do not follow the {known} that are there')
-        names = [name for _, name in new]
-        with (self.folder / _IDS).open('ab') as file:
-            file.write(lines_of(names))
-        self.image_ids += names
-
-    def skipped(self) -> dict[str, str]:
-        """{image_id: reason} of the images that could not be read."""
-        return {r['image_id']: r['reason'] for r in read_csv(self.folder / 'skipped.csv')}
-
-    def skip(self, reasons: Mapping[str, str]) -> None:
-        """Adds images to skipped.csv."""
-        if reasons:
-            rows = sorted((self.skipped() | dict(reasons)).items())
-            write_csv(self.folder / 'skipped.csv', ('image_id', 'reason'), rows)
-
-    def redo(self, positions: Sequence[int]) -> None:
-        """Makes images that were skipped pending again."""
-        if positions:
-            again = {self.image_ids[i] for i in positions}
-            rows = [(i, reason) for i, reason in self.skipped().items() if i not in again]
-            write_csv(self.folder / 'skipped.csv', ('image_id', 'reason'), rows)
-            self._arrays['status'][np.array(positions)].write(np.uint8(PENDING)).result()
-
-    def _read(self, name: str, index: slice | np.ndarray) -> np.ndarray:
-        try:
-            return self._arrays[name][index].read().result()
-        except ValueError as error:
-            chunks = np.unique(np.r_[index] // self.chunk).tolist()
-            where, reason = next(self._unreadable(name, chunks), (chunks[0], reason_of(error)))
-            first, stop = self._bounds(where)
-            image_id = ''.join(self.image_ids[first : first + 1])
-            images = f'images {first} to {stop - 1} ({image_id} ...)'
-            fault = 'missing' if reason.startswith('NOT_FOUND') else f'damaged ({reason})'
-            raise DataError(f'{self.folder / name}: {images}: {fault}; {AGAIN}') from None
-
-    def _bounds(self, chunk: int) -> tuple[int, int]:
-        """Positions of the first image of a chunk and of the one behind its last."""
-        return chunk * self.chunk, min((chunk + 1) * self.chunk, self.count)
-
-    def _unreadable(self, name: str, chunks: Iterable[int]) -> Iterator[tuple[int, str]]:
-        """Those of the chunks of an array that cannot be read, and what tensorstore says."""
-        chunks = list(chunks)
-        for i in range(0, len(chunks), _AT_ONCE):
-            some = chunks[i : i + _AT_ONCE]
-            slices = [slice(*self._bounds(chunk)) for chunk in some]
-            reads = [self._arrays[name][s].read() for s in slices]
-            for chunk, read in zip(some, reads, strict=True):
-                try:
-                    read.result()
-                except ValueError as error:
-                    yield chunk, reason_of(error)
-
-    def _repair(self) -> None:
-        """Removes what is damaged; what is not whole any more is pending again."""
-        whole, ids = len(lines_of(self.image_ids)), self.folder / _IDS
-        if ids.exists() and ids.stat().st_size > whole:
-            os.truncate(ids, whole)
-        chunks = range(-(-self.count // self.chunk))
-        found: set[int] = set()
-        for name in self._arrays:
-            for chunk, reason in self._unreadable(name, chunks):
-                if not reason.startswith(('NOT_FOUND', *DAMAGED)):
-                    raise DataError(f'{self.folder / name}: {reason}')
-                self._file(name, chunk).unlink(missing_ok=True)
-                found.add(chunk)
-        status = self.fact('status')
-        for first, stop in map(self._bounds, sorted(found)):
-            status[first:stop] = PENDING
-        status[len(self.image_ids) :] = PENDING
-        changed = np.flatnonzero(status != self.fact('status'))
-        if len(changed):
-            self._arrays['status'][changed].write(status[changed]).result()
-
-    def _file(self, name: str, chunk: int) -> Path:
-        zeros = '.0' * (self._arrays[name].rank - 1)
-        return self.folder / name / f'{chunk}{zeros}'
+        return self.rows(path_of(key), positions)
 
 
-class ChunkWriter:
-    """Collects batches for a store, and writes each chunk once where it can.
+def _about(target: str, relu: Mapping[Key, bool]) -> dict[str, Any]:
+    """What index.json tells of the columns."""
+    maps = [{'method': k[0], 'layer': k[1], 'relu': bool(value)} for k, value in relu.items()]
+    return {'classes': target, 'maps': maps}
 
-    Whatever ends the `with` block, all that was added is written. Where chunks fill slowly, one is
-    written before it is whole, so that a kill costs some seconds of work.
+
+def by_column(maps: Mapping[Key, np.ndarray]) -> dict[str, np.ndarray]:
+    """Maps by the names of their columns."""
+    return {path_of(key): values for key, values in maps.items()}
+
+
+def path_of(key: Key) -> str:
+    """The name of the column with the maps of a (method, layer).
+
+    Raises:
+        DataError: this name would lead elsewhere.
     """
-
-    def __init__(self, store: MapStore):
-        """Writes to this store."""
-        self._store = store
-        self._batches: list[dict[Any, np.ndarray]] = []
-        self._written = time.monotonic()
-
-    def __enter__(self) -> 'ChunkWriter':
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._write(self._store.count)
-
-    def add(
-        self,
-        index: np.ndarray,
-        image_ids: Sequence[str],
-        status: np.ndarray,
-        facts: Mapping[str, np.ndarray],
-        maps: Mapping[Key, np.ndarray],
-    ) -> None:
-        """Takes a batch as `MapStore.write` does; positions must increase over all batches."""
-        if not len(index):
-            return
-        names = np.array(image_ids, object)
-        self._batches.append({'index': index, 'ids': names, 'status': status, **facts, **maps})
-        first, stop = self._batches[0]['index'][0], index[-1] + 1
-        whole = stop // self._store.chunk
-        if whole > first // self._store.chunk:
-            self._write(whole * self._store.chunk)
-        elif time.monotonic() - self._written > _SECONDS:
-            self._write(self._store.count)
-
-    def _write(self, stop: int) -> None:
-        """Writes the images before a position."""
-        if self._batches:
-            rows = {n: np.concatenate([b[n] for b in self._batches]) for n in self._batches[0]}
-            count = int(np.searchsorted(rows['index'], stop))
-            now = {name: values[:count] for name, values in rows.items()}
-            self._store.write(
-                now['index'],
-                now['ids'].tolist(),
-                now['status'],
-                {name: values for name, values in now.items() if name in _VALUES},
-                {key: values for key, values in now.items() if key in self._store.arrays},
-            )
-            left = {name: values[count:] for name, values in rows.items()}
-            self._batches = [left] if len(left['index']) else []
-        self._written = time.monotonic()
+    method, layer = key[0], key[1].replace('/', '.')
+    facts = ('classes', 'class_scores', 'top')
+    name = f'{method}/{layer}'
+    if '/' in method or method in facts or not is_inside(name):
+        raise DataError(f'maps of {key[0]!r} at {key[1]!r} cannot be stored under these names')
+    return name

@@ -21,7 +21,8 @@ from wsol_jax.data import Source, decode_image, evenly_spaced, resize_image
 from wsol_jax.evaluation.counts import canvas_scores, true_boxes
 from wsol_jax.maps import Key
 from wsol_jax.maps.boxes import threshold_boxes
-from wsol_jax.maps.store import DONE, MapStore
+from wsol_jax.maps.columns import DONE
+from wsol_jax.maps.store import MapStore
 from wsol_jax.report.overlay import DPI, Cell, draw_grid, map_title
 from wsol_jax.report.table import Row, heading, split_rows, starred
 from wsol_jax.workdir import written_whole

@@ -16,8 +16,9 @@ from wsol_jax.evaluation.counts import canvas_scores, ground_truth
 from wsol_jax.evaluation.pixel_metrics import PixelCounts
 from wsol_jax.maps import Key
 from wsol_jax.maps.boxes import threshold_boxes
+from wsol_jax.maps.columns import DONE
 from wsol_jax.maps.score import score_map
-from wsol_jax.maps.store import DONE, MapStore
+from wsol_jax.maps.store import MapStore
 
 Array = np.ndarray
 

@@ -15,7 +15,8 @@ from jinja2 import Environment, FileSystemLoader, Template
 from wsol_jax.config import Config
 from wsol_jax.data import Source
 from wsol_jax.evaluation.counts import CURVES
-from wsol_jax.maps.store import DONE, MapStore
+from wsol_jax.maps.columns import DONE
+from wsol_jax.maps.store import MapStore
 from wsol_jax.report.gallery import SIDES, THRESHOLDS, Gallery, Shown, blob, collect, map_blobs
 from wsol_jax.report.overlay import MAP_COLORS
 from wsol_jax.report.results import read_curves
