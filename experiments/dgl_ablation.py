@@ -25,7 +25,7 @@ from tqdm import tqdm
 import wsol_jax
 from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, read_config
-from wsol_jax.data import Record, Source, evaluation_batches, evenly_spaced
+from wsol_jax.data import Labels, Record, Source, evaluation_batches, evenly_spaced
 from wsol_jax.evaluation.counts import Counts, ground_truth, thresholds_of
 from wsol_jax.evaluation.stage import choose
 from wsol_jax.localization.cam import hires_cam
@@ -142,8 +142,10 @@ def _read(config, size, source, maps_of) -> Iterator[tuple[Record, dict[str, np.
     images = len(positions)
     batch_size = min(config.localize.batch_size, images)
     with tqdm(total=images, unit='image', disable=None) as progress:
-        for batch in evaluation_batches(source, size, batch_size, positions, config.data.workers):
-            maps = jax.device_get(maps_of(batch.images, np.maximum(batch.labels, 0)))
+        workers = config.data.workers
+        for batch in evaluation_batches(source, size, batch_size, positions, workers, Labels()):
+            labels = np.maximum(batch.targets['labels'][:, 0], 0)
+            maps = jax.device_get(maps_of(batch.images, labels))
             for i in np.flatnonzero(batch.valid):
                 yield source[int(batch.index[i])], {name: m[i] for name, m in maps.items()}
                 progress.update()

@@ -25,7 +25,7 @@ from absl import flags, logging
 
 from wsol_jax.command_line import CONFIG, run_command
 from wsol_jax.config import Config, read_config
-from wsol_jax.data import Source, steps_per_epoch, training_batches
+from wsol_jax.data import Labels, Source, steps_per_epoch, training_batches
 from wsol_jax.models import as_network, load_module
 from wsol_jax.parallel import local_devices
 from wsol_jax.run import open_split
@@ -50,12 +50,11 @@ def step_on_one_batch(config: Config, source: Source) -> Callable[[], float]:
     total = setting.epochs * epoch_steps
     program = make_program(setting, module, network, devices, total, epoch_steps)
     size = net.input_size or network.input_size
-    with closing(
-        training_batches(source, size, setting.batch_size, config.seed, range(1))
-    ) as batches:
+    arguments = (source, size, setting.batch_size, config.seed, range(1))
+    with closing(training_batches(*arguments, targets=Labels(required=True))) as batches:
         batch = next(batches)
     index = batch.index.astype(np.int32)
-    shard = devices.shard(Shard(batch.images, batch.labels, batch.valid, index))
+    shard = devices.shard(Shard(batch.images, batch.targets, batch.valid, index))
     state = devices.replicate(program.initial)
     jax.block_until_ready(program.step(state, shard))  # compiles
 

@@ -45,7 +45,7 @@ def test_what_nohup_ignores_stays_ignored(handlers):
 READ = """import os, sys, time
 from contextlib import closing
 from dataclasses import replace
-from wsol_jax.data import Shapes, training_batches
+from wsol_jax.data import Labels, Shapes, training_batches
 from wsol_jax.interrupts import exit_code, stop_like_ctrl_c
 from wsol_jax.data.loader import ReaderKilled
 
@@ -56,9 +56,10 @@ class Source(Shapes):
 if __name__ == '__main__':
     stop_like_ctrl_c()
     try:
-        batches = training_batches(Source('train', 64, size=32), 32, 8, 0, range(10**6), workers=2)
+        source, steps = Source('train', 64, size=48), range(10**6)
+        batches = training_batches(source, 48, 8, 0, steps, workers=2, targets=Labels())
         with closing(batches):
-            print(*{int(k) for k in next(batches).labels}, flush=True)
+            print(*{int(k) for k in next(batches).targets['labels'][:, 0]}, flush=True)
             for _ in batches:
                 time.sleep(0.01)
     except KeyboardInterrupt as stop:

@@ -132,7 +132,7 @@ def training_cost(kind):
     network = load_network('tiny', num_classes=6, seed=2)
     program = make_program(setting, Tiny(6, rngs=nnx.Rngs(0)), network, devices, 10, 5)
     images, whole = np.zeros((64, SIDE, SIDE, 3), np.uint8), np.arange(64, dtype=np.int32)
-    shard = devices.shard(Shard(images, whole % 6, whole >= 0, whole))
+    shard = devices.shard(Shard(images, {'labels': whole[:, None] % 6}, whole >= 0, whole))
     compiled = program.step.lower(devices.replicate(program.initial), shard).compile()
     kinds = {name for name, _ in re.findall(COLLECTIVE, compiled.as_text())}
     return [compiled.cost_analysis()['flops'], sorted(kinds)]

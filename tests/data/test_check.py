@@ -411,6 +411,11 @@ def test_sound_splits_can_be_trained_on(root):
             two_splits,
             "'a.png' is in both train and val (2 such images); take them out of one split",
         ),
+        (
+            several_labels,
+            "'c.png' in train: 0, 1 (1 such images); "
+            'training a classifier takes one label an image',
+        ),
     ],
 )
 def test_splits_that_cannot_be_trained_on(root, harm, said):

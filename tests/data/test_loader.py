@@ -12,6 +12,7 @@ from conftest import Listed
 from wsol_jax.config import AugmentConfig
 from wsol_jax.data import (
     DataError,
+    Labels,
     Record,
     Shapes,
     decode_image,
@@ -35,47 +36,91 @@ def source():
 
 def by_index(batches):
     return {
-        int(k): (image, int(label))
+        int(k): image
         for batch in batches
-        for k, image, label, ok in zip(
-            batch.index, batch.images, batch.labels, batch.valid, strict=True
-        )
+        for k, image, ok in zip(batch.index, batch.images, batch.valid, strict=True)
         if ok
     }
 
 
 @pytest.mark.parametrize('batch_size', [1, 5, 23, 40])
 def test_every_image_once_in_order_equal_to_a_plain_loop(source, batch_size):
-    batches = list(evaluation_batches(source, SIZE, batch_size))
+    batches = list(evaluation_batches(source, SIZE, batch_size, targets=Labels()))
     assert len(batches) == -(-23 // batch_size)
     index = np.concatenate([batch.index for batch in batches])
     assert index[:23].tolist() == list(range(23)) and (index[23:] == -1).all()
-    for k, (image, label) in by_index(batches).items():
+    for k, image in by_index(batches).items():
         np.testing.assert_array_equal(
             image, resize_image(decode_image(source[k]), (SIZE, SIZE)), strict=True
         )
-        assert label == k % 6
+    labels = np.concatenate([batch.targets['labels'] for batch in batches])
+    assert labels[:23].tolist() == [[k % 6] for k in range(23)]
 
 
 def test_last_batch_is_padded(source):
-    *_, last = evaluation_batches(source, SIZE, 10)
+    *_, last = evaluation_batches(source, SIZE, 10, targets=Labels(2))
     assert last.images.shape == (10, SIZE, SIZE, 3) and last.images.dtype == np.uint8
-    assert (last.labels.dtype, last.index.dtype, last.valid.dtype) == (np.int32, np.int64, bool)
+    labels = last.targets['labels']
+    assert (labels.dtype, last.index.dtype, last.valid.dtype) == (np.int32, np.int64, bool)
     assert last.valid.tolist() == [True] * 3 + [False] * 7
-    assert (last.index[3:] == -1).all() and (last.labels[3:] == -1).all()
+    assert labels.tolist() == [[2, -1], [3, -1], [4, -1]] + [[-1, -1]] * 7
+    assert (last.index[3:] == -1).all()
     assert not last.images[3:].any() and last.errors == {}
 
 
 def test_chosen_indices(source):
-    (batch,) = evaluation_batches(source, SIZE, 4, indices=[20, 3, 7])
+    (batch,) = evaluation_batches(source, SIZE, 4, indices=[20, 3, 7], targets=Labels())
     assert batch.index.tolist() == [20, 3, 7, -1]
-    assert batch.labels.tolist() == [2, 3, 1, -1]
+    assert batch.targets['labels'].tolist() == [[2], [3], [1], [-1]]
     assert list(evaluation_batches(source, SIZE, 4, indices=[])) == []
 
 
-def test_unlabelled_images_get_minus_one(source):
-    (batch,) = evaluation_batches(Listed([replace(source[0], labels=())]), SIZE, 1)
-    assert batch.labels.tolist() == [-1] and batch.valid.tolist() == [True]
+def test_labels_are_as_many_as_an_image_of_the_source_has(source):
+    several = Listed(replace(source[k], labels=some) for k, some in enumerate([(4,), (), (7, 2)]))
+    assert (several.most_labels, source.most_labels, Listed([]).most_labels) == (2, 1, 1)
+    (batch,) = evaluation_batches(several, SIZE, 4, targets=Labels(several.most_labels))
+    assert batch.targets['labels'].tolist() == [[4, -1], [-1, -1], [7, 2], [-1, -1]]
+    assert batch.valid.tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_where_one_label_is_needed_an_image_with_several_is_named(source, workers):
+    records = list(source)
+    records[3] = replace(source[3], labels=(4, 1))
+    several = r'^train/00003.png: has 2 labels \(4, 1\), but can have 1 here; .* check DIR'
+    with pytest.raises(DataError, match=several):
+        list(evaluation_batches(Listed(records), SIZE, 4, workers=workers, targets=Labels()))
+
+
+def words_and_place(record):
+    """What a task may add: read from `Record.extra`, of a kind of its own."""
+    return {
+        'words': np.array(record.extra['words'], np.int16),
+        'place': np.array([[record.extra['x'], 0.5]], np.float32),
+        'seen': np.array([1], np.uint8),
+    }
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_batch_carries_what_a_task_adds_to_a_record(source, workers):
+    facts = [{'words': [k, 7], 'x': k / 4} for k in range(5)]
+    records = [replace(source[k], extra=facts[k]) for k in range(5)]
+    records[1] = replace(records[1], image=b'no image')
+    batches = [
+        evaluation_batches(Listed(records), SIZE, 3, None, workers, words_and_place),
+        training_batches(Listed(records), SIZE, 3, 0, range(2), workers, targets=words_and_place),
+    ]
+    for batch in (batch for some in batches for batch in some):
+        for row, index in enumerate(batch.index):
+            assert batch.targets['words'][row].tolist() == ([index, 7] if index >= 0 else [-1, -1])
+            place = [[index / 4, 0.5]] if index >= 0 else [[0, 0]]
+            assert batch.targets['place'][row].tolist() == place
+            assert batch.targets['seen'][row] == [index >= 0]
+        assert {k: v.dtype for k, v in batch.targets.items()} == {
+            'words': np.int16,
+            'place': np.float32,
+            'seen': np.uint8,
+        }
 
 
 def broken(source, index):
@@ -85,15 +130,15 @@ def broken(source, index):
 
 
 def test_broken_image_is_reported_and_harms_no_other(source):
-    batches = list(evaluation_batches(broken(source, 7), SIZE, 5))
+    batches = list(evaluation_batches(broken(source, 7), SIZE, 5, targets=Labels()))
     assert batches[1].errors == {7: 'broken.png: not an image that can be decoded'}
     assert batches[1].valid.tolist() == [True, True, False, True, True]
-    assert batches[1].index.tolist() == [5, 6, 7, 8, 9] and batches[1].labels[2] == 5
+    assert batches[1].index.tolist() == [5, 6, 7, 8, 9] and batches[1].targets['labels'][2] == 5
     assert not batches[1].images[2].any()
     assert not any(batch.errors for k, batch in enumerate(batches) if k != 1)
     whole, rest = by_index(evaluation_batches(source, SIZE, 5)), by_index(batches)
     assert set(whole) - set(rest) == {7}
-    assert all((rest[k][0] == whole[k][0]).all() for k in rest)
+    assert all((rest[k] == whole[k]).all() for k in rest)
 
 
 def test_broken_image_keeps_its_place_in_training(source):
@@ -121,7 +166,8 @@ def test_unlabelled_image_stops_training_by_name(source, tmp_path):
         records = list(source)
         records[3] = replace(source[3], image=image, labels=())
         with pytest.raises(DataError, match=f'{name}: has no label; .* check DIR'):
-            list(training_batches(Listed(records), SIZE, 5, seed=0, steps=range(5)))
+            required = Labels(required=True)
+            list(training_batches(Listed(records), SIZE, 5, 0, range(5), targets=required))
 
 
 def threads():
@@ -140,30 +186,32 @@ def test_stopping_early_leaves_no_thread(source):
 
 
 def test_worker_processes_give_the_same_batches(source):
-    threaded = list(evaluation_batches(source, SIZE, 10))
-    for one, two in zip(threaded, evaluation_batches(source, SIZE, 10, workers=2), strict=True):
-        for field in ('images', 'labels', 'index', 'valid'):
-            np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
+    threaded = list(evaluation_batches(source, SIZE, 10, targets=Labels()))
+    others = evaluation_batches(source, SIZE, 10, workers=2, targets=Labels())
+    for one, two in zip(threaded, others, strict=True):
+        for field in ('images', 'targets', 'index', 'valid'):
+            np.testing.assert_equal(getattr(one, field), getattr(two, field))
 
 
 def test_training_epoch_is_shuffled_and_whole(source):
-    batches = list(training_batches(source, SIZE, 5, seed=1, steps=range(5)))
+    batches = list(training_batches(source, SIZE, 5, 1, range(5), targets=Labels()))
     index = np.concatenate([batch.index[batch.valid] for batch in batches])
     assert sorted(index.tolist()) == list(range(23)) != index.tolist()
-    assert all((batch.labels == batch.index % 6).all() for batch in batches)
+    assert all((b.targets['labels'][:, 0] == b.index % 6).all() for b in batches)
     assert all(batch.valid.all() for batch in batches[:-1])
 
 
 @pytest.mark.parametrize('batch_size', [5, 7, 22, 24, 60])
 def test_last_training_batch_is_filled_up_with_the_first_images(source, batch_size):
-    batches = list(training_batches(source, SIZE, batch_size, 1, range(-(-23 // batch_size))))
+    steps = range(-(-23 // batch_size))
+    batches = list(training_batches(source, SIZE, batch_size, 1, steps, targets=Labels()))
     index = np.concatenate([batch.index for batch in batches])
     valid = np.concatenate([batch.valid for batch in batches])
     np.testing.assert_array_equal(valid, np.arange(len(index)) < 23)
     np.testing.assert_array_equal(index, index[np.arange(len(index)) % 23])
     images = np.concatenate([batch.images for batch in batches])
     np.testing.assert_array_equal(images, images[np.arange(len(index)) % 23])
-    assert all((batch.labels == batch.index % 6).all() for batch in batches)
+    assert all((b.targets['labels'][:, 0] == b.index % 6).all() for b in batches)
 
 
 class Counted(Listed):
@@ -180,12 +228,12 @@ class Counted(Listed):
 
 @pytest.mark.parametrize(('start', 'stop'), [(0, 5), (1, 5), (4, 7), (5, 10), (13, 15), (9, 9)])
 def test_an_interrupted_training_goes_on_exactly(source, start, stop):
-    whole = list(training_batches(source, SIZE, 5, seed=1, steps=range(15)))
+    whole = list(training_batches(source, SIZE, 5, 1, range(15), targets=Labels()))
     counted = Counted(source)
-    some = list(training_batches(counted, SIZE, 5, seed=1, steps=range(start, stop)))
+    some = list(training_batches(counted, SIZE, 5, 1, range(start, stop), targets=Labels()))
     for one, two in zip(whole[start:stop], some, strict=True):
-        for field in ('images', 'labels', 'index', 'valid'):
-            np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
+        for field in ('images', 'targets', 'index', 'valid'):
+            np.testing.assert_equal(getattr(one, field), getattr(two, field))
     assert counted.asked == {int(k) for batch in some for k in batch.index}
 
 
@@ -217,8 +265,8 @@ class Processes(Listed):
 
 
 def test_worker_processes_start_once(source):
-    batches = training_batches(Processes(source), SIZE, 12, 0, range(6), workers=1)
-    pids = {int(k) for batch in batches for k in batch.labels}
+    batches = training_batches(Processes(source), SIZE, 12, 0, range(6), 1, targets=Labels())
+    pids = {int(k) for batch in batches for k in batch.targets['labels'][:, 0]}
     assert len(pids) == 1 and os.getpid() not in pids
 
 
@@ -239,7 +287,7 @@ def test_the_order_of_a_long_training_is_small(monkeypatch):
 def test_the_augmentation_is_chosen(source):
     """Each image draws from (seed, epoch, index), in worker processes too."""
     setting = AugmentConfig(crop='resized', flip=False, jitter=0.3)
-    for k, (image, _) in by_index(
+    for k, image in by_index(
         training_batches(source, SIZE, 8, 4, range(3, 6), workers=1, setting=setting)
     ).items():
         rng = np.random.default_rng([4, 1, k, 1])
@@ -254,17 +302,17 @@ def test_training_is_determined_by_seed_epoch_and_index(source):
 
     one, two = epoch(23, 1, 0), epoch(1, 1, 0)
     assert list(one) == list(two)
-    assert all((one[k][0] == two[k][0]).all() for k in one)
+    assert all((one[k] == two[k]).all() for k in one)
     for other in (epoch(23, 1, 1), epoch(23, 2, 0)):
         assert list(other) != list(one)
-        assert sum((other[k][0] != one[k][0]).any() for k in one) > 12
+        assert sum((other[k] != one[k]).any() for k in one) > 12
 
 
 def test_augmentation_is_a_crop_and_a_flip_of_the_squashed_image(source):
     side = SIZE + MARGIN
     seen = set()
     for epoch in range(4):
-        for k, (image, _) in by_index(
+        for k, image in by_index(
             training_batches(source, SIZE, 23, 0, range(epoch, epoch + 1))
         ).items():
             whole = resize_image(decode_image(source[k]), (side, side))

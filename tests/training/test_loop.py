@@ -17,7 +17,14 @@ from safetensors.numpy import save_file
 from test_parallel import RECIPE, SIDE, Tiny, saved
 
 from wsol_jax.config import Config, ConfigError, DataConfig, NetworkConfig, TrainConfig, flatten
-from wsol_jax.data import DataError, ImageFolder, Shapes, decode_image, training_batches
+from wsol_jax.data import (
+    DataError,
+    ImageFolder,
+    Labels,
+    Shapes,
+    decode_image,
+    training_batches,
+)
 from wsol_jax.data.records import ReadError
 from wsol_jax.models import Preprocessing, build, load_network, zoo
 from wsol_jax.models.weights import WeightsError
@@ -348,14 +355,17 @@ class Unmoved:
 
 
 def test_a_batch_is_filled_up_only_where_it_does_not_divide(sources):
-    (batch,) = training_batches(sources[0], SIDE, 32, 0, range(1))
+    (batch,) = training_batches(sources[0], SIDE, 32, 0, range(1), targets=Labels())
     even = loop._shard(Unmoved(), 2, batch)
     assert even.images is batch.images and even.valid is batch.valid
     assert even.index.dtype == np.int32
     odd, rows = loop._shard(Unmoved(), 3, batch), [*range(32), *range(4)]
-    for found, part in zip(odd, (batch.images, batch.labels, None, batch.index), strict=True):
-        if part is not None:
-            np.testing.assert_array_equal(found, part[rows])
+    for found, part in (
+        (odd.images, batch.images),
+        (odd.targets['labels'], batch.targets['labels']),
+        (odd.index, batch.index),
+    ):
+        np.testing.assert_array_equal(found, part[rows])
     # The 30 images, and neither the two that fill up the epoch nor the four of the devices.
     assert odd.valid.tolist() == [True] * 30 + [False] * 6
 

@@ -38,7 +38,8 @@ class Tiny(nnx.Module):
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (8, 4, 4, 3), np.uint8)
-BATCH = Shard(IMAGES, (np.arange(8) % 3).astype(np.int32), np.arange(8) < 6, np.arange(8) + 20)
+LABELS = (np.arange(8) % 3).astype(np.int32)
+BATCH = Shard(IMAGES, {'labels': LABELS[:, None]}, np.arange(8) < 6, np.arange(8) + 20)
 
 
 @cache
@@ -77,7 +78,7 @@ def cross_entropy(logits, smoothing):
     """Of BATCH's valid images, by the formula of Szegedy et al. 2015, section 7."""
     logits = np.asarray(logits, np.float64)
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    targets = (1 - smoothing) * np.eye(3)[BATCH.labels] + smoothing / 3
+    targets = (1 - smoothing) * np.eye(3)[LABELS] + smoothing / 3
     return -(targets * logp).sum(-1)[:6].mean()
 
 
@@ -88,15 +89,15 @@ def test_the_loss_is_the_mean_over_valid_images(smoothing):
     logits, _ = network(IMAGES)
     state, sums = one_step(program, program.initial)
     assert float(sums.loss) == pytest.approx(cross_entropy(logits, smoothing), rel=1e-5)
-    right = np.argmax(logits, -1) == BATCH.labels
+    right = np.argmax(logits, -1) == LABELS
     assert (int(sums.right), int(sums.images), int(state.step)) == (right[:6].sum(), 6, 1)
 
 
 def test_images_that_are_not_valid_change_nothing():
     program, _ = tiny_program(norm=False)
-    images, labels = IMAGES.copy(), BATCH.labels.copy()
+    images, labels = IMAGES.copy(), LABELS.copy()
     images[6:], labels[6:] = 255 - images[6:], 2
-    changed = BATCH._replace(images=images, labels=labels)
+    changed = BATCH._replace(images=images, targets={'labels': labels[:, None]})
     one, two = (one_step(program, program.initial, batch) for batch in (BATCH, changed))
     assert_close(one, two, rtol=0, atol=0)
     more = one_step(program, program.initial, changed._replace(valid=np.ones(8, bool)))
@@ -172,7 +173,8 @@ def small_resnet(setting):
     network = zoo.as_network('resnet10', module)
     program = make_program(setting, module, network, local_devices('jit'), 10, 5)
     images = RNG.integers(0, 256, (4, 32, 32, 3), np.uint8)
-    return program, Shard(images, np.arange(4) % 3, np.ones(4, bool), np.arange(4))
+    labels = np.arange(4)[:, None] % 3
+    return program, Shard(images, {'labels': labels}, np.ones(4, bool), np.arange(4))
 
 
 @pytest.mark.parametrize('ema', [0.0, 0.5])

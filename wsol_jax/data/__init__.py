@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 from wsol_jax.data.class_folder import ClassFolder
 from wsol_jax.data.decode import decode_image, decode_mask, resize_image, stored_size
 from wsol_jax.data.folders import ImageFolder, WsolFolder
-from wsol_jax.data.records import BadImage, DataError, Decoding, Record, Source, evenly_spaced
+from wsol_jax.data.records import (
+    BadImage,
+    DataError,
+    Decoding,
+    Labels,
+    Record,
+    Source,
+    evenly_spaced,
+)
 from wsol_jax.names import lazy, unknown_name
 
 if TYPE_CHECKING:
@@ -23,6 +31,7 @@ __all__ = [
     'DataError',
     'Decoding',
     'ImageFolder',
+    'Labels',
     'Record',
     'Report',
     'Shapes',

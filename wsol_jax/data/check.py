@@ -44,7 +44,8 @@ DEEP = 'images of more than 8 bits, which are scaled to 8'
 TRANSPARENT = 'images with transparency, which are put on white'
 MASK_SIZE = 'masks of another size than their image, which are stretched over it'
 OBJECTLESS = 'images without an object in localization.txt; they count for classification alone'
-SEVERAL = 'images with several labels; training uses the first'
+SEVERAL = 'images with several labels; training a classifier takes one each'
+_ONE_LABEL = 'training a classifier takes one label an image'
 
 _Splits = Mapping[str, Source]
 
@@ -95,8 +96,8 @@ def check_training(train: Source, val: Source) -> None:
         val: of the same data set.
 
     Raises:
-        DataError: a class has no training image, an image id is in both splits, or none of the
-            image files of a split is there; if some are not, that is told.
+        DataError: a class has no training image, an image has several labels or its id is in both
+            splits, or none of the image files of a split is there; if some are not, that is told.
     """
     folders = WsolFolder | ClassFolder
     if not isinstance(train, folders) or not isinstance(val, folders):
@@ -104,6 +105,8 @@ def check_training(train: Source, val: Source) -> None:
     splits = {'train': train, 'val': val}
     if untrained := _untrained_classes(splits):
         raise DataError(untrained[0])
+    if several := _several_labels((name, r) for name in splits for r in _records(splits[name])):
+        raise DataError(f'{several[0]} ({len(several)} such images); {_ONE_LABEL}')
     if shared := _shared_ids(splits):
         raise DataError(f'{shared[0]} ({len(shared)} such images); take them out of one split')
     for name, source in splits.items():
@@ -282,8 +285,8 @@ def _bad_masks(record: Record, size: tuple[int, int] | None) -> list[_Finding]:
 
 
 def _untrained_classes(splits: _Splits) -> list[str]:
-    """What to say of each class of any split that is the first label of no image of train."""
-    trained = {record.labels[0] for record in _records(splits['train'])}
+    """What to say of each class of any split that is the label of no image of train."""
+    trained = {label for record in _records(splits['train']) for label in record.labels}
     named = max(splits.values(), key=lambda source: source.num_classes)
     return [
         f'class {label} {named.class_name(label)!r} has no training image; '

@@ -2,12 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grain
 import numpy as np
@@ -17,17 +17,15 @@ from numpy.typing import NDArray
 from wsol_jax.config import AugmentConfig
 from wsol_jax.data.augment import augment
 from wsol_jax.data.decode import decode_image, resize_image
-from wsol_jax.data.records import BadImage, DataError, Pixels, ReadError, Source
+from wsol_jax.data.records import UNLABELLED, BadImage, Pixels, ReadError, Record, Source, Targets
 from wsol_jax.interrupts import deaf_children, end_with_parent
 
 THREADS = 8
 _PAUSES = (0.1, 1.0, 5.0)  # seconds
-UNLABELLED = -1
 _AUGMENT = AugmentConfig()
+# Shared memory is for images; that of a few labels would cost more than sending them.
+_SENT = grain.experimental.DatasetOptions(min_shm_size=4096)
 _Key = TypeVar('_Key')
-_ADVICE = "'python -m wsol_jax.data check DIR' lists all that is wrong with a data set"
-
-
 _KILLED = 'a process that reads images was killed (memory?); lower config.data.workers and go on'
 
 
@@ -41,16 +39,17 @@ class Batch:
 
     Attributes:
         images: uint8 RGB [B, s, s, 3].
-        labels: int32 [B], the first label of each image; -1 for none and for padding.
+        targets: what else there is of each image, {name: [B, ...]}, such as 'labels' int32 [B, L],
+            see `Labels`. Padding has -1 in signed integers, 0 in others.
         index: int64 [B], position of each image in the source; -1 for padding.
         image_ids: B of them; '' for padding.
         valid: bool [B], False for what must not count: padding (zeros; in training, images of the
-            same epoch once more, with their labels and positions) and images that did not decode.
+            same epoch once more, with their targets and positions) and images that did not decode.
         errors: why an image did not decode, by its position in the source.
     """
 
     images: Pixels
-    labels: NDArray[np.int32]
+    targets: dict[str, NDArray[Any]]
     index: NDArray[np.int64]
     valid: NDArray[np.bool_]
     errors: dict[int, str]
@@ -59,10 +58,15 @@ class Batch:
 
 class _Item(NamedTuple):
     image: Pixels | None
-    label: int
+    targets: Mapping[str, NDArray[Any]]
     position: int
     error: str
     image_id: str
+
+
+def _nothing(record: Record) -> dict[str, NDArray[Any]]:
+    del record
+    return {}
 
 
 def evaluation_batches(
@@ -71,6 +75,7 @@ def evaluation_batches(
     batch_size: int,
     indices: Sequence[int] | None = None,
     workers: int = 0,
+    targets: Targets = _nothing,
 ) -> Generator[Batch]:
     """Every image once, in order, squashed to one size; the last batch is padded.
 
@@ -84,11 +89,13 @@ def evaluation_batches(
         indices: positions in the source to read; all by default.
         workers: processes that decode (a script then needs its `__main__` guard); 0 decodes in
             threads of this one.
+        targets: what the batches carry beside the images, such as `Labels()`; its errors are
+            raised here.
     """
     order = range(len(source)) if indices is None else indices
     height, width = (size, size) if isinstance(size, int) else size
     squash = partial(resize_image, size=(width, height))
-    load = partial(_load, source, squash, max(width, height))
+    load = partial(_load, source, squash, max(width, height), targets)
     items = _read_ahead(order, load, batch_size, workers)
     with closing(items):
         while chunk := list(islice(items, batch_size)):
@@ -103,6 +110,7 @@ def training_batches(
     steps: range,
     workers: int = 0,
     setting: AugmentConfig = _AUGMENT,
+    targets: Targets = _nothing,
 ) -> Generator[Batch]:
     """The shuffled, augmented batches of some steps of a training, over all its epochs.
 
@@ -120,17 +128,14 @@ def training_batches(
         steps: of the training, from 0; each gives the same batch whatever the others are.
         workers: as in `evaluation_batches`; they start once, and read ahead over epochs.
         setting: the augmentation.
-
-    Raises:
-        DataError: an image has no label.
+        targets: as in `evaluation_batches`.
     """
     order = TrainingOrder(len(source), batch_size, seed, steps)
-    load = partial(_load_augmented, source, size, setting, seed)
+    load = partial(_load_augmented, source, size, setting, seed, targets)
     items = _read_ahead(order, load, batch_size, workers)
     with closing(items):
         for step in steps:
             batch = _collate(list(islice(items, batch_size)), (size, size), batch_size)
-            _check_labels(source, batch)
             valid = order.valid(step) & batch.valid
             yield replace(batch, images=_stood_in_for(batch), valid=valid)
 
@@ -189,13 +194,6 @@ def _stood_in_for(batch: Batch) -> Pixels:
     return np.where(batch.valid[:, None, None, None], batch.images, stand_in)
 
 
-def _check_labels(source: Source, batch: Batch) -> None:
-    for index in batch.index[batch.labels < 0]:
-        record = source[int(index)]
-        name = record.image_id if isinstance(record.image, bytes) else record.image
-        raise DataError(f'{name}: has no label; {_ADVICE}')
-
-
 def _read_ahead(
     order: grain.sources.RandomAccessDataSource[_Key],
     load: Callable[[_Key], _Item],
@@ -208,6 +206,7 @@ def _read_ahead(
         if not flags.FLAGS.is_parsed():  # grain reads a flag of its own, parsed only under app.run
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers)
+        dataset = grain.experimental.WithOptionsIterDataset(dataset, _SENT)
         dataset = dataset.mp_prefetch(options, worker_init_fn=_start_reading)
     # Left open, an iterator that was not exhausted keeps its threads and processes.
     with closing(iter(dataset)) as items:
@@ -228,14 +227,20 @@ def _start_reading(index: int, count: int) -> None:
     end_with_parent()
 
 
-def _load(source: Source, transform: Callable[[Pixels], Pixels], side: int, index: int) -> _Item:
+def _load(
+    source: Source,
+    transform: Callable[[Pixels], Pixels],
+    side: int,
+    targets: Targets,
+    index: int,
+) -> _Item:
     record = source[index]
-    label = record.labels[0] if record.labels else UNLABELLED
+    found = targets(record)
     try:
         image = _read_again(partial(decode_image, record, side))
-        return _Item(transform(image), label, index, '', record.image_id)
+        return _Item(transform(image), found, index, '', record.image_id)
     except BadImage as error:
-        return _Item(None, label, index, str(error), record.image_id)
+        return _Item(None, found, index, str(error), record.image_id)
 
 
 def _read_again(read: Callable[[], Pixels]) -> Pixels:
@@ -249,24 +254,37 @@ def _read_again(read: Callable[[], Pixels]) -> Pixels:
 
 
 def _load_augmented(
-    source: Source, size: int, setting: AugmentConfig, seed: int, key: tuple[int, int]
+    source: Source,
+    size: int,
+    setting: AugmentConfig,
+    seed: int,
+    targets: Targets,
+    key: tuple[int, int],
 ) -> _Item:
     epoch, index = key
     # The trailing 1 keeps this stream apart from the shuffle's: zeros at the end change nothing.
     rng = np.random.default_rng([seed, epoch, index, 1])
     crop = partial(augment, size=size, setting=setting, rng=rng)
-    return _load(source, crop, size + setting.margin, index)
+    return _load(source, crop, size + setting.margin, targets, index)
 
 
 def _collate(items: list[_Item], size: tuple[int, int], batch_size: int) -> Batch:
     images = np.zeros((batch_size, *size, 3), np.uint8)
-    labels = np.full(batch_size, UNLABELLED, np.int32)
     index = np.full(batch_size, -1, np.int64)
     valid = np.zeros(batch_size, bool)
     for row, item in enumerate(items):
-        labels[row], index[row] = item.label, item.position
+        index[row] = item.position
         if item.image is not None:
             images[row], valid[row] = item.image, True
     errors = {item.position: item.error for item in items if item.error}
+    targets = {k: _padded([i.targets[k] for i in items], batch_size) for k in items[0].targets}
     names = (*(item.image_id for item in items), *([''] * (batch_size - len(items))))
-    return Batch(images, labels, index, valid, errors, names)
+    return Batch(images, targets, index, valid, errors, names)
+
+
+def _padded(rows: Sequence[NDArray[Any]], count: int) -> NDArray[Any]:
+    """[count, ...] of at most so many arrays of one shape."""
+    found = np.stack(rows)
+    fill = UNLABELLED if found.dtype.kind == 'i' else 0
+    padding = np.full((count - len(found), *found.shape[1:]), fill, found.dtype)
+    return np.concatenate([found, padding])

@@ -1,8 +1,9 @@
 """The one record type every data source hands out, and what a data source is."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,9 @@ from wsol_jax.names import unknown_name
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 Encoded = Path | bytes
+UNLABELLED = -1
 VAL_EVERY = 10
+ADVICE = "'python -m wsol_jax.data check DIR' lists all that is wrong with a data set"
 _ORIENTATIONS = CHOICES['data.orientation']
 
 
@@ -53,12 +56,13 @@ class Record:
     Attributes:
         image_id: name of the image, unique within its source.
         image: file, or the encoded bytes themselves.
-        labels: classes of the image, the first one leading; () where unlabelled.
+        labels: classes of the image; () where unlabelled.
         size: (width, height) of the image in its frame; None where only decoding tells.
         boxes: ground truth (x0, y0, x1, y1) in pixels of that frame, x1 and y1 exclusive.
         masks: one (mask, ignore) pair of PNGs per instance; ignore may be None.
         decoding: the frame, which is that of the stored pixels or the displayed picture, and what
             is refused.
+        extra: what else a task of yours knows of the image, by name; can be pickled.
     """
 
     image_id: str
@@ -68,6 +72,42 @@ class Record:
     boxes: tuple[Box, ...] = ()
     masks: tuple[tuple[Encoded, Encoded | None], ...] = ()
     decoding: Decoding = field(default=Decoding(), compare=False, repr=False)
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+# What a batch carries of an image beside its pixels: arrays by name, of one shape for all records.
+# Worker processes call it, so it can be pickled.
+Targets = Callable[[Record], Mapping[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The target 'labels' of an image: int32 [most], its classes, then `UNLABELLED`.
+
+    Attributes:
+        most: labels that an image may have, such as `Source.most_labels`; 1 where what is computed
+            from them is defined for one label.
+        required: whether each image must have one.
+    """
+
+    most: int = 1
+    required: bool = False
+
+    def __call__(self, record: Record) -> dict[str, NDArray[np.int32]]:
+        """{'labels': [most]} of a record.
+
+        Raises:
+            DataError: it has more labels, or none where one is required; names the image.
+        """
+        labels = record.labels
+        name = record.image_id if isinstance(record.image, bytes) else record.image
+        if self.required and not labels:
+            raise DataError(f'{name}: has no label; {ADVICE}')
+        if len(labels) > self.most:
+            several = f'{len(labels)} labels ({", ".join(map(str, labels))})'
+            raise DataError(f'{name}: has {several}, but can have {self.most} here; {ADVICE}')
+        padding = (UNLABELLED,) * (self.most - len(labels))
+        return {'labels': np.array(labels + padding, np.int32)}
 
 
 class Source(Protocol):
@@ -80,6 +120,10 @@ class Source(Protocol):
     @property
     def num_classes(self) -> int:
         """How many classes this data set has."""
+
+    @property
+    def most_labels(self) -> int:
+        """The most labels that an image has, at least 1."""
 
     def class_name(self, label: int) -> str:
         """Name of a label as it stands in `Record.labels`."""
@@ -106,6 +150,11 @@ class NamedClasses:
         """How many classes the data set has."""
         return self._unnamed or len(self.class_names)
 
+    @property
+    def most_labels(self) -> int:
+        """The most labels that an image has, at least 1."""
+        return 1
+
     def class_name(self, label: int) -> str:
         """Name of a label as it stands in the records; the number itself where it has no name."""
         labels = self.class_index or range(len(self.class_names))
@@ -116,6 +165,11 @@ class ListedRecords(NamedClasses):
     """A `Source` whose records are all there."""
 
     _records: list[Record]
+
+    @property
+    def most_labels(self) -> int:
+        """The most labels that an image has, at least 1."""
+        return max([1, *(len(record.labels) for record in self._records)])
 
     def __len__(self) -> int:
         return len(self._records)

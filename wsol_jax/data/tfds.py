@@ -73,6 +73,7 @@ class TfdsSource(NamedClasses):
         self._label, self.class_names = _classes(name, features)
         if self._own and self.class_names == tuple(map(str, range(self.num_classes))):
             self._unnamed, self.class_names = self.num_classes, ()  # had no class_names.txt
+        self._several = not isinstance(features[self._label], tfds.features.ClassLabel)
         _check_boxes(name, features)
         encoded = {key: tfds.decode.SkipDecoding() for key, f in features.items() if _is_image(f)}
         self._split, shared = _find_split(name, builder, split)
@@ -87,6 +88,13 @@ class TfdsSource(NamedClasses):
 
     def __len__(self) -> int:
         return len(self._positions)
+
+    @property
+    def most_labels(self) -> int:
+        """The most labels that an image has, at least 1; reads all that may have several."""
+        if not self._several:
+            return 1
+        return max([1, *(len(self._examples[int(i)][self._label]) for i in self._positions)])
 
     def __getitem__(self, index: int) -> Record:
         position = int(self._positions[index])

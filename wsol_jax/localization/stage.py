@@ -13,9 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from wsol_jax.config import Config, ConfigError, LocalizeConfig
-from wsol_jax.data import BadImage, Batch, Record, Source, decode_image, evaluation_batches
-from wsol_jax.data.loader import UNLABELLED
-from wsol_jax.data.records import ListedRecords
+from wsol_jax.data import BadImage, Batch, Labels, Record, Source, decode_image, evaluation_batches
+from wsol_jax.data.records import UNLABELLED, ListedRecords
 from wsol_jax.limits import check
 from wsol_jax.localization.localize import (
     check_gradients,
@@ -94,7 +93,8 @@ def localize_split(
     state = devices.replicate(network.state)
     top = _top(setting.classes, network)
     program = _compile(devices, network.apply, network.preprocessing, plan, top)
-    reader = evaluation_batches(source, size, batch_size, pending.tolist(), config.data.workers)
+    labels, workers = Labels(source.most_labels), config.data.workers
+    reader = evaluation_batches(source, size, batch_size, pending.tolist(), workers, labels)
     progress = tqdm(total=len(pending), desc=f'localize {split}', unit='image', disable=None)
     log = ProgressLog(workdir)
 
@@ -109,7 +109,9 @@ def localize_split(
             if step == 0:
                 check_gradients(outputs.faults, batch.valid)
             done = int((batch.index >= 0).sum())
-            named = list(zip(batch.image_ids, batch.labels.tolist(), strict=True))[:done]
+            named = list(zip(batch.image_ids, batch.targets['labels'][:, 0].tolist(), strict=True))[
+                :done
+            ]
             right, fault = _first_fault(named, setting.classes, network)
             _store(store, writer, network, batch, outputs, right)
             if fault:
@@ -206,8 +208,8 @@ def _classes_of(target: str, batch: Batch, network: Network):
     if target in _PREDICTED:
         return None
     if target == 'ground_truth':
-        return np.clip(batch.labels, 0, network.num_classes - 1)[:, None]
-    return np.full((len(batch.labels), 1), int(target), np.int32)
+        return np.clip(batch.targets['labels'][:, :1], 0, network.num_classes - 1)
+    return np.full((len(batch.index), 1), int(target), np.int32)
 
 
 def check_target(target: str, network: Network) -> None:

@@ -18,6 +18,7 @@ from wsol_jax.config import Config, ConfigError, TrainConfig
 from wsol_jax.data import (
     Batch,
     DataError,
+    Labels,
     Source,
     evaluation_batches,
     steps_per_epoch,
@@ -60,8 +61,8 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
     Raises:
         ConfigError: the labels do not fit the network, or a setting the parameters.
         FloatingPointError: the loss or a weight is not finite; the last checkpoint stays.
-        DataError: an image has no label, no image of an epoch can be read, or the disk or network
-            fails again and again.
+        DataError: an image has no label or several, no image of an epoch can be read, or the disk
+            or network fails again and again.
         CheckpointError: a checkpoint cannot be written, or none can be read.
     """
     epoch_steps = steps_per_epoch(len(train_source), config.train.batch_size)
@@ -157,9 +158,15 @@ class _Run:
     def _shards(self, source: Source, size: int, steps: range) -> Generator[Shard]:
         """The batches of these steps, each on the devices before the one before it is done."""
         config, setting = self._config, self._config.train
-        workers, augment = config.data.workers, config.augment
         batches = training_batches(
-            source, size, setting.batch_size, config.seed, steps, workers, augment
+            source,
+            size,
+            setting.batch_size,
+            config.seed,
+            steps,
+            config.data.workers,
+            config.augment,
+            Labels(required=True),
         )
         with closing(batches):
             noted = map(self._note, batches)
@@ -251,11 +258,11 @@ def _at_chance(accuracy: float, images: int, classes: int) -> bool:
 
 def _shard(devices: Devices, parts: int, batch: Batch) -> Shard:
     """A batch on the devices, filled up with images that do not count where it does not divide."""
-    shard = Shard(batch.images, batch.labels, batch.valid, batch.index.astype(np.int32))
-    count = len(batch.labels)
+    shard = Shard(batch.images, batch.targets, batch.valid, batch.index.astype(np.int32))
+    count = len(batch.index)
     if (whole := devices.round_up(count, parts)) > count:
         rows = np.arange(whole)
-        shard = Shard(*(part[rows % count] for part in shard))
+        shard = jax.tree.map(lambda part: part[rows % count], shard)
         shard = shard._replace(valid=shard.valid & (rows < count))
     return devices.shard(shard)
 
@@ -277,10 +284,11 @@ def _accuracy(
         return batch, program.predict(state, devices.shard(batch.images))
 
     # In threads: worker processes would start anew after every epoch, beside those of the training.
-    batches = evaluation_batches(source, size, batch_size)
+    batches = evaluation_batches(source, size, batch_size, targets=Labels())
     results: Iterator[tuple[Batch, jax.Array]] = one_ahead(map(launch, batches))
     for batch, predicted in results:
-        right += int(np.sum((devices.gather(predicted) == batch.labels) & batch.valid))
+        labels = batch.targets['labels'][:, 0]
+        right += int(np.sum((devices.gather(predicted) == labels) & batch.valid))
         total += int(batch.valid.sum())
         skipped.note('val', batch)
     if not total:

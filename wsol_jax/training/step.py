@@ -26,13 +26,13 @@ class Shard(NamedTuple):
 
     Attributes:
         images: uint8 RGB [B,s,s,3].
-        labels: int32 [B].
+        targets: of `Batch`: 'labels' int32 [B,1].
         valid: bool [B]; the others count neither in the loss nor in the accuracy.
         index: int32 [B], positions in the source: each image has dropout keys of its own.
     """
 
     images: Any
-    labels: Any
+    targets: Any
     valid: Any
     index: Any
 
@@ -133,9 +133,10 @@ def _loss(graph, keys, preprocessing, smoothing, trainable, fixed, stats, step, 
     # A copy: the batch statistics it updates belong to this trace.
     module = nnx.merge(graph, nnx.merge_state(trainable, fixed), stats, keys, copy=True)
     logits = module(preprocessing(shard.images))[0].astype(jnp.float32)
-    targets = optax.smooth_labels(jax.nn.one_hot(shard.labels, logits.shape[-1]), smoothing)
+    labels = jnp.squeeze(shard.targets['labels'], axis=1)  # an error where there are several
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
     losses = optax.softmax_cross_entropy(logits, targets)
-    right = jnp.sum((jnp.argmax(logits, axis=-1) == shard.labels) & shard.valid)
+    right = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & shard.valid)
     return jnp.sum(losses * shard.valid) / count, (split_module(module)[2], right)
 
 
