@@ -1,11 +1,11 @@
 """The flags of the command, and one clear line for whatever is wrong with them."""
 
+import logging
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -25,7 +25,9 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         main: takes the arguments that are no flags, the program's name first.
     """
     stop_like_ctrl_c()
-    sys.excepthook = _show
+    sys.unraisablehook = _show
+    for name in ('absl', 'asyncio'):  # who logs an error with its traceback raises it, too
+        logging.getLogger(name).addFilter(lambda record: not record.exc_info)
     try:
         app.run(main, flags_parser=parse_flags)
     except KeyboardInterrupt as stop:
@@ -37,10 +39,10 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(2)
 
 
-def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """As Python does, but for what writes in the background leave behind once one has failed."""
-    if kind is not RuntimeError or str(error) != 'Event loop is closed':
-        sys.__excepthook__(kind, error, trace)
+def _show(unraisable: 'sys.UnraisableHookArgs') -> None:
+    """As Python does, but for threads of tensorstore that have no one to tell that they failed."""
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(unraisable)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

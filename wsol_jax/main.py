@@ -19,8 +19,6 @@ def _main(arguments: Sequence[str]) -> None:
     if not (CONFIG.present and WORKDIR.value):
         raise ConfigError('both are needed: --config FILE.py and --workdir DIR')
     logging.set_verbosity(logging.WARNING)  # orbax reports every file at INFO
-    # Who logs an error with its traceback raises it, too.
-    logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
     run(read_config(CONFIG.value), Path(WORKDIR.value))
 
 

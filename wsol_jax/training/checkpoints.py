@@ -1,5 +1,6 @@
 """Checkpoints of the training stage, through orbax."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -174,9 +175,9 @@ class Checkpoints:
         except (AttributeError, KeyError, TypeError):  # of the program, not of the disk
             raise
         except Exception as error:  # of any kind, and of the checkpoint before: it is written late
-            reason = ' '.join(str(error).split()).split('[os_error_code')[0].rpartition(': ')[2]
+            reason = re.split(r' \[\w+=', ' '.join(str(error).split()))[0].rpartition(': ')[2]
             raise CheckpointError(
-                f'cannot write {self._folder / kind}: {reason.strip()}; the checkpoint before stays'
+                f'cannot write {self._folder / kind}: {reason}; the checkpoint before stays'
             ) from None
 
     def _newest(self, kind: str, parts_of: Callable[[int], Mapping[str, Any]]) -> Any:
