@@ -30,7 +30,9 @@ from wsol_jax.models import as_network, load_module
 from wsol_jax.parallel import local_devices
 from wsol_jax.run import open_split
 from wsol_jax.training.loop import train
-from wsol_jax.training.step import Shard, make_program
+from wsol_jax.training.method import Shard
+from wsol_jax.training.methods import make_method
+from wsol_jax.training.step import make_program
 from wsol_jax.workdir import read_csv
 
 _WORKERS = flags.DEFINE_list('workers', ['0', '1', '2'], 'Values of data.workers to try.')
@@ -48,7 +50,9 @@ def step_on_one_batch(config: Config, source: Source) -> Callable[[], float]:
     devices = local_devices(config.parallel)
     epoch_steps = steps_per_epoch(len(source), setting.batch_size)
     total = setting.epochs * epoch_steps
-    program = make_program(setting, module, network, devices, total, epoch_steps)
+    method = make_method(setting)
+    facts = (network.preprocessing, devices, total, epoch_steps)
+    program = make_program(setting, method, module, *facts)
     size = net.input_size or network.input_size
     arguments = (source, size, setting.batch_size, config.seed, range(1))
     with closing(training_batches(*arguments, targets=Labels(required=True))) as batches:

@@ -25,7 +25,8 @@ from wsol_jax.models.layers import Dropout, conv, global_average_pool
 from wsol_jax.parallel import local_devices, one_ahead
 from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.loop import train, trained_network
-from wsol_jax.training.step import Shard, make_program
+from wsol_jax.training.method import Shard, TrainedMethod
+from wsol_jax.training.step import make_program
 from wsol_jax.workdir import read_csv
 
 SIDE = 32
@@ -106,7 +107,8 @@ def costs(kind):
     images, classes = np.zeros((16, SIDE, SIDE, 3), np.uint8), np.zeros(16, np.int32)
     state, setting = devices.replicate(network.state), TrainConfig()
     module = Tiny(6, norm=False, rngs=nnx.Rngs(0))
-    training = make_program(setting, module, network, devices, 10, 5)
+    facts = (network.preprocessing, devices, 10, 5)
+    training = make_program(setting, TrainedMethod(), module, *facts)
     train_state = devices.replicate(training.initial)
     batch = {
         'maps': (devices.per_image(maps), state, images, classes[:, None]),
@@ -114,12 +116,17 @@ def costs(kind):
             faithfulness_program(network, devices),
             *(state, images, [np.zeros((16, 8, 8), np.float32)] * 2, classes),
         ),
-        'prediction': (training.predict, train_state, images),
+        'validation': (training.evaluate, train_state, batch_of(images, classes)),
     }
     return {
         name: cost(program.lower(shared, *devices.shard(tuple(arrays))).compile())
         for name, (program, shared, *arrays) in batch.items()
     }
+
+
+def batch_of(images, labels):
+    whole = np.arange(len(images), dtype=np.int32)
+    return Shard(images, {'labels': labels[:, None]}, whole >= 0, whole)
 
 
 def cost(program):
@@ -130,9 +137,10 @@ def training_cost(kind):
     """FLOPs of a device in a training step, and the kinds of communication."""
     devices, setting = local_devices(kind), TrainConfig(ema=0.5)
     network = load_network('tiny', num_classes=6, seed=2)
-    program = make_program(setting, Tiny(6, rngs=nnx.Rngs(0)), network, devices, 10, 5)
+    facts = (network.preprocessing, devices, 10, 5)
+    program = make_program(setting, TrainedMethod(), Tiny(6, rngs=nnx.Rngs(0)), *facts)
     images, whole = np.zeros((64, SIDE, SIDE, 3), np.uint8), np.arange(64, dtype=np.int32)
-    shard = devices.shard(Shard(images, {'labels': whole[:, None] % 6}, whole >= 0, whole))
+    shard = devices.shard(batch_of(images, whole % 6))
     compiled = program.step.lower(devices.replicate(program.initial), shard).compile()
     kinds = {name for name, _ in re.findall(COLLECTIVE, compiled.as_text())}
     return [compiled.cost_analysis()['flops'], sorted(kinds)]

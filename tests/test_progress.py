@@ -45,6 +45,24 @@ def test_progress_beyond_a_step_is_forgotten(tmp_path):
     assert steps_of(tmp_path) == [*rows[:3], ('train', 'train', 6)]
 
 
+def test_values_of_new_names_get_columns(tmp_path):
+    log = ProgressLog(tmp_path)
+    log.row('train', 'train', 1, 1, loss=0.5, accuracy=25.0)
+    log.row('train', 'train', 2, 1, loss=0.25, area=0.125)
+    ProgressLog(tmp_path).row('localize', 'val', 0, 1)
+    ProgressLog(tmp_path).row('train', 'val', 2, 1, other=3.0, area=0.5)
+    assert (tmp_path / 'progress.csv').read_text().splitlines()[0] == f'{HEADER},area,other'
+    values = [(r['loss'], r['accuracy'], r['area'], r['other']) for r in read_progress(tmp_path)]
+    assert values == [
+        ('0.5', '25', '', ''),
+        ('0.25', '', '0.125', ''),
+        ('', '', '', ''),
+        ('', '', '0.5', '3'),
+    ]
+    ProgressLog(tmp_path).forget('train', after=1)
+    assert [(r['step'], r['area']) for r in read_progress(tmp_path)] == [('1', ''), ('0', '')]
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [

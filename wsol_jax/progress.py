@@ -2,6 +2,7 @@
 
 import csv
 import time
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from wsol_jax.workdir import read_csv, write_csv
 
 class ProgressLog:
     """Appends rows to progress.csv, and for TensorBoard.
+
+    A value of a name that the file has no column for gets one; older rows are empty there.
 
     TensorBoard's files need tensorboardX (`pip install 'wsol_jax[tensorboard]'`).
     """
@@ -37,24 +40,36 @@ class ProgressLog:
         rows = read_progress(self._path.parent)
         kept = [r for r in rows if r['stage'] != stage or int(r['step']) <= after]
         if len(kept) < len(rows):
-            write_csv(self._path, self.COLUMNS, [list(r.values()) for r in kept])
+            write_csv(self._path, list(rows[0]), [list(r.values()) for r in kept])
 
     def row(self, stage: str, split: str, step: int, images: int, **values: float) -> None:
         """Appends a row; `images` were processed since the last one."""
         now = time.perf_counter()
         values['images_per_second'] = images / max(now - self._clock, 1e-9)
         self._clock = now
-        new = not self._path.exists()
+        columns = self._columns(values)
         with self._path.open('a', newline='', encoding='utf-8') as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(self.COLUMNS)
-            numbers = [f'{values[c]:.6g}' if c in values else '' for c in self.COLUMNS[3:]]
-            writer.writerow([stage, split, step, *numbers])
+            numbers = [f'{values[c]:.6g}' if c in values else '' for c in columns[3:]]
+            csv.writer(file).writerow([stage, split, step, *numbers])
         if self._board:
             for name, value in values.items():
                 self._board.add_scalar(f'{stage}/{split}/{name}', value, step)
             self._board.flush()
+
+    def _columns(self, values: Iterable[str]) -> list[str]:
+        """Of the file, which is made, or gets those of `values` that it lacks."""
+        if not (self._path.exists() and self._path.stat().st_size):
+            columns = [*self.COLUMNS, *(name for name in values if name not in self.COLUMNS)]
+            write_csv(self._path, columns, [])
+            return columns
+        with self._path.open(newline='', encoding='utf-8') as file:
+            columns = next(csv.reader(file))
+        if added := [name for name in values if name not in columns]:
+            empty = [''] * len(added)
+            rows = [[*row.values(), *empty] for row in read_progress(self._path.parent)]
+            columns += added
+            write_csv(self._path, columns, rows)
+        return columns
 
 
 def read_progress(workdir: Path) -> list[dict[str, str]]:

@@ -42,7 +42,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp('saved')
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(state_of(1, step=1))
-        checkpoints.save_best(state_of(1, step=1), 62.5)
+        checkpoints.save_best(state_of(1, step=1), 'accuracy', 62.5)
         checkpoints.save(state_of(2, step=2))
     return folder
 
@@ -51,7 +51,7 @@ def test_round_trip_is_exact(saved):
     with Checkpoints(saved) as checkpoints:
         assert (checkpoints.step(), checkpoints.step('best')) == (2, 1)
         assert_same(checkpoints.restore(state_of(3))[0], state_of(2, step=2))
-        assert checkpoints.best_accuracy() == 62.5
+        assert checkpoints.best_value('accuracy') == 62.5
 
 
 def test_a_state_without_an_average(tmp_path):
@@ -65,7 +65,7 @@ def test_a_network_without_batch_statistics(tmp_path):
     without = state._replace(stats=jax.tree.map(lambda _: None, stats))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(without)
-        checkpoints.save_best(without, 1.0)
+        checkpoints.save_best(without, 'accuracy', 1.0)
         assert_same(checkpoints.restore(without)[0], without)
         for kind in ('last', 'best'):
             assert len(checkpoints.weights(kind)) == len(jax.tree.leaves(state.params))
@@ -123,14 +123,38 @@ def test_the_two_newest_of_a_kind_are_kept(saved, tmp_path):
 
 
 def test_the_row_that_is_begun_is_exact(tmp_path):
-    row = Row(0.1 + 0.2, 7, 2**53 + 2.0)
+    row = Row(2**53 + 2.0, {'loss': 0.1 + 0.2, 'of my own': 1 / 3})
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state_of(1), row)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(state_of(2))[1] == row
     shutil.rmtree(tmp_path / 'checkpoints/last/3/row')
     with Checkpoints(tmp_path) as checkpoints:  # of an older version
-        assert checkpoints.restore(state_of(2))[1] == Row(0, 0, 0)
+        assert checkpoints.restore(state_of(2))[1] == Row()
+
+
+def test_a_row_of_an_older_version_goes_on(tmp_path):
+    """It counted the images that were right, and the best had an accuracy only."""
+    older = {
+        name: np.asarray(value) for name, value in (('loss', 0.3), ('right', 7), ('images', 9))
+    }
+    with Checkpoints(tmp_path) as checkpoints:
+        parts = {'params': {'w': np.ones(3)}, 'row': older}
+        checkpoints._write('last', 4, parts)
+    like = TrainState(None, {'w': np.zeros(3)}, None, None, None)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(like)[1] == Row(9.0, {'loss': 0.3, 'accuracy': 700.0})
+
+
+def test_the_value_of_the_best_goes_by_its_name(saved):
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.best_value('loss') is None
+
+
+def test_rows_add_up_what_all_their_images_have():
+    row = Row().plus(2, {'loss': 0.5, 'old': 1.0}).plus(3, {'loss': 0.25, 'new': 1.0})
+    assert row == Row(5, {'loss': 0.75}) and row.means() == {'loss': 0.15}
+    assert Row().means() == {}
 
 
 def spoil(folder, how):
@@ -151,7 +175,7 @@ def damaged(saved, tmp_path):
     shutil.copytree(saved, tmp_path / 'W')
     shutil.rmtree(tmp_path / 'W/checkpoints/last/1')
     with Checkpoints(tmp_path / 'W') as checkpoints:
-        checkpoints.save_best(state_of(5, step=5), 75.0)
+        checkpoints.save_best(state_of(5, step=5), 'accuracy', 75.0)
         checkpoints.save(state_of(5, step=5))
     return tmp_path / 'W'
 
@@ -181,7 +205,7 @@ def test_a_damaged_best_gives_way_to_the_one_before(damaged):
         np.testing.assert_array_equal(checkpoints.weights('best')['fc.kernel'], expected)
     assert names(damaged / 'checkpoints') == ['best', 'last']  # who reads moves nothing
     with Checkpoints(damaged) as checkpoints:
-        assert checkpoints.best_accuracy() == 62.5
+        assert checkpoints.best_value('accuracy') == 62.5
     assert names(damaged / 'checkpoints/damaged') == ['best-5']
 
 
@@ -207,10 +231,10 @@ def test_a_best_that_cannot_be_read_is_followed_by_another(damaged, caplog):
     for folder in (damaged / 'checkpoints/best').iterdir():
         spoil(folder, 'empty')
     with Checkpoints(damaged) as checkpoints:
-        assert checkpoints.best_accuracy() == -1
+        assert checkpoints.best_value('accuracy') is None
         assert 'best cannot be read: the best of the epochs to come counts' in caplog.text
-        checkpoints.save_best(state_of(1, step=9), 12.5)
-        assert (checkpoints.step('best'), checkpoints.best_accuracy()) == (9, 12.5)
+        checkpoints.save_best(state_of(1, step=9), 'accuracy', 12.5)
+        assert (checkpoints.step('best'), checkpoints.best_value('accuracy')) == (9, 12.5)
 
 
 FULL = """import resource, signal, sys
@@ -226,13 +250,14 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 try:
     with Checkpoints(Path(sys.argv[1])) as checkpoints:
         checkpoints.save(state(1, 10))
-        getattr(checkpoints, sys.argv[2])(state(2, 10**5), *map(float, sys.argv[3:]))
+        facts = *sys.argv[3:4], *map(float, sys.argv[4:])
+        getattr(checkpoints, sys.argv[2])(state(2, 10**5), *facts)
 except OSError as error:
     print(error)
 """
 
 
-@pytest.mark.parametrize('method', [['save'], ['save_best', '50']])
+@pytest.mark.parametrize('method', [['save'], ['save_best', 'accuracy', '50']])
 def test_a_full_disk_is_one_line(tmp_path, method):
     command = [sys.executable, '-c', FULL, str(tmp_path), *method]
     run = subprocess.run(command, capture_output=True, text=True, timeout=100)
@@ -247,14 +272,14 @@ def test_a_full_disk_is_one_line(tmp_path, method):
 def test_none_at_first(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert (checkpoints.step(), checkpoints.step('best')) == (0, 0)
-        assert checkpoints.best_accuracy() == -1
+        assert checkpoints.best_value('accuracy') is None
 
 
 def test_the_best_is_on_disk_before_the_last(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save_best(state_of(1), 50.0)
+        checkpoints.save_best(state_of(1), 'accuracy', 50.0)
         assert names(tmp_path / 'checkpoints/best') == ['3']
-        assert checkpoints.best_accuracy() == 50.0
+        assert checkpoints.best_value('accuracy') == 50.0
 
 
 @pytest.fixture
@@ -277,7 +302,7 @@ def test_an_interrupt_waits_for_the_checkpoint(tmp_path, interrupting, kind):
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(KeyboardInterrupt):
             checkpoints.save(state_of(1)) if kind == 'last' else checkpoints.save_best(
-                state_of(1), 1.0
+                state_of(1), 'accuracy', 1.0
             )
         assert checkpoints.step(kind) == 3
     assert names(tmp_path / 'checkpoints' / kind) == ['3']

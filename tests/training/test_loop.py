@@ -4,8 +4,9 @@ import json
 import logging
 import shutil
 import signal
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
+from typing import ClassVar
 
 import cv2
 import jax
@@ -33,6 +34,7 @@ from wsol_jax.progress import ProgressLog
 from wsol_jax.training import loop
 from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.loop import train, trained_network
+from wsol_jax.training.method import TrainedMethod
 from wsol_jax.workdir import read_csv
 
 # 30 images make 3 steps an epoch, the last one filled up.
@@ -59,9 +61,10 @@ def programs():
     """Equal settings share one compiled program: most of the time here is compilation."""
     kept, make = {}, loop.make_program
 
-    def shared(setting, module, network, devices, *steps):
-        program = make(setting, module, network, devices, *steps)
-        _, first = kept.setdefault((setting, network.num_classes, steps), (module, program))
+    def shared(setting, method, module, *others):
+        program = make(setting, method, module, *others)
+        key = (setting, method, nnx.graphdef(module), *others)
+        _, first = kept.setdefault(key, (module, program))
         return first._replace(initial=program.initial)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -88,7 +91,7 @@ def trained(tmp_path_factory, sources):
     workdir, accuracies = tmp_path_factory.mktemp('trained'), iter(ACCURACIES)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, 'Checkpoints', Keeping)
-        patch.setattr(loop, '_accuracy', lambda *_: next(accuracies))
+        patch.setattr(loop, '_means', lambda *_: {'loss': 1.0, 'accuracy': next(accuracies)})
         train(CONFIG, *sources, workdir)
     return workdir, Keeping.states
 
@@ -196,7 +199,7 @@ def test_every_network_comes_from_the_epoch_it_is_asked_from(trained, sources):
     assert [int(state.step) for state in states] == [3, 6, 9, 12]
     with Checkpoints(workdir) as checkpoints:
         # Of two equal ones the later.
-        assert (checkpoints.step('best'), checkpoints.best_accuracy()) == (9, 75.0)
+        assert (checkpoints.step('best'), checkpoints.best_value('accuracy')) == (9, 75.0)
     last = replace(CONFIG, train=replace(TRAIN, keep='last'))
     for config, state in ((CONFIG, states[2]), (last, states[3])):
         found = network_of(workdir, sources, config)
@@ -241,14 +244,14 @@ def interrupt_evaluation(epoch):
     """Ctrl-C in the evaluation after an epoch."""
 
     def patch(monkeypatch):
-        calls, accuracy = count(1), loop._accuracy
+        calls, means = count(1), loop._means
 
         def interrupted(*arguments):
             if next(calls) == epoch:
                 signal.raise_signal(signal.SIGINT)
-            return accuracy(*arguments)
+            return means(*arguments)
 
-        monkeypatch.setattr(loop, '_accuracy', interrupted)
+        monkeypatch.setattr(loop, '_means', interrupted)
 
     return patch
 
@@ -532,7 +535,7 @@ def test_a_network_at_chance_is_told(sources, tmp_path, caplog):
     for accuracy, told in ((100 / 6, 1), (90.0, 0)):
         caplog.clear()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, '_accuracy', lambda *_, a=accuracy: a)
+            patch.setattr(loop, '_means', lambda *_, a=accuracy: {'accuracy': a})
             train(CONFIG, *sources, tmp_path / str(told))
         lines = [r.getMessage() for r in caplog.records if 'by chance' in r.getMessage()]
         assert len(lines) == told
@@ -696,12 +699,70 @@ def test_a_split_without_a_readable_image_stops(tmp_path, sources, split):
     assert len(read_csv(tmp_path / 'skipped.csv')) == {'train': 30, 'val': 14}[split]
 
 
-def test_broken_images_of_val_do_not_count(tmp_path):
-    def voting_for_four(state, images):
-        return jax.numpy.full(len(images), 4)
+def test_broken_images_and_padding_of_val_do_not_count(tmp_path):
+    """14 images in batches of 12, where image 4 cannot be read: 10 images of padding."""
 
-    program = loop.Program(None, None, voting_for_four)
+    def tells(state, shard):
+        # Of every image 7, of those with label 4 100; labels are the positions modulo 6.
+        labels = shard.targets['labels'][:, 0]
+        return {'loss': jax.numpy.full(labels.shape, 7.0), 'is_four': 100.0 * (labels == 4)}
+
+    program = loop.Program(None, None, tells)
     devices, skipped = loop.local_devices('jit'), loop.SkipList(tmp_path)
-    arguments = (program, devices, None, broken('val', 14, range(4)), SIDE, CONFIG, skipped)
-    # Labels 4, 5, 0, 1, 2, 3, 4, 5, 0, 1 are left.
-    assert loop._accuracy(*arguments) == pytest.approx(20.0)
+    arguments = (program, devices, None, broken('val', 14, (4,)), SIDE, CONFIG, skipped)
+    # Image 10 is the only four of 13 that is left.
+    assert loop._means(*arguments) == {'loss': 7.0, 'is_four': pytest.approx(100 / 13)}
+
+
+def test_the_logged_loss_of_val_is_that_of_the_network(undisturbed, sources):
+    last = replace(CONFIG, train=replace(TRAIN, keep='last'))
+    logits = np.asarray(network_of(undisturbed, sources, last)(pixels(sources[1]))[0], np.float64)
+    labels = [sources[1][i].labels[0] for i in range(14)]
+    losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(14), labels]
+    assert float(rows(undisturbed, 'val')[-1]['loss']) == pytest.approx(losses.mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('value', 'best', 'highest', 'lowest'),
+    [
+        (2.0, None, True, True),
+        (2.0, 2.0, True, True),
+        (3.0, 2.0, True, False),
+        (1.0, 2.0, False, True),
+        (np.nan, 2.0, False, False),
+        (2.0, np.nan, True, True),
+        (np.nan, None, True, True),
+    ],
+)
+def test_what_is_best(value, best, highest, lowest):
+    assert loop._is_best(value, best, 'max') == highest
+    assert loop._is_best(value, best, 'min') == lowest
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfMyOwn(TrainedMethod):
+    """A loss of the whole batch, a value of its own, and the epoch whose value is lowest."""
+
+    best: ClassVar = ('share', 'min')
+
+    def loss(self, outputs, batch, step):
+        losses, _ = super().loss(outputs, batch, step)
+        mean = jax.numpy.sum(losses * batch.valid) / jax.numpy.maximum(batch.valid.sum(), 1)
+        return mean, {'share': jax.nn.softmax(outputs.logits)[:, 0]}
+
+
+def test_a_loss_of_a_whole_batch_trains_the_same_and_logs_its_own(sources, undisturbed, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, 'make_method', lambda _: OfMyOwn())
+        train(CONFIG, *sources, tmp_path)
+    found, expected = saved(tmp_path), saved(undisturbed)
+    for name in (name for name in expected if name.startswith('params')):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+    logged = rows(tmp_path, 'val')
+    assert {r['accuracy'] for r in logged} == {''}
+    shares = [float(row['share']) for row in logged]
+    assert all(0 < share < 1 for share in shares)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.step('best') == 3 * (1 + int(np.argmin(shares)))
+        assert checkpoints.best_value('share') == pytest.approx(min(shares), rel=1e-4)
+    assert 'accuracy,images_per_second,share' in (tmp_path / 'progress.csv').read_text()

@@ -1,6 +1,6 @@
 """One compiled step: loss, statistics, what is frozen, precision, parts, moving average."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import jax
@@ -14,7 +14,8 @@ from wsol_jax.models import Network, Preprocessing, build, zoo
 from wsol_jax.models.layers import Dropout, conv
 from wsol_jax.parallel import local_devices
 from wsol_jax.training import step as step_module
-from wsol_jax.training.step import Shard, make_program, split_module
+from wsol_jax.training.method import Shard, TrainedMethod
+from wsol_jax.training.step import make_program, split_module
 
 SETTING = TrainConfig(
     learning_rate=0.5, schedule='constant', warmup=0.0, momentum=0.5, weight_decay=0.01
@@ -50,7 +51,13 @@ def tiny_program(setting=SETTING, norm=True, rate=0.5):
 def program_of(setting, module):
     facts = {'preprocessing': Preprocessing((128.0,) * 3, (64.0,) * 3), 'input_size': 4}
     network = Network.from_module(module, name='tiny', **facts)
-    return make_program(setting, module, network, local_devices('jit'), 10, 5), network
+    return compiled(setting, module, network), network
+
+
+def compiled(setting, module, network, method=None):
+    method = method or TrainedMethod(label_smoothing=setting.label_smoothing)
+    devices = local_devices('jit')
+    return make_program(setting, method, module, network.preprocessing, devices, 10, 5)
 
 
 def one_step(program, state, batch=BATCH):
@@ -88,9 +95,10 @@ def test_the_loss_is_the_mean_over_valid_images(smoothing):
     program, network = tiny_program(setting, norm=False, rate=0.0)
     logits, _ = network(IMAGES)
     state, sums = one_step(program, program.initial)
-    assert float(sums.loss) == pytest.approx(cross_entropy(logits, smoothing), rel=1e-5)
+    assert float(sums.mean_loss) == pytest.approx(cross_entropy(logits, smoothing), rel=1e-5)
     right = np.argmax(logits, -1) == LABELS
-    assert (int(sums.right), int(sums.images), int(state.step)) == (right[:6].sum(), 6, 1)
+    assert sums.sums == {'accuracy': 100 * right[:6].sum()}
+    assert (int(sums.images), int(state.step)) == (6, 1)
 
 
 def test_images_that_are_not_valid_change_nothing():
@@ -101,7 +109,7 @@ def test_images_that_are_not_valid_change_nothing():
     one, two = (one_step(program, program.initial, batch) for batch in (BATCH, changed))
     assert_close(one, two, rtol=0, atol=0)
     more = one_step(program, program.initial, changed._replace(valid=np.ones(8, bool)))
-    assert float(more[1].loss) != float(one[1].loss)
+    assert float(more[1].mean_loss) != float(one[1].mean_loss)
 
 
 def test_dropout_depends_on_seed_step_and_image():
@@ -109,7 +117,7 @@ def test_dropout_depends_on_seed_step_and_image():
     state = program.initial
 
     def loss(program=program, step=0, batch=BATCH):
-        return float(one_step(program, state._replace(step=jnp.int32(step)), batch)[1].loss)
+        return float(one_step(program, state._replace(step=jnp.int32(step)), batch)[1].mean_loss)
 
     assert loss() == loss() != loss(step=1)
     order = np.array([3, 0, 5, 1, 4, 2, 7, 6])
@@ -117,8 +125,8 @@ def test_dropout_depends_on_seed_step_and_image():
     assert loss(batch=BATCH._replace(index=BATCH.index + 1)) != loss()
     other = Tiny(nnx.Rngs(0, dropout=1), norm=False)
     assert loss(program_of(SETTING, other)[0]) != loss()
-    predicted = program.predict(state, IMAGES)
-    np.testing.assert_array_equal(predicted, np.argmax(network(IMAGES)[0], -1))
+    right = program.evaluate(state, BATCH)['accuracy']
+    np.testing.assert_array_equal(right, 100 * (np.argmax(network(IMAGES)[0], -1) == LABELS))
 
 
 def activations(program):
@@ -149,7 +157,7 @@ def test_what_is_frozen_stays_bit_by_bit():
     assert_close(states[-1].stats, states[0].stats, rtol=0, atol=0)
     assert not np.allclose(states[-1].params['head']['kernel'], states[0].params['head']['kernel'])
     # Their running statistics are used: the loss is that of the network in inference.
-    assert float(sums[0].loss) == pytest.approx(cross_entropy(network(IMAGES)[0], 0), rel=1e-5)
+    assert float(sums[0].mean_loss) == pytest.approx(cross_entropy(network(IMAGES)[0], 0), rel=1e-5)
 
 
 def test_a_frozen_kernel_below_a_trained_norm_leaves_its_statistics_to_the_batch():
@@ -171,7 +179,7 @@ def test_the_others_train_as_if_nothing_were_frozen():
 def small_resnet(setting):
     module = build('resnet10', 3, nnx.Rngs(0), width=4)
     network = zoo.as_network('resnet10', module)
-    program = make_program(setting, module, network, local_devices('jit'), 10, 5)
+    program = compiled(setting, module, network)
     images = RNG.integers(0, 256, (4, 32, 32, 3), np.uint8)
     labels = np.arange(4)[:, None] % 3
     return program, Shard(images, {'labels': labels}, np.ones(4, bool), np.arange(4))
@@ -239,7 +247,7 @@ def test_computation_is_of_the_type_asked_for(dtype):
         types = {x.dtype.name for x in jax.tree.leaves(kept)}
         assert types - {'int32'} == {'float32'} and tree.step.dtype == jnp.int32
     # Evaluation is in single precision.
-    assert product_types(program.predict, program.initial, batch.images) == {'float32'}
+    assert product_types(program.evaluate, program.initial, batch) == {'float32'}
 
 
 @pytest.mark.parametrize('name', ['inception_v3', 'mobilenet_v1', 'squeezenet1_1', 'vgg16'])
@@ -256,8 +264,8 @@ def test_bfloat16_is_near_float32():
     states = [steps_of(tiny_program(replace(SETTING, dtype=d))[0]) for d in ('bfloat16', 'float32')]
     (rough, rough_sums), (exact, exact_sums) = states
     for one, two in zip(rough_sums, exact_sums, strict=True):
-        assert float(one.loss) == pytest.approx(float(two.loss), rel=0.02)
-        assert float(one.loss) != float(two.loss)
+        assert float(one.mean_loss) == pytest.approx(float(two.mean_loss), rel=0.02)
+        assert float(one.mean_loss) != float(two.mean_loss)
     moved = jax.tree.map(lambda a, b: np.asarray(a - b), exact[-1].params, exact[0].params)
     largest = max(np.abs(m).max() for m in jax.tree.leaves(moved))
     assert_close(rough[-1].params, exact[-1].params, rtol=0, atol=0.05 * largest)
@@ -293,11 +301,89 @@ def test_the_moving_average_is_what_is_evaluated():
         return params
 
     state = program.initial._replace(params=voting_for(1), ema=voting_for(2))
-    assert np.asarray(program.predict(state, IMAGES)).tolist() == 8 * [2]
-    assert np.asarray(program.predict(state._replace(ema=None), IMAGES)).tolist() == 8 * [1]
+    for state_of, label in ((state, 2), (state._replace(ema=None), 1)):
+        right = program.evaluate(state_of, BATCH)['accuracy']
+        assert np.asarray(right).tolist() == (100 * (label == LABELS)).tolist()
     evaluated = state.evaluated()
     assert_close(evaluated.params, state.ema, rtol=0, atol=0)
     assert evaluated.ema is evaluated.optimizer is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(TrainedMethod):
+    """Adds noise to every input, and tells its mean."""
+
+    def augment(self, inputs, batch, keys):
+        noise = jax.vmap(lambda key: jax.random.normal(key, inputs.shape[1:]))(keys)
+        targets = batch.targets | {'noise': noise.mean((1, 2, 3))}
+        return inputs + noise, batch._replace(targets=targets)
+
+    def loss(self, outputs, batch, step):
+        losses, values = super().loss(outputs, batch, step)
+        noise = batch.targets.get('noise', jnp.zeros(len(losses)))
+        return losses, values | {'noise': noise, 'of_one': noise * (batch.index == 23)}
+
+
+@cache
+def drawing_program(parts=1):
+    module = Tiny(nnx.Rngs(0), norm=False, rate=0.0)
+    network = Network.from_module(
+        module, name='tiny', preprocessing=Preprocessing((128.0,) * 3, (64.0,) * 3), input_size=4
+    )
+    return compiled(replace(SETTING, accumulate=parts), module, network, Drawing())
+
+
+def test_what_a_method_draws_depends_on_step_and_image_alone():
+    program = drawing_program()
+
+    def noise(step=0, batch=BATCH, program=program, name='of_one'):
+        state = program.initial._replace(step=jnp.int32(step))
+        return float(one_step(program, state, batch)[1].sums[name])
+
+    order = np.array([3, 0, 5, 1, 4, 2, 7, 6])
+    shuffled = jax.tree.map(lambda x: x[order], BATCH)
+    assert noise() == noise(batch=shuffled) == noise(program=drawing_program(parts=2)) != 0
+    assert noise() != noise(step=1)
+    # Every image has noise of its own, and none that is left out counts.
+    assert noise(name='noise') != pytest.approx(6 * noise(), rel=1e-3)
+    blind = BATCH._replace(valid=np.arange(8) == 3)
+    assert noise(batch=blind, name='noise') == noise()
+
+
+def test_nothing_is_drawn_in_evaluation():
+    program = drawing_program()
+    values = program.evaluate(program.initial, BATCH)
+    assert sorted(values) == ['accuracy', 'loss', 'noise', 'of_one'] and not values['noise'].any()
+
+
+def test_a_loss_that_breaks_its_contract_is_told():
+    @dataclass(frozen=True, kw_only=True)
+    class Wrong(TrainedMethod):
+        values: tuple = ()
+        shape: tuple = (8,)
+
+        def loss(self, outputs, batch, step):
+            return jnp.zeros(self.shape), {n: jnp.zeros(s) for n, s in self.values}
+
+    module = Tiny(nnx.Rngs(0), norm=False)
+    facts = {'preprocessing': Preprocessing((128.0,) * 3, (64.0,) * 3), 'input_size': 4}
+    network = Network.from_module(module, name='tiny', **facts)
+    for options, message in [
+        ({'shape': (8, 3)}, r'the loss of Wrong must be \[B\] or a number, got \[8, 3\]'),
+        ({'values': (('step', (8,)),)}, "the loss of Wrong names a value 'step', which is taken"),
+        ({'values': (('share', ()),)}, r"'share' of Wrong must be \[B\], got \[\]"),
+        ({'values': (('acuracy', (8,)),)}, "told by an unknown value 'accuracy'; did you mean "),
+    ]:
+        program = compiled(SETTING, module, network, Wrong(**options))
+        with pytest.raises(ValueError, match=message):
+            one_step(program, program.initial)
+
+
+def test_several_labels_are_not_taken_for_one():
+    program, _ = tiny_program(norm=False)
+    several = BATCH._replace(targets={'labels': np.stack([LABELS, LABELS], 1)})
+    with pytest.raises(ValueError, match=r'one label an image, got labels \[8, 2\]'):
+        one_step(program, program.initial, several)
 
 
 def test_wrong_patterns_stop_before_anything_is_compiled():

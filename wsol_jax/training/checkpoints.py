@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -43,20 +43,30 @@ class CheckpointError(OSError):
 
 
 class Row(NamedTuple):
-    """Sums over the steps since the last row of progress.csv; float64, so that sums are exact.
+    """What the steps since the last row of progress.csv add up to; float64, so that it is exact.
 
     Attributes:
-        loss: of the images.
-        right: images classified right.
-        images: how many images there are.
+        images: how many there are.
+        sums: over them, by name, such as 'loss'.
     """
 
-    loss: float = 0.0
-    right: float = 0.0
     images: float = 0.0
+    sums: Mapping[str, float] = MappingProxyType({})
+
+    def plus(self, images: int, sums: Mapping[str, float]) -> 'Row':
+        """With more images; a name that not all of them have is left out."""
+        if not self.images:
+            return Row(images, sums)
+        added = {name: self.sums[name] + sums[name] for name in sums if name in self.sums}
+        return Row(self.images + images, added)
+
+    def means(self) -> dict[str, float]:
+        """Over the images; nothing where there are none."""
+        return {name: total / self.images for name, total in self.sums.items() if self.images}
 
 
 _NOTHING = Row()
+_IMAGES = 'images'  # beside the sums of a row
 
 
 class Checkpoints:
@@ -98,30 +108,40 @@ class Checkpoints:
         """The step of a checkpoint; 0 if there is none."""
         return (kind in self._managers and self._managers[kind].latest_step()) or 0
 
-    def best_accuracy(self) -> float:
-        """Accuracy on val of the best checkpoint; -1 if there is none that can be read."""
+    def best_value(self, name: str) -> float | None:
+        """A named value on val of the best checkpoint.
+
+        Returns:
+            None if there is no checkpoint that can be read, or it has another value.
+        """
         if not self.step('best'):
-            return -1.0
+            return None
         try:
-            found = self._newest('best', lambda _: {'facts': {'accuracy': np.zeros(())}})
+            facts = self._newest('best', lambda _: {'facts': None})['facts']
         except CheckpointError:  # no reason to give up the last one, which training goes on from
             folder = self._folder / 'best'
             logging.warning('%s cannot be read: the best of the epochs to come counts', folder)
-            return -1.0
-        return float(found['facts']['accuracy'])
+            return None
+        return float(facts[name]) if name in facts else None
 
     def save(self, state: TrainState, row: Row = _NOTHING) -> None:
         """Writes the last checkpoint, with the row of progress.csv that is begun."""
-        facts = {'row': {n: np.asarray(value, np.float64) for n, value in row._asdict().items()}}
+        facts = {_IMAGES: row.images, **row.sums}
+        begun = {'row': {name: np.asarray(value, np.float64) for name, value in facts.items()}}
         with uninterrupted():
-            self._write('last', int(state.step), _parts(state) | facts)
+            self._write('last', int(state.step), _parts(state) | begun)
 
-    def save_best(self, state: TrainState, accuracy: float) -> None:
+    def save_best(self, state: TrainState, name: str, value: float) -> None:
         """Writes what is evaluated of a state as the best checkpoint, and waits for it.
 
         A last checkpoint saved after it is never there without it, whenever the process is killed.
+
+        Args:
+            state: of the training.
+            name: of the value on val that it is the best by.
+            value: of it.
         """
-        facts = {'facts': {'accuracy': np.asarray(accuracy)}}
+        facts = {'facts': {name: np.asarray(value)}}
         with uninterrupted():
             self._write('best', int(state.step), _parts(state.evaluated()) | facts)
             with self._writing('best'):
@@ -137,12 +157,12 @@ class Checkpoints:
         Raises:
             CheckpointError: none can be read.
         """
-        row = {'row': dict.fromkeys(Row._fields, np.zeros(()))}  # older versions kept none
+        row = {'row': None}  # whatever it names; older versions kept none
         parts = dict(_parts(like))
         found = self._newest(kind, lambda n: parts | (row if self._has(kind, n, 'row') else {}))
-        begun = {key: float(value) for key, value in found.pop('row', {}).items()}
+        begun = _row({key: float(value) for key, value in found.pop('row', {}).items()})
         state = {name: _like(getattr(like, name), found[name]) for name in found}
-        return like._replace(**state), Row(**begun)
+        return like._replace(**state), begun
 
     def weights(self, kind: str) -> dict[str, np.ndarray]:
         """What is evaluated of the newest checkpoint that can be read, by name: 'conv1.bn.bias'.
@@ -209,6 +229,13 @@ class Checkpoints:
         shutil.rmtree(place, ignore_errors=True)
         folder.rename(place)
         self._managers[kind].reload()
+
+
+def _row(facts: dict[str, float]) -> Row:
+    images = facts.pop(_IMAGES, 0.0)
+    if 'right' in facts:  # older versions counted the images that were classified right
+        facts['accuracy'] = 100.0 * facts.pop('right')
+    return Row(images, facts)
 
 
 def _parts(state: TrainState) -> dict[str, dict[str, jax.Array]]:

@@ -1,6 +1,6 @@
 """The stage `train`: one loop, resumable at any checkpoint with the same end."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -42,7 +42,9 @@ from wsol_jax.models.zoo import RECIPES
 from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.progress import ProgressLog
 from wsol_jax.training.checkpoints import Checkpoints, Row
-from wsol_jax.training.step import Program, Shard, Sums, make_program
+from wsol_jax.training.method import Shard, TrainedMethod
+from wsol_jax.training.methods import make_method
+from wsol_jax.training.step import Measured, Program, make_program
 from wsol_jax.workdir import read_csv, record_origin, remove_scores, write_csv
 
 
@@ -79,9 +81,18 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
         remove_scores(workdir)  # they tell of another network
         if preprocessing:
             record_preprocessing(workdir, preprocessing)
-        setting = _with_head(config)
-        program = make_program(setting, module, network, devices, total, epoch_steps)
-        run = _Run(config, devices, program, checkpoints, workdir, epoch_steps)
+        setting, method = _with_head(config), make_method(config.train)
+        program = make_program(
+            setting,
+            method,
+            module,
+            network.preprocessing,
+            devices,
+            total,
+            epoch_steps,
+            config.seed,
+        )
+        run = _Run(config, method, devices, program, checkpoints, workdir, epoch_steps)
         run.to_the_end(
             train_source, val_source, config.network.input_size or network.input_shape[0]
         )
@@ -113,6 +124,7 @@ class _Run:
     def __init__(
         self,
         config: Config,
+        method: TrainedMethod,
         devices: Devices,
         program: Program,
         checkpoints: Checkpoints,
@@ -120,6 +132,7 @@ class _Run:
         epoch_steps: int,
     ):
         self._config = config
+        self._method = method
         self._devices = devices
         self._program = program
         self._checkpoints = checkpoints
@@ -128,7 +141,7 @@ class _Run:
         if checkpoints.step():
             start, self._row = checkpoints.restore(start)
         self._step = int(start.step)
-        self._sums: list[Sums] = []  # of the steps that the row does not hold yet
+        self._measured: list[Measured] = []  # of the steps that the row does not hold yet
         self._earlier = self._row.images  # of the row, by another process
         self._readable = self._step % epoch_steps > 0  # whether the epoch has an image
         self._state = devices.replicate(start, donated=True)
@@ -178,9 +191,9 @@ class _Run:
 
     def _one_step(self, shard: Shard, progress: tqdm) -> None:
         setting = self._config.train
-        self._state, sums = self._program.step(self._state, shard)
+        self._state, measured = self._program.step(self._state, shard)
         self._step += 1
-        self._sums.append(sums)
+        self._measured.append(measured)
         progress.update(setting.batch_size)
         ends = self._step % self._epoch_steps == 0
         if ends or self._step % setting.log_every == 0:
@@ -193,14 +206,15 @@ class _Run:
             raise DataError(f'no image of train can be read; {self._skipped.path} tells why')
         self._readable = False
         self._check_finite()
-        accuracy = _accuracy(
+        means = _means(
             self._program, self._devices, self._state, source, size, self._config, self._skipped
         )
-        self._log.row('train', 'val', self._step, len(source), accuracy=accuracy)
-        if last and _at_chance(accuracy, len(source), source.num_classes):
-            logging.warning(_AT_CHANCE, accuracy, source.num_classes)
-        if accuracy >= self._checkpoints.best_accuracy():
-            self._checkpoints.save_best(self._devices.one(self._state), accuracy)
+        self._log.row('train', 'val', self._step, len(source), **means)
+        if last:
+            _tell_of_chance(means, source)
+        name, direction = self._method.best
+        if _is_best(means[name], self._checkpoints.best_value(name), direction):
+            self._checkpoints.save_best(self._devices.one(self._state), name, means[name])
         self._save()
 
     def _save(self) -> None:
@@ -217,16 +231,16 @@ class _Run:
 
     def _add_up(self) -> None:
         """Adds the steps since the last call to the row, one by one: resumed or not, the same."""
-        values = jax.device_get([self._devices.one(s) for s in self._sums])
-        self._sums.clear()
-        for step, sums in enumerate(values, self._step - len(values) + 1):
-            if not np.isfinite(sums.loss):
+        values = jax.device_get([self._devices.one(m) for m in self._measured])
+        self._measured.clear()
+        for step, measured in enumerate(values, self._step - len(values) + 1):
+            if not np.isfinite(measured.mean_loss):
                 raise FloatingPointError(
-                    f'the training loss is {sums.loss} at step {step}; {_LOWER_RATE}'
+                    f'the training loss is {measured.mean_loss} at step {step}; {_LOWER_RATE}'
                 )
-            images = int(sums.images)
-            more = (float(sums.loss) * images, int(sums.right), images)
-            self._row = Row(*(a + b for a, b in zip(self._row, more, strict=True)))
+            images = int(measured.images)
+            sums = {'loss': float(measured.mean_loss) * images} | jax.tree.map(float, measured.sums)
+            self._row = self._row.plus(images, sums)
 
     def _report(self, progress: tqdm) -> None:
         """A row of progress.csv on the images since the last one."""
@@ -234,8 +248,7 @@ class _Run:
         row, here = self._row, int(self._row.images - self._earlier)
         self._row, self._earlier = Row(), 0.0
         self._readable |= row.images > 0
-        sums = {'loss': row.loss, 'accuracy': 100.0 * row.right}
-        means = {key: value / row.images for key, value in sums.items() if row.images}
+        means = row.means()
         self._log.row('train', 'train', self._step, here, **means)
         progress.set_postfix({key: f'{value:.3f}' for key, value in means.items()})
 
@@ -250,10 +263,23 @@ _LOWER_RATE = 'lower config.train.learning_rate'
 _finite = jax.jit(partial(jax.tree.map, lambda x: jnp.all(jnp.isfinite(x))))
 
 
+def _tell_of_chance(means: Mapping[str, float], source: Source) -> None:
+    accuracy = means.get('accuracy')
+    if accuracy is not None and _at_chance(accuracy, len(source), source.num_classes):
+        logging.warning(_AT_CHANCE, accuracy, source.num_classes)
+
+
 def _at_chance(accuracy: float, images: int, classes: int) -> bool:
     """Whether guessing would be within two standard deviations of an accuracy in percent."""
     chance = 1 / classes
     return accuracy / 100 <= chance + 2 * np.sqrt(chance * (1 - chance) / images)
+
+
+def _is_best(value: float, best: float | None, direction: str) -> bool:
+    """Whether a value is as good as the best one, or there is none; NaN is worse than any."""
+    if best is None or np.isnan(best):
+        return True
+    return value >= best if direction == 'max' else value <= best
 
 
 def _shard(devices: Devices, parts: int, batch: Batch) -> Shard:
@@ -267,7 +293,7 @@ def _shard(devices: Devices, parts: int, batch: Batch) -> Shard:
     return devices.shard(shard)
 
 
-def _accuracy(
+def _means(
     program: Program,
     devices: Devices,
     state: Any,
@@ -275,25 +301,25 @@ def _accuracy(
     size: int,
     config: Config,
     skipped: 'SkipList',
-) -> float:
-    """Top-1 accuracy in percent."""
-    right = total = 0
+) -> dict[str, float]:
+    """Means over the images of a split that can be read: of the loss, and of what it names."""
+    row = Row()
     batch_size = devices.round_up(config.train.batch_size)
 
-    def launch(batch: Batch) -> tuple[Batch, jax.Array]:
-        return batch, program.predict(state, devices.shard(batch.images))
+    def launch(batch: Batch) -> tuple[Batch, dict[str, jax.Array]]:
+        return batch, program.evaluate(state, _shard(devices, 1, batch))
 
     # In threads: worker processes would start anew after every epoch, beside those of the training.
     batches = evaluation_batches(source, size, batch_size, targets=Labels())
-    results: Iterator[tuple[Batch, jax.Array]] = one_ahead(map(launch, batches))
-    for batch, predicted in results:
-        labels = batch.targets['labels'][:, 0]
-        right += int(np.sum((devices.gather(predicted) == labels) & batch.valid))
-        total += int(batch.valid.sum())
+    results: Iterator[tuple[Batch, dict[str, jax.Array]]] = one_ahead(map(launch, batches))
+    for batch, values in results:
+        found = devices.gather(values)
+        sums = {n: float(np.sum(v[batch.valid], dtype=np.float64)) for n, v in found.items()}
+        row = row.plus(int(batch.valid.sum()), sums)
         skipped.note('val', batch)
-    if not total:
+    if not row.images:
         raise DataError(f'no image of val can be read; {skipped.path} tells why')
-    return 100.0 * right / total
+    return row.means()
 
 
 class SkipList:

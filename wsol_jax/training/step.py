@@ -10,9 +10,13 @@ import optax
 from flax import nnx
 
 from wsol_jax.config import TrainConfig
-from wsol_jax.models import Network
+from wsol_jax.models import Preprocessing
+from wsol_jax.models.heads import Outputs, outputs_of
+from wsol_jax.models.network import Thaw, freeze
+from wsol_jax.names import unknown_name
 from wsol_jax.parallel import Devices
 from wsol_jax.training.checkpoints import TrainState
+from wsol_jax.training.method import Shard, TrainedMethod
 from wsol_jax.training.optimizer import (
     check_patterns,
     is_frozen,
@@ -20,34 +24,22 @@ from wsol_jax.training.optimizer import (
     parameter_name,
 )
 
-
-class Shard(NamedTuple):
-    """What a step takes of a batch of B images.
-
-    Attributes:
-        images: uint8 RGB [B,s,s,3].
-        targets: of `Batch`: 'labels' int32 [B,1].
-        valid: bool [B]; the others count neither in the loss nor in the accuracy.
-        index: int32 [B], positions in the source: each image has dropout keys of its own.
-    """
-
-    images: Any
-    targets: Any
-    valid: Any
-    index: Any
+_OWN = 0x0E7  # sets the keys that a method draws with apart from those of dropout
+# Columns of progress.csv that are no values of a loss.
+RESERVED = ('loss', 'images', 'images_per_second', 'stage', 'split', 'step')
 
 
-class Sums(NamedTuple):
+class Measured(NamedTuple):
     """What a step reports.
 
     Attributes:
-        loss: mean over the valid images.
-        right: how many of them were classified right.
+        mean_loss: over the valid images.
+        sums: of the values that the method's loss names, over the same images.
         images: how many there are.
     """
 
-    loss: jax.Array
-    right: jax.Array
+    mean_loss: jax.Array
+    sums: dict[str, jax.Array]
     images: jax.Array
 
 
@@ -56,38 +48,43 @@ class Program(NamedTuple):
 
     Attributes:
         initial: the state before the first step.
-        step: (state, shard) -> (state, sums); the old state is given up for the new one.
-        predict: (state, images) -> classes [B].
+        step: (state, shard) -> (state, measured); the old state is given up for the new one.
+        evaluate: (state, shard) -> {name: values [B]}, 'loss' among them, in inference mode.
     """
 
     initial: TrainState
-    step: Callable[[TrainState, Shard], tuple[TrainState, Sums]]
-    predict: Callable[[TrainState, Any], jax.Array]
+    step: Callable[[TrainState, Shard], tuple[TrainState, Measured]]
+    evaluate: Callable[[TrainState, Shard], dict[str, jax.Array]]
 
 
 def make_program(
     setting: TrainConfig,
+    method: TrainedMethod,
     module: nnx.Module,
-    network: Network,
+    preprocessing: Preprocessing,
     devices: Devices,
     steps: int,
     epoch_steps: int,
+    seed: int = 0,
 ) -> Program:
-    """Compiles training and prediction.
+    """Compiles training and evaluation.
 
     Args:
         setting: of the training.
+        method: what it does to a batch, and its loss.
         module: the network in training mode, as it starts; its modes are changed.
-        network: the same network in inference mode.
+        preprocessing: from images to its inputs.
         devices: what the steps run on.
         steps: of the whole training.
         epoch_steps: of one epoch.
+        seed: of what the method draws.
 
     Raises:
         ConfigError: a regex of the settings is wrong.
     """
     names = [parameter_name(path) for path, _ in nnx.to_flat_state(nnx.state(module, nnx.Param))]
     check_patterns(setting, names)
+    thaw, _ = freeze(module)
     _set_modes(module, setting, devices.axis)
     graph, params, stats, keys = split_module(module)
     names = [name for name in names if not is_frozen(name, setting.freeze)]
@@ -95,9 +92,10 @@ def make_program(
     trainable, _ = _split_frozen(params, setting.freeze)
     ema = params if setting.ema else None
     state = TrainState(jnp.int32(0), params, stats, optimizer.init(trainable), ema)
-    loss = partial(_loss, graph, keys, network.preprocessing, setting.label_smoothing)
+    loss = partial(_loss, method, seed, graph, keys, preprocessing)
     step = partial(_step, setting, loss, optimizer, devices)
-    return Program(state, devices.step(step), devices.per_image(partial(_predict, network)))
+    evaluate = partial(_evaluate, method, thaw, preprocessing)
+    return Program(state, devices.step(step), devices.per_image(evaluate))
 
 
 def split_module(module: nnx.Module) -> tuple[Any, Any, Any, Any]:
@@ -127,17 +125,65 @@ def _split_frozen(params: Any, freeze: Sequence[str]) -> tuple[Any, Any]:
     return trainable, frozen
 
 
-def _loss(graph, keys, preprocessing, smoothing, trainable, fixed, stats, step, shard, count):
-    """(sum of the losses / count, (batch statistics, number classified right))."""
+def _loss(
+    method: TrainedMethod,
+    seed: int,
+    graph: Any,
+    keys: Any,
+    preprocessing: Preprocessing,
+    trainable: Any,
+    fixed: Any,
+    stats: Any,
+    step: jax.Array,
+    shard: Shard,
+    count: jax.Array,
+) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+    """(sum of the losses / count, (batch statistics, sums of the named values))."""
     keys = jax.tree.map(lambda key: _image_keys(key, step, shard.index), keys)
     # A copy: the batch statistics it updates belong to this trace.
     module = nnx.merge(graph, nnx.merge_state(trainable, fixed), stats, keys, copy=True)
-    logits = module(preprocessing(shard.images))[0].astype(jnp.float32)
-    labels = jnp.squeeze(shard.targets['labels'], axis=1)  # an error where there are several
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-    losses = optax.softmax_cross_entropy(logits, targets)
-    right = jnp.sum((jnp.argmax(logits, axis=-1) == labels) & shard.valid)
-    return jnp.sum(losses * shard.valid) / count, (split_module(module)[2], right)
+    own_keys = _image_keys(jax.random.fold_in(jax.random.key(seed), _OWN), step, shard.index)
+    inputs, shard = method.augment(preprocessing(shard.images), shard, own_keys)
+    losses, values = _measured(method, module, inputs, shard, step)
+    sums = {n: jnp.sum(jnp.where(shard.valid, v, 0)) for n, v in values.items()}
+    return jnp.sum(losses * shard.valid) / count, (split_module(module)[2], sums)
+
+
+def _measured(
+    method: TrainedMethod, module: nnx.Module, inputs: jax.Array, shard: Shard, step: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The losses [B] or their mean, and the named values [B]."""
+    labels = shard.targets.get('labels')
+    classes = labels[:, 0] if labels is not None and labels.shape[1] == 1 else None
+    found = outputs_of(module, inputs, None, classes)
+    logits, extras = jax.tree.map(_single, (found.logits, found.extras))
+    losses, values = method.loss(Outputs(logits, found.endpoints, extras), shard, step)
+    _check_values(method, values, jnp.shape(losses), shard.valid.shape)
+    return losses, values
+
+
+def _single(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _check_values(
+    method: TrainedMethod,
+    values: dict[str, jax.Array],
+    losses: tuple[int, ...],
+    images: tuple[int, ...],
+) -> None:
+    """Refuses what a loss must not give, while it is compiled."""
+    kind = type(method).__name__
+    if losses not in ((), images):
+        raise ValueError(f'the loss of {kind} must be [B] or a number, got {list(losses)}')
+    for name, value in values.items():
+        if name in RESERVED:
+            raise ValueError(f'the loss of {kind} names a value {name!r}, which is taken')
+        if jnp.shape(value) != images:
+            raise ValueError(f'{name!r} of {kind} must be [B], got {list(jnp.shape(value))}')
+    if method.best[0] not in ('loss', *values):
+        known = unknown_name('value', method.best[0], ('loss', *values))
+        raise ValueError(f'the best epoch of {kind} is told by an {known}')
 
 
 def _image_keys(key: jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:
@@ -146,45 +192,68 @@ def _image_keys(key: jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
-def _step(setting: TrainConfig, loss_of, optimizer, devices: Devices, state: TrainState, shard):
+def _step(
+    setting: TrainConfig,
+    loss_of: Callable[..., Any],
+    optimizer: optax.GradientTransformation,
+    devices: Devices,
+    state: TrainState,
+    shard: Shard,
+) -> tuple[TrainState, Measured]:
     count = devices.total(jnp.sum(shard.valid))
     trainable, fixed = _split_frozen(state.params, setting.freeze)
-    gradients, stats, loss, right = _accumulated(
+    gradients, stats, loss, sums = _accumulated(
         setting.accumulate, loss_of, trainable, fixed, state, shard, jnp.maximum(count, 1)
     )
-    gradients, loss, right = devices.total((gradients, loss, right))
+    gradients, loss, sums = devices.total((gradients, loss, sums))
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, trainable)
     params = nnx.merge_state(optax.apply_updates(trainable, updates), fixed)
     ema = _moved(state.ema, params, setting.ema) if setting.ema else None
     state = TrainState(state.step + 1, params, stats, optimizer_state, ema)
-    return state, Sums(loss, right, count)
+    return state, Measured(loss, sums, count)
 
 
-def _accumulated(parts: int, loss_of, trainable, fixed, state: TrainState, shard, count):
-    """(gradients, batch statistics, loss, right) of a batch computed in parts."""
+def _accumulated(
+    parts: int,
+    loss_of: Callable[..., Any],
+    trainable: Any,
+    fixed: Any,
+    state: TrainState,
+    shard: Shard,
+    count: jax.Array,
+) -> tuple[Any, Any, jax.Array, dict[str, jax.Array]]:
+    """(gradients, batch statistics, loss, sums) of a batch computed in parts."""
     differentiate = jax.value_and_grad(loss_of, has_aux=True)
 
-    def add(carry, part):
-        gradients, stats, loss, right = carry
-        (more_loss, (stats, more_right)), more = differentiate(
+    def add(carry: tuple[Any, Any, jax.Array], part: Shard) -> tuple[Any, dict[str, jax.Array]]:
+        gradients, stats, loss = carry
+        (more_loss, (stats, sums)), more = differentiate(
             trainable, fixed, stats, state.step, part, count
         )
         gradients = jax.tree.map(jnp.add, gradients, more)
-        return (gradients, stats, loss + more_loss, right + more_right), None
+        return (gradients, stats, loss + more_loss), sums
 
-    start = (jax.tree.map(jnp.zeros_like, trainable), state.stats, jnp.float32(0), jnp.int32(0))
+    start = (jax.tree.map(jnp.zeros_like, trainable), state.stats, jnp.float32(0))
     if parts == 1:
-        return add(start, shard)[0]
+        (gradients, stats, loss), sums = add(start, shard)
+        return gradients, stats, loss, sums
     # Every parts-th image makes a part: each device keeps its own.
     shards = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), shard)
-    return jax.lax.scan(add, start, shards)[0]
+    (gradients, stats, loss), sums = jax.lax.scan(add, start, shards)
+    return gradients, stats, loss, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
 
 
 def _moved(average: Any, params: Any, decay: float) -> Any:
     return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
 
 
-def _predict(network: Network, state: TrainState, images: jax.Array) -> jax.Array:
-    merged = nnx.State.merge(state.evaluated().params, state.stats)
-    logits, _ = network.apply(merged, network.preprocessing(images), None)
-    return jnp.argmax(logits, axis=-1)
+def _evaluate(
+    method: TrainedMethod,
+    thaw: Thaw,
+    preprocessing: Preprocessing,
+    state: TrainState,
+    shard: Shard,
+) -> dict[str, jax.Array]:
+    module = thaw(nnx.State.merge(state.evaluated().params, state.stats))
+    losses, values = _measured(method, module, preprocessing(shard.images), shard, state.step)
+    return {'loss': jnp.broadcast_to(losses, shard.valid.shape), **values}

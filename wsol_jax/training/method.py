@@ -1,0 +1,96 @@
+"""What a training method is: its heads, what it does to a batch, its loss; the plain classifier."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wsol_jax.models.heads import Outputs
+
+
+class Shard(NamedTuple):
+    """What a step takes of a batch of B images.
+
+    Attributes:
+        images: uint8 RGB [B,s,s,3].
+        targets: of `Batch`: 'labels' int32 [B,1].
+        valid: bool [B]; the others count neither in the loss nor in the accuracy.
+        index: int32 [B], positions in the source: each image has random keys of its own.
+    """
+
+    images: Any
+    targets: Any
+    valid: Any
+    index: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedMethod:
+    """How a network is trained: here as a plain classifier; the others inherit what they keep.
+
+    A method is a frozen dataclass, its options are its fields, and it is equal by value.
+
+    Attributes:
+        best: the value of val by which the best epoch is told, and whether the highest or the
+            lowest is; 'loss' or a name that `loss` gives.
+        label_smoothing: of the one-hot labels; from `train.label_smoothing`.
+    """
+
+    best: ClassVar[tuple[str, Literal['max', 'min']]] = ('accuracy', 'max')
+    label_smoothing: float = 0.0
+
+    def augment(self, inputs: jax.Array, batch: Shard, keys: jax.Array) -> tuple[jax.Array, Shard]:
+        """What becomes of inputs and targets in training, before the network sees them.
+
+        Args:
+            inputs: [B,H,W,3], preprocessed.
+            batch: of the same images.
+            keys: random keys [B], of (seed, step, image) alone: a training that was interrupted
+                draws the same, on any number of devices.
+        """
+        del keys
+        return inputs, batch
+
+    def loss(
+        self, outputs: Outputs, batch: Shard, step: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss, in training as on val, and what is logged beside it.
+
+        Args:
+            outputs: of the network with its heads; logits and extras in float32.
+            batch: of the same images.
+            step: how many updates were made.
+
+        Returns:
+            The losses [B], or one number that is a mean over the valid images, finite even where
+            there are none; and values [B] by name, whose means over the valid images are logged.
+        """
+        del step
+        labels = labels_of(batch)
+        losses = cross_entropy(outputs.logits, labels, self.label_smoothing)
+        return losses, {'accuracy': accuracy(outputs.logits, labels)}
+
+
+def labels_of(batch: Shard) -> jax.Array:
+    """The one label of each image: [B] of 'labels' [B,1].
+
+    Raises:
+        ValueError: there are several an image.
+    """
+    labels = batch.targets['labels']
+    if labels.shape[1:] != (1,):
+        raise ValueError(f'this loss takes one label an image, got labels {list(labels.shape)}')
+    return labels[:, 0]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
+    """Of softmax probabilities: logits [B,C], labels [B] -> [B]."""
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """100 where the highest logit is that of the label, else 0: [B]."""
+    return jnp.where(jnp.argmax(logits, axis=-1) == labels, 100.0, 0.0)
