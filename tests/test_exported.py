@@ -69,7 +69,9 @@ def test_one_file_serves_every_batch_size(resnet, exported, five):
         assert_same(exported(five[:batch]), part, tolerance=1e-5)
 
 
-@pytest.mark.parametrize('classes', [4, CLASSES, [[c, 5 - c] for c in CLASSES]])
+@pytest.mark.parametrize(
+    'classes', [4, CLASSES, [[c, 5 - c] for c in CLASSES], [[0], [1, 4, 2], [5, 3], [2]]]
+)
 def test_given_classes(toy, toy_file, toy_images, classes):
     actual = load_exported(toy_file)(toy_images, classes)
     assert_same(actual, localize(toy, toy_images, classes=classes))

@@ -167,7 +167,8 @@ class LocalizeConfig:
         methods: names of localization methods; 'a+b' fuses two.
         layers: endpoints; 'a+b' fuses the maps at a and b; () for all main layers.
         score: what is explained of a class: 'logit', 'softmax' or 'finer_cam'.
-        classes: 'ground_truth', 'top1', 'top5', or a class index written as a string.
+        classes: 'ground_truth' (all labels of each image), 'top1', 'top5', or a class index written
+            as a string.
         splits: which splits of the data set; of an 'image_folder', which has none, the last name.
         batch_size: images per step, over all devices; does not change the maps.
         alpha: class weight in DGL's loss gradient.

@@ -31,6 +31,8 @@ from wsol_jax.localization.localize import (
     check_gradients,
     class_indices,
     compute_maps,
+    emptied,
+    filled_up,
     in_batches,
     is_single,
     top_count,
@@ -119,7 +121,7 @@ class ExportedMaps:
     def __call__(
         self,
         images: Any,
-        classes: int | Sequence[int] | np.ndarray | jax.Array | None = None,
+        classes: int | Sequence[Any] | np.ndarray | jax.Array | None = None,
         *,
         batch_size: int = BATCH,
     ) -> Localization:
@@ -128,7 +130,8 @@ class ExportedMaps:
         Args:
             images: images of any sizes, as for `localize`; arrays are uint8. An array [B,H,W,C] of
                 the size of the export runs in one piece, and every new B compiles.
-            classes: to explain, one for all images, [B] or [B,K]; None: the predicted ones.
+            classes: to explain, one for all images, [B], [B,K] or a list for each image, as for
+                `localize`; None: the predicted ones.
             batch_size: images of another form that run at once.
 
         Raises:
@@ -140,8 +143,10 @@ class ExportedMaps:
         if classes is not None:
             indices = class_indices(classes, len(given), self.header.num_classes)
         each = batches(given, (height, width), batch_size, channels)
-        (logits, chosen, maps, faults), sizes = in_batches(self._program, each, indices)
+        asked = None if indices is None else filled_up(indices)
+        (logits, chosen, maps, faults), sizes = in_batches(self._program, each, asked)
         check_gradients(faults)
+        chosen, maps = emptied(indices, chosen, maps)
         if is_single(self.header.predicted if classes is None else classes):
             chosen, maps = chosen[:, 0], [m[:, 0] for m in maps]
         found = Maps(zip(self.header.keys, maps, strict=True))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from wsol_jax.data import ImageFolder, evaluation_batches
-from wsol_jax.localization.localize import check_gradients, localize
+from wsol_jax.localization.localize import check_gradients, compute_maps, localize
 from wsol_jax.localization.plan import make_plan
 
 
@@ -304,11 +304,47 @@ def test_uint8_equals_float(toy, toy_images):
         ({'classes': [0, 1, 2]}, r'shape \[4\] or \[4,K\], got int64 \[3\]'),
         ({'classes': [0.0, 1.0, 2.0, 3.0]}, 'must be integers'),
         ({'classes': np.zeros((4, 1, 1), int)}, r'shape \[4\] or \[4,K\]'),
+        ({'classes': np.zeros((4, 0), int)}, r'got int64 \[4, 0\]'),
+        ({'classes': [[3], [], [1], [2]]}, r'classes\[1\] must be one .* or several, got \[\]'),
+        ({'classes': [[3], [1], [1, 0.5], [2]]}, r'classes\[2\] must be .*, got \[1, 0.5\]'),
+        ({'classes': [[3, -1], [0], [1], [2]]}, r'classes\[0\] must be .*, got \[3, -1\]'),
+        ({'classes': [[3, 6], [0], [1], [2]]}, r'class 6 is outside 0\.\.5'),
+        ({'classes': [[3, 1], [0], [1]]}, r'shape \[4\] or \[4,K\], got int64 \[3, 2\]'),
     ],
 )
 def test_wrong_arguments(toy, toy_images, options, message):
     with pytest.raises(ValueError, match=message):
         localize(toy, toy_images, **options)
+
+
+RAGGED = [[3, 1], [5], (0, 2, 4), [2]]
+
+
+@pytest.mark.parametrize('batch_size', [4, 3])
+def test_images_may_have_more_classes_than_others(toy, toy_images, batch_size):
+    """One pass: each map is that of its class alone, and where there is no class there is none."""
+    methods = ('dgl', 'grad_cam', 'eigen_cam', 'score_cam', 'random_cam', 'full_grad')
+    arguments = (toy, list(toy_images), methods, ('early', 'late'))
+    options = {'noise': 2, 'batch_size': batch_size}
+    found = localize(*arguments, classes=RAGGED, **options)
+    assert np.asarray(found.classes).tolist() == [[3, 1, -1], [5, -1, -1], [0, 2, 4], [2, -1, -1]]
+    for k in range(3):
+        column = [row[k] if k < len(row) else 0 for row in RAGGED]
+        alone = localize(*arguments, classes=column, **options)
+        for key, maps in found.maps.items():
+            expected = np.array(alone.maps[key])
+            scale = np.abs(expected).max((1, 2), keepdims=True) + 1e-9  # some are zero
+            assert (scale > 1e-6).sum() > 1
+            expected[[k >= len(row) for row in RAGGED]] = 0
+            np.testing.assert_allclose(maps[:, k] / scale, expected / scale, rtol=0, atol=2e-6)
+
+
+def test_one_program_serves_all_numbers_of_classes_below_the_most(toy, toy_images):
+    localize(toy, toy_images, ('dgl',), classes=[[0, 1], [2], [3], [4]])
+    programs = compute_maps._cache_size()
+    localize(toy, toy_images, ('dgl',), classes=[[0], [2, 4], [3, 5], [4]])
+    localize(toy, toy_images, ('dgl',), classes=[[0, 1]] * 4)
+    assert compute_maps._cache_size() == programs
 
 
 def test_a_score_is_one_number(toy, toy_images):

@@ -202,6 +202,52 @@ def test_classes_of_the_maps(resnet, source, whole, tmp_path, target, count):
             np.testing.assert_allclose(mine[i, k], theirs[i, 0], rtol=0, atol=2e-6 * scale)
 
 
+def several(record, k):
+    """Some have a second label, one a third, of the seven there are."""
+    more = {1: (5,), 3: (6, 0), 8: (4,), BROKEN: (1,)}
+    return replace(record, labels=record.labels + more.get(k, ()))
+
+
+def test_all_labels_of_an_image_are_localized(resnet, with_broken, whole, tmp_path):
+    records = [several(record, k) for k, record in enumerate(with_broken.records)]
+    store = localize_split(settings(), resnet, Listed(records), 'val', tmp_path)
+    classes, scores = store.fact('classes'), store.fact('class_scores')
+    assert classes.tolist() == [[*r.labels, *[-1] * (3 - len(r.labels))] for r in records]
+    single = whole[1]
+    for key in store.arrays:
+        found, one = store.read(key, 0, COUNT), single.read(key, 0, COUNT)[:, 0]
+        scale = np.abs(one).max()
+        done = [i for i in range(COUNT) if i != BROKEN]
+        np.testing.assert_allclose(found[done, 0], one[done], rtol=0, atol=2e-6 * scale)
+        assert not found[classes == -1].any()
+    np.testing.assert_array_equal(scores[classes == -1], 0)
+    # The others are those of a split with that label alone.
+    for k, label in ((3, 6), (3, 0), (8, 4)):
+        alone = replace(records[k], labels=(label,))
+        expected = localize_split(
+            settings(), resnet, Listed([alone]), 'val', tmp_path / f'{k} {label}'
+        )
+        at = records[k].labels.index(label)
+        assert scores[k, at] == pytest.approx(expected.fact('class_scores')[0, 0], rel=1e-5)
+        for key in store.arrays:
+            map_ = expected.read(key, 0, 1)[0, 0]
+            scale = np.abs(map_).max()
+            found = store.read(key, k, k + 1)[0, at]
+            np.testing.assert_allclose(found, map_, rtol=0, atol=5e-6 * scale)
+
+
+def test_a_second_label_the_network_does_not_have(resnet, source, tmp_path):
+    records = [replace(r, labels=(2, 7)) if i == 9 else r for i, r in enumerate(source.records)]
+    with pytest.raises(ConfigError, match=r'00009.png has label 7, but resnet10 has'):
+        localize_split(settings(), resnet, Listed(records), 'val', tmp_path)
+
+
+def test_a_source_that_has_more_labels_than_it_says(resnet, source, tmp_path):
+    records = [replace(r, labels=(2, 3)) if i == 9 else r for i, r in enumerate(source.records)]
+    with pytest.raises(DataError, match=r'00009.png: has 2 labels \(2, 3\), but can have 1 here'):
+        localize_split(settings(), resnet, Counted(records), 'val', tmp_path)
+
+
 def test_unlabelled_images_need_predicted_classes(resnet, source, tmp_path):
     records = [replace(r, labels=()) if i == 9 else r for i, r in enumerate(source.records)]
     with pytest.raises(ConfigError, match=r"val/00009.png has no label.*use 'top1'"):

@@ -59,6 +59,18 @@ def test_boxes_of_several_classes(toy, photos):
             np.testing.assert_array_equal(box, boxes_from_map(raw[i, k], size, 0.4))
 
 
+def test_there_are_no_boxes_where_there_is_no_class(toy, photos):
+    classes = [[2], [5, 1], [0], [3, 4, 1]]
+    result = localize(toy, photos, ('dgl',), ('early',), classes)
+    raw = np.asarray(result.maps['dgl', 'early'])
+    boxes, scores = result.boxes(0.4)['dgl', 'early'], result.score_maps('dgl')
+    for i, size in enumerate(SIZES):
+        assert len(boxes[i]) == len(scores[i]) == len(classes[i])
+        for k in range(len(classes[i])):
+            np.testing.assert_array_equal(boxes[i][k], boxes_from_map(raw[i, k], size, 0.4))
+            np.testing.assert_array_equal(scores[i][k], score_map(raw[i, k], size))
+
+
 def test_closing_and_sizes_of_others(toy, toy_images):
     result = localize(toy, toy_images, ('dgl',), ('late',))
     raw = np.asarray(result.maps['dgl', 'late'])

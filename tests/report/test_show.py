@@ -168,6 +168,12 @@ def test_several_classes_have_a_line_each():
     assert boxes(cells[2, 1], BOX_COLOR) == [(2, 1, 5, 6)]
 
 
+def test_no_line_where_an_image_has_fewer_classes():
+    cells = grid(show(GREY, localization([[4, -1], [8, 1]]), threshold=0.5), 3)
+    assert [line[0].get_ylabel() for line in cells] == ['class 4', 'class 8', 'class 1']
+    assert boxes(cells[1, 1], BOX_COLOR) == [(2, 1, 5, 6)]
+
+
 def test_keys_choose_and_order():
     figure = show(GREY, localization([4, 5]), keys=[('cam', 'b'), ('dgl', 'a')])
     assert [axes.get_title() for axes in figure.axes[:3]] == ['image', 'cam\nb', 'dgl\na']

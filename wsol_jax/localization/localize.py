@@ -18,6 +18,7 @@ from wsol_jax.localization.targets import FreeScore
 from wsol_jax.localization.views import AS_IT_IS, View, image_keys, mirrored, scaled, seen
 from wsol_jax.maps import Key, Maps
 from wsol_jax.maps.fuse import fuse, min_max, resize
+from wsol_jax.names import shown
 
 if TYPE_CHECKING:  # what is exported runs without the networks
     from wsol_jax.models import Network, Preprocessing
@@ -133,7 +134,7 @@ def localize(
     images: Any,
     methods: Sequence[str | Method] = ('dgl',),
     layers: Sequence[str] | None = None,
-    classes: str | int | Sequence[int] | np.ndarray | jax.Array | Callable | None = None,
+    classes: str | int | Sequence[Any] | np.ndarray | jax.Array | Callable | None = None,
     *,
     resize: bool | int | tuple[int, int] = True,
     batch_size: int = BATCH,
@@ -151,7 +152,8 @@ def localize(
           None: all main layers. CAM is always at the last layer; the layer of a method that makes
           one map of all main layers is called 'all'.
         classes: what to localize: None or 'top1' for the predicted class, 'top5' or any other
-          number, one class index, indices [B] or [B,K], bool [B,C] for the sum of the scores of
+          number, one class index, indices [B] or [B,K], a list of indices for every image, each as
+          long as it needs (K is that of the longest), bool [B,C] for the sum of the scores of
           several classes, or a function logits [C] -> score (define it once: the program is
           compiled anew for every other function).
         resize: images become as large as the network's input, as in the command, for the class
@@ -183,9 +185,11 @@ def localize(
         with backward_rules_told(plan):
             return compute_maps(*arguments, images, top, indices)
 
-    results, sizes = in_batches(program, batches(given, shape, batch_size, channels), indices)
-    logits, chosen, maps, faults = results
+    each = batches(given, shape, batch_size, channels)
+    asked = None if indices is None else filled_up(indices)
+    (logits, chosen, maps, faults), sizes = in_batches(program, each, asked)
     check_gradients(faults)
+    chosen, maps = emptied(indices, chosen, maps)
     if callable(classes):
         chosen = jnp.full_like(chosen, NO_CLASS)
     if is_single(classes):
@@ -260,7 +264,9 @@ def is_single(classes: Any) -> bool:
     """Whether one target an image was asked for, so that its axis is left out."""
     if classes is None or isinstance(classes, str):
         return classes in (None, 'top1')
-    return callable(classes) or np.ndim(classes) < 2 or np.asarray(classes).dtype == bool
+    if callable(classes):
+        return True
+    return not _is_ragged(classes) and (np.ndim(classes) < 2 or np.asarray(classes).dtype == bool)
 
 
 def _target(classes: Any, batch: int, num_classes: int) -> tuple[int, np.ndarray | None]:
@@ -269,30 +275,77 @@ def _target(classes: Any, batch: int, num_classes: int) -> tuple[int, np.ndarray
         return 0, np.zeros((batch, 1), np.int32)
     if classes is None or isinstance(classes, str):
         return min(top_count(classes or 'top1'), num_classes), None
-    if np.asarray(classes).dtype == bool:
+    if not _is_ragged(classes) and np.asarray(classes).dtype == bool:
         return 0, _several(np.asarray(classes), (batch, num_classes))
     return 0, class_indices(classes, batch, num_classes)
 
 
 def class_indices(classes: Any, batch: int, num_classes: int) -> np.ndarray:
-    """Given classes, one for all images, [B] or [B,K], as int32 [B,K].
+    """Given classes, one for all images, [B], [B,K] or a list for each, as int32 [B,K].
+
+    Images with fewer classes than others have NO_CLASS in the end.
 
     Raises:
         ValueError: another shape or type, or a class that there is not.
     """
-    indices = np.asarray(classes)
+    ragged = _is_ragged(classes)
+    indices = _padded(classes) if ragged else np.asarray(classes)
     if indices.ndim == 0:
         indices = np.full(batch, indices)
-    if indices.dtype.kind not in 'iu' or indices.ndim > 2 or len(indices) != batch:
+    shaped = indices.ndim <= 2 and len(indices) == batch and indices.size
+    if indices.dtype.kind not in 'iu' or not shaped:
         raise ValueError(
             f'classes must be integers of shape [{batch}] or [{batch},K], '
             f'got {indices.dtype} {list(indices.shape)}'
             + ('; a network knows classes by number' if indices.dtype.kind in 'OUS' else '')
         )
-    if indices.min() < 0 or indices.max() >= num_classes:
-        wrong = indices[(indices < 0) | (indices >= num_classes)][0]
-        raise ValueError(f'class {wrong} is outside 0..{num_classes - 1}')
+    outside = (indices >= num_classes) | (indices < (NO_CLASS if ragged else 0))
+    if outside.any():
+        raise ValueError(f'class {indices[outside][0]} is outside 0..{num_classes - 1}')
     return indices.reshape(batch, -1).astype(np.int32)
+
+
+def _is_ragged(classes: Any) -> bool:
+    """Whether some images have more classes than others."""
+    return isinstance(classes, list | tuple) and len({np.size(some) for some in classes}) > 1
+
+
+def _padded(classes: Sequence[Any]) -> np.ndarray:
+    rows = [np.atleast_1d(some) for some in classes]
+    for i, row in enumerate(rows):
+        if row.ndim > 1 or not row.size or row.dtype.kind not in 'iu' or row.min() < 0:
+            raise ValueError(
+                f'classes[{i}] must be one class index or several, got {shown(classes[i])}'
+            )
+    padded = np.full((len(rows), max(map(len, rows))), NO_CLASS)
+    for row, place in zip(rows, padded, strict=True):
+        place[: len(row)] = row
+    return padded
+
+
+def filled_up(classes: np.ndarray) -> np.ndarray:
+    """Classes [B,K] for `compute_maps`: the first one of an image in place of NO_CLASS.
+
+    It is computed twice then, which changes nothing of what the others give.
+    """
+    return np.where(classes == NO_CLASS, classes[:, :1], classes)
+
+
+def emptied(classes: np.ndarray | None, chosen: Any, maps: Any) -> tuple[Any, Any]:
+    """What `compute_maps` made of `filled_up` classes, with nothing where there is no class.
+
+    Args:
+        classes: [B,K], with NO_CLASS; or those that have none.
+        chosen: [B,K], what the maps are for.
+        maps: any arrays [B,K,h,w].
+
+    Returns:
+        `chosen` with NO_CLASS, and the maps with zeros.
+    """
+    if classes is None or not (none := classes == NO_CLASS).any():
+        return chosen, maps
+    maps = jax.tree.map(lambda m: jnp.where(none[..., None, None], 0, m), maps)
+    return jnp.where(none, NO_CLASS, chosen), maps
 
 
 def _several(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -13,7 +13,9 @@ from wsol_jax.maps import Key, Maps
 from wsol_jax.maps.boxes import boxes_from_map
 from wsol_jax.maps.score import score_map, sizes_of
 
-NO_CLASS = -1  # in place of a class index where the target is no single class
+# In place of a class index, where the target is no single class; and in [B,K] where an image has
+# fewer classes than others.
+NO_CLASS = -1
 _THREADS = 4
 _LINES = 12  # of a repr
 
@@ -38,7 +40,8 @@ class Localization:
           methods or views, where the parts are rectified and min-max scaled first. The name of a
           method, or a layer, alone is enough where it has one map: `maps['cam']`.
         logits: [B,C].
-        classes: [B] (or [B,K]) the class each map is for; -1 where it is for no single one.
+        classes: [B] (or [B,K]) the class each map is for; -1 where it is for no single one, and in
+          [B,K] at the end of images with fewer classes than others, whose maps are zero there.
         relu: {(method, layer): whether scoring starts with a ReLU}, as the method says.
         sizes: (width, height) of each image as it was given; () where it is not known.
     """
@@ -65,7 +68,8 @@ class Localization:
 
         Returns:
             {(method, layer): one array [n,4] of x0, y0, x1, y1 for each image, the largest contour
-            first; [[0, 0, 0, 0]] where there is none}. With K classes a list of K arrays each.
+            first; [[0, 0, 0, 0]] where there is none}. With K classes a list of arrays each, one
+            for each class of the image.
 
         Raises:
             ValueError: the threshold is outside [0, 1), or there is not one size for every image.
@@ -84,6 +88,9 @@ class Localization:
             key: (method, layer), or one of them where that is enough.
             sizes: as for `boxes`.
             closing: see `score_map`.
+
+        Returns:
+            One for each image; with K classes a list each, one for each class of the image.
         """
 
         def of_map(raw: np.ndarray, size: tuple[int, int], relu: bool) -> np.ndarray:
@@ -102,14 +109,14 @@ class Localization:
     def _each(self, key: Key, sizes: Sequence[tuple[int, int]], of_map: Any) -> list:
         maps, relu = np.asarray(self.maps[key]), self.has_relu(key)
 
-        def of_image(pair: tuple[np.ndarray, tuple[int, int]]) -> Any:
-            raw, size = pair
-            return (
-                of_map(raw, size, relu) if raw.ndim == 2 else [of_map(m, size, relu) for m in raw]
-            )
+        def of_image(image: tuple[np.ndarray, np.ndarray, tuple[int, int]]) -> Any:
+            raw, classes, size = image
+            if raw.ndim == 2:
+                return of_map(raw, size, relu)
+            return [of_map(m, size, relu) for m in raw[classes != NO_CLASS]]
 
         with ThreadPoolExecutor(_THREADS) as pool:  # photos take a third of a second each
-            return list(pool.map(of_image, zip(maps, sizes, strict=True)))
+            return list(pool.map(of_image, zip(maps, np.asarray(self.classes), sizes, strict=True)))
 
     def _known(self, sizes: Any) -> Sequence[tuple[int, int]]:
         if sizes is None and not self.sizes:

@@ -19,9 +19,12 @@ from wsol_jax.limits import check
 from wsol_jax.localization.localize import (
     check_gradients,
     compute_maps,
+    emptied,
+    filled_up,
     top_count,
 )
 from wsol_jax.localization.plan import MapPlan, backward_rules_told, make_plan
+from wsol_jax.localization.result import NO_CLASS
 from wsol_jax.maps import Key
 from wsol_jax.maps.columns import DONE, SKIPPED, ChunkWriter
 from wsol_jax.maps.store import TOP, MapStore, by_column
@@ -83,7 +86,8 @@ def localize_split(
     batch_size = devices.round_up(min(setting.batch_size, len(source)))
     size = config.network.input_size or network.input_size
     folder = workdir / 'maps' / split
-    store = _open_store(setting.classes, network, plan, len(source), size, folder)
+    labels, workers = Labels(source.most_labels), config.data.workers
+    store = _open_store(setting.classes, network, plan, len(source), labels.most, size, folder)
     store.expect(known)
     check_maps(network, split, workdir)
     store.redo(_readable_now(source, store))
@@ -93,7 +97,6 @@ def localize_split(
     state = devices.replicate(network.state)
     top = _top(setting.classes, network)
     program = _compile(devices, network.apply, network.preprocessing, plan, top)
-    labels, workers = Labels(source.most_labels), config.data.workers
     reader = evaluation_batches(source, size, batch_size, pending.tolist(), workers, labels)
     progress = tqdm(total=len(pending), desc=f'localize {split}', unit='image', disable=None)
     log = ProgressLog(workdir)
@@ -109,10 +112,8 @@ def localize_split(
             if step == 0:
                 check_gradients(outputs.faults, batch.valid)
             done = int((batch.index >= 0).sum())
-            named = list(zip(batch.image_ids, batch.targets['labels'][:, 0].tolist(), strict=True))[
-                :done
-            ]
-            right, fault = _first_fault(named, setting.classes, network)
+            labelled = list(zip(batch.image_ids, map(_known, batch.targets['labels']), strict=True))
+            right, fault = _first_fault(labelled[:done], setting.classes, network)
             _store(store, writer, network, batch, outputs, right)
             if fault:
                 raise ConfigError(fault)
@@ -131,7 +132,7 @@ def _checked_ids(target: str, network: Network, source: Source, split: str) -> l
     check_target(target, network)
     _check_classes(network, source, split)
     records = [source[i] for i in range(len(source))] if isinstance(source, ListedRecords) else []
-    labels = [(r.image_id, r.labels[0] if r.labels else UNLABELLED) for r in records]
+    labels = [(record.image_id, record.labels) for record in records]
     if fault := _first_fault(labels, target, network)[1]:
         raise ConfigError(fault)
     return [record.image_id for record in records]
@@ -167,14 +168,25 @@ def _compile(devices: Devices, apply, preprocessing, plan: MapPlan, top: int):
     return devices.per_image(program)
 
 
-def _open_store(target, network, plan: MapPlan, count, size, folder) -> MapStore:
+def _open_store(
+    target: str,
+    network: Network,
+    plan: MapPlan,
+    count: int,
+    most: int,
+    size: int | tuple[int, int],
+    folder: Path,
+) -> MapStore:
+    """A store for `count` images, the most labelled of which has `most` labels."""
+
     def shapes(images, classes):
         arguments = (network.apply, network.preprocessing, plan, network.state)
         return compute_maps(*arguments, images, _top(target, network), classes)
 
     shape = (*sides(size), network.input_shape[2])
     images = jax.ShapeDtypeStruct((1, *shape), np.uint8)
-    _, _, maps, _ = jax.eval_shape(shapes, images, jax.ShapeDtypeStruct((1, 1), np.int32))
+    classes = jax.ShapeDtypeStruct((1, most if target == 'ground_truth' else 1), np.int32)
+    _, _, maps, _ = jax.eval_shape(shapes, images, classes)
     return MapStore.create(
         folder,
         count,
@@ -203,12 +215,12 @@ def _top(target: str, network: Network) -> int:
     return min(top_count(target), network.num_classes) if target in _PREDICTED else 0
 
 
-def _classes_of(target: str, batch: Batch, network: Network):
-    """Classes [B,1] for `compute_maps`, None where they are predicted; padding asks for class 0."""
+def _classes_of(target: str, batch: Batch, network: Network) -> np.ndarray | None:
+    """Classes [B,K] for `compute_maps`, None where they are predicted; padding asks for class 0."""
     if target in _PREDICTED:
         return None
     if target == 'ground_truth':
-        return np.clip(batch.targets['labels'][:, :1], 0, network.num_classes - 1)
+        return np.clip(filled_up(batch.targets['labels']), 0, network.num_classes - 1)
     return np.full((len(batch.index), 1), int(target), np.int32)
 
 
@@ -238,18 +250,23 @@ def _check_classes(network: Network, source: Source, split: str) -> None:
         )
 
 
+def _known(labels: np.ndarray) -> list[int]:
+    """Of the target 'labels' of an image, without padding."""
+    return labels[labels != UNLABELLED].tolist()
+
+
 def _first_fault(
-    labels: Sequence[tuple[str, int]], target: str, network: Network
+    labelled: Sequence[tuple[str, Sequence[int]]], target: str, network: Network
 ) -> tuple[int, str]:
     """How many images come before the first one whose label is wrong, and what is wrong with it."""
-    for i, (image_id, label) in enumerate(labels):
-        if label == UNLABELLED and target == 'ground_truth':
+    for i, (image_id, labels) in enumerate(labelled):
+        if not labels and target == 'ground_truth':
             needs = "config.localize.classes='ground_truth' needs; use 'top1'"
             return i, f'{image_id} has no label, which {needs}'
-        if label != UNLABELLED and not 0 <= label < network.num_classes:
+        if wrong := [k for k in labels if not 0 <= k < network.num_classes]:
             known = f'{network.name} has the classes 0..{network.num_classes - 1}'
-            return i, f'{image_id} has label {label}, but {known}'
-    return len(labels), ''
+            return i, f'{image_id} has label {wrong[0]}, but {known}'
+    return len(labelled), ''
 
 
 def _store(
@@ -265,12 +282,24 @@ def _store(
     named = dict(zip(index.tolist(), names, strict=True))
     store.skip({named[i]: reason for i, reason in batch.errors.items() if i in named})
     facts = _facts(network, outputs.logits, outputs.classes)
+    facts, maps = jax.tree.map(lambda x: x[:count], (facts, outputs.maps))
+    if store.target == 'ground_truth':
+        facts, maps = _without_padding(facts, maps, batch.targets['labels'][:count])
     writer.add(
         index,
         names,
         np.where(batch.valid[:count], DONE, SKIPPED),
-        {name: value[:count] for name, value in (facts | by_column(outputs.maps)).items()},
+        facts | by_column(maps),
     )
+
+
+def _without_padding(
+    facts: dict[str, np.ndarray], maps: dict[Key, np.ndarray], labels: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[Key, np.ndarray]]:
+    """Nothing in the places [B,K] of images with fewer labels than others: no class, score, map."""
+    classes, maps = jax.tree.map(np.asarray, emptied(labels, facts['classes'], maps))
+    scores = np.where(classes == NO_CLASS, np.float32(0), facts['class_scores'])
+    return facts | {'classes': classes, 'class_scores': scores}, maps
 
 
 def _facts(network: Network, logits: np.ndarray, classes: np.ndarray) -> dict[str, np.ndarray]:

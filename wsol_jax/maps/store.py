@@ -18,7 +18,8 @@ class MapStore(Store):
     """The maps of one split, `maps/<split>/` in the workdir.
 
     One column [K, h, w] per (method, layer); `classes` [K], what each map is for; `class_scores`
-    [K], its probability; `top` [5], the classes ranked first.
+    [K], its probability; `top` [5], the classes ranked first. Images with fewer than K classes have
+    class -1, score 0 and maps of zeros in the places left over.
 
     Attributes:
         target: which classes the maps are for, as configured.

@@ -41,8 +41,8 @@ def show(
     Args:
         images: B images in any of the forms that `localize` takes.
         result: what `localize` returned, or {(method, layer): maps [B,h,w] or [B,K,h,w]}. With K
-          classes an image it has K lines, one a class, in the order of `Localization.classes`;
-          the index of the class stands at the left.
+          classes an image it has a line for each of its classes, in the order of
+          `Localization.classes`; the index of the class stands at the left.
         keys: the (method, layer) to show, in this order; None for all.
         threshold: fraction of a map's maximum, in [0, 1), for the box of its largest contour, drawn
           in orange; None for no boxes.
@@ -64,13 +64,14 @@ def show(
     pictures = _pictures(images)
     boxes = _true_boxes(truth, len(pictures))
     maps = _maps(result, keys, len(pictures))
-    labels = _labels(result, next(iter(maps.values())).shape[:2])
+    labels, wanted = _labels(result, next(iter(maps.values())).shape[:2])
     relu = _relu(result, maps)
     lines = [
         _line(
             pictures[i], boxes[i], label, {key: m[i, k] for key, m in maps.items()}, threshold, relu
         )
         for (i, k), label in np.ndenumerate(labels)
+        if wanted[i, k]
     ]
     # Of pyplot, which tells a notebook how to display figures; left open it is displayed twice.
     figure = pyplot.figure(dpi=DPI, layout='constrained')
@@ -128,12 +129,13 @@ def _maps(result: Any, keys: Sequence[Key] | None, count: int) -> dict[Key, np.n
     return {key: m.reshape(count, -1, *m.shape[-2:]) for key, m in maps.items()}
 
 
-def _labels(result: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """[B,K] what stands at the left."""
+def _labels(result: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """What stands at the left [B,K], and which have a line: images may have less than K classes."""
     if not isinstance(result, Localization):
-        return np.full(shape, '')
-    classes = np.asarray(result.classes).reshape(shape)
-    return np.where(classes == NO_CLASS, '', np.char.add('class ', classes.astype(str)))
+        return np.full(shape, ''), np.full(shape, True)
+    known = np.asarray(result.classes).reshape(shape)
+    labels = np.where(known == NO_CLASS, '', np.char.add('class ', known.astype(str)))
+    return labels, (known != NO_CLASS) | (np.ndim(result.classes) == 1)
 
 
 def _line(
