@@ -71,7 +71,15 @@ def _top_classes(logits: jax.Array, count: int) -> jax.Array:
     return jax.lax.top_k(logits, count)[1]
 
 
-def _other_views(apply, plan: MapPlan, state, inputs, keys, classes, views: Sequence[View]):
+def _other_views(
+    apply: Apply,
+    plan: MapPlan,
+    state: Any,
+    inputs: jax.Array,
+    keys: jax.Array,
+    classes: jax.Array,
+    views: Sequence[View],
+) -> list[dict[Key, jax.Array]]:
     """Maps of each view; those of one scale go through one copy of the network in the program."""
 
     def one(view: View) -> dict[Key, jax.Array]:
@@ -91,8 +99,16 @@ def _other_views(apply, plan: MapPlan, state, inputs, keys, classes, views: Sequ
     return found
 
 
-def _view_maps(apply, plan: MapPlan, state, inputs, keys, classes, view: View):
-    """Maps of one view, turned back and fused over layers and methods."""
+def _view_maps(
+    apply: Apply,
+    plan: MapPlan,
+    state: Any,
+    inputs: jax.Array,
+    keys: jax.Array,
+    classes: Classes,
+    view: View,
+) -> tuple[jax.Array, jax.Array, dict[Key, jax.Array], dict[str, jax.Array]]:
+    """Logits, classes, maps of one view, turned back and fused over layers and methods, faults."""
     inputs = seen(scaled(inputs, view.scale), view, plan.sigma, keys)
     logits, chosen, raw, faults = raw_maps(
         apply,

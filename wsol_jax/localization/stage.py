@@ -1,7 +1,7 @@
 """The stage `localize`: raw maps of whole splits into the workdir."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -23,12 +23,13 @@ from wsol_jax.localization.localize import (
     filled_up,
     top_count,
 )
+from wsol_jax.localization.method import Apply
 from wsol_jax.localization.plan import MapPlan, backward_rules_told, make_plan
 from wsol_jax.localization.result import NO_CLASS
 from wsol_jax.maps import Key
 from wsol_jax.maps.columns import DONE, SKIPPED, ChunkWriter
 from wsol_jax.maps.store import TOP, MapStore, by_column
-from wsol_jax.models import Network, sides
+from wsol_jax.models import Network, Preprocessing, sides
 from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.progress import ProgressLog
 from wsol_jax.workdir import record_origin, remove_scores
@@ -158,10 +159,12 @@ def _digest(state: Any) -> str:
 
 
 @lru_cache(maxsize=4)
-def _compile(devices: Devices, apply, preprocessing, plan: MapPlan, top: int):
+def _compile(
+    devices: Devices, apply: Apply, preprocessing: Preprocessing, plan: MapPlan, top: int
+) -> Callable[..., _Outputs]:
     """(state, images, classes) -> outputs; the same program for every split."""
 
-    def program(state, images, classes):
+    def program(state: Any, images: jax.Array, classes: jax.Array | None) -> _Outputs:
         maps = compute_maps(apply, preprocessing, plan, state, images, top, classes)
         return _Outputs(*maps)
 
@@ -179,7 +182,7 @@ def _open_store(
 ) -> MapStore:
     """A store for `count` images, the most labelled of which has `most` labels."""
 
-    def shapes(images, classes):
+    def shapes(images: jax.Array, classes: jax.Array) -> tuple:
         arguments = (network.apply, network.preprocessing, plan, network.state)
         return compute_maps(*arguments, images, _top(target, network), classes)
 
