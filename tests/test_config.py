@@ -42,13 +42,6 @@ def test_a_plain_folder_is_localized_once(splits, expected):
     assert config.localize.splits == expected
 
 
-def test_every_setting_is_explained():
-    for field in dataclasses.fields(Config):
-        if dataclasses.is_dataclass(group := getattr(Config(), field.name)):
-            for setting in dataclasses.fields(group):
-                assert f'        {setting.name}: ' in type(group).__doc__
-
-
 @pytest.mark.parametrize(
     ('train', 'expected'),
     [

@@ -1,8 +1,10 @@
 """The flags of the command, and one clear line for whatever is wrong with them."""
 
+import dataclasses
 import logging
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from ml_collections import config_flags
 from wsol_jax.config import ConfigError, check_key
 from wsol_jax.interrupts import exit_code, stop_like_ctrl_c
 from wsol_jax.names import shortened
+from wsol_jax.settings import Config
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, as FILE.py[:variant].')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for everything the run writes.')
@@ -45,8 +48,27 @@ def _show(unraisable: 'sys.UnraisableHookArgs') -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def settings_help(kind: type = Config, prefix: str = 'config') -> str:
+    """Every setting of a dataclass as a flag: default, meaning, type, and what it changes."""
+    lines, defaults = [], kind()
+    for field in dataclasses.fields(kind):
+        flag, default = f'{prefix}.{field.name}', getattr(defaults, field.name)
+        if dataclasses.is_dataclass(default):
+            about = (type(default).__doc__ or '').partition('\n')[0]
+            lines += ['', f'{field.name}: {about}', settings_help(type(default), flag)]
+            continue
+        known = field.metadata['setting']
+        value = default or "''" if isinstance(default, str) else default
+        shown = f'"{value}"' if isinstance(default, tuple | dict) else value
+        name = str(field.type) if isinstance(default, tuple) else type(default).__name__
+        values = ', '.join(filter(None, (name, known.allowed)))
+        text = f'{known.help}; {values}; changes {known.changes}'
+        lines += [f'  --{flag}={shown}', textwrap.indent(textwrap.fill(text, 92), ' ' * 6)]
+    return '\n'.join(lines)
+
+
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the flags as absl does.
+    """Parses the flags as absl does; `--help` lists the settings and ends the program.
 
     Args:
         argv: the command line with the program's name.
@@ -70,7 +92,14 @@ def _check_flags(argv: Sequence[str]) -> str:
     """Checks that the config file exists and overrides name settings; returns the file."""
     plain = flags.FlagValues()
     flags.DEFINE_string('config', '', '', flag_values=plain)
-    for argument in plain(argv, known_only=True):
+    for name, short in (('help', '?'), ('helpshort', None), ('helpfull', None)):
+        flags.DEFINE_boolean(name, False, '', short_name=short, flag_values=plain)
+    arguments = plain(argv, known_only=True)
+    if plain.help or plain.helpshort or plain.helpfull:
+        app.usage(shorthelp=not plain.helpfull, writeto_stdout=True)
+        print(f'Settings:\n{settings_help()}')
+        sys.exit(0)
+    for argument in arguments:
         if override := re.match(r'--?(?:no)?config\.([^=]*)', argument):
             check_key(override[1])
     file = plain.config.partition(':')[0]

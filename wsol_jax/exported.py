@@ -182,7 +182,7 @@ def export(
         classes: 'top1' or 'top5', which predicted classes are explained. Given ones can be
             explained from every file.
         input_size: side of the images in pixels, or (height, width); None: the network's.
-        **options: score, alpha, fusion, scales, flip, ...: see `make_plan`.
+        **options: score, alpha, scales, flip, ...: see `wsol_jax.localization.plan.Options`.
 
     Raises:
         ValueError: as `make_plan`, or `classes` are others.

@@ -22,42 +22,16 @@ from typing import IO, Any
 
 from absl import logging
 
-from wsol_jax.config import Config, ConfigError, flatten
 from wsol_jax.data.files import MARKER
+from wsol_jax.fields import ConfigError, Kept
+from wsol_jax.settings import Config, flatten, invalidates
 
 _ORIGIN = 'made_from.json'  # beside a result
-# Kind of result: (its folders, what is in one once an epoch or a batch is done, the groups of
-# settings that it depends on).
-_RESULTS = {
-    'checkpoints': (
-        'checkpoints',
-        '*/[0-9]*',
-        ('seed', 'data', 'augment', 'network', 'train'),
-    ),
-    'maps': (
-        'maps/*',
-        'status/[0-9]*',
-        ('seed', 'data', 'augment', 'network', 'train', 'localize'),
-    ),
+# Kind of result: its folders, and what is in one once an epoch or a batch is done.
+_RESULTS: dict[Kept, tuple[str, str]] = {
+    'checkpoints': ('checkpoints', '*/[0-9]*'),
+    'maps': ('maps/*', 'status/[0-9]*'),
 }
-# Changes which maps are scored, not what they are; and which checkpoint is localized with.
-_NO_PART = {'maps': ('localize.splits',), 'checkpoints': ('train.keep',)}
-# Of no effect on what is kept: these may change between runs in one workdir. Images that were too
-# large are tried again, like all that could not be read.
-_FREE = (
-    'stages',
-    'parallel',
-    'data.workers',
-    'data.max_pixels',
-    'localize.batch_size',
-    'localize.chunk_size',
-    'train.log_every',
-    'train.checkpoint_every',
-    'evaluate.processes',
-    'report.images',
-    'report.gallery',
-    'report.format',
-)
 _WAYS_OUT = 'choose another --workdir or delete that folder'
 _PACKAGES = (
     'jax',
@@ -146,10 +120,10 @@ def open_workdir(path: Path, config: Config) -> None:
     record = path / 'config.json'
     new = {'config': flatten(config), 'contents': _contents(config)}
     old = _recorded(record) if record.exists() else None
-    for kind, (folders, _, _) in _RESULTS.items():
+    for kind, (folders, _) in _RESULTS.items():
         for folder in sorted(path.glob(folders)):
             _check_result(path, kind, folder, old, new)
-    if old is None or _changed(old, new):
+    if old is None or _changed(old, new, 'scores'):
         remove_scores(path)
     write_text(record, json.dumps(new | _environment(), indent=2) + '\n')
 
@@ -166,26 +140,24 @@ def _recorded(record: Path) -> dict[str, Any]:
     return {**old, 'config': before | old['config'], 'contents': contents}
 
 
-def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Settings that differ, and those that name a file of other contents; see `_FREE`."""
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any], kind: Kept) -> list[str]:
+    """What a kind of result depends on: settings that differ, or name a file of other contents."""
     one, other = old['config'], new['config']
     keys = {k for k in one.keys() | other.keys() if one.get(k) != other.get(k)}
     before, now = old['contents'], new['contents']
     keys |= {k for k in before.keys() & now.keys() if before[k] != now[k]}
-    return sorted(k for k in keys if k not in _FREE)
+    return sorted(k for k in keys if invalidates(k, kind))
 
 
 def _check_result(
-    path: Path, kind: str, folder: Path, old: dict[str, Any] | None, new: dict[str, Any]
+    path: Path, kind: Kept, folder: Path, old: dict[str, Any] | None, new: dict[str, Any]
 ) -> None:
     """Refuses a result that was made from something else; removes one that is only prepared."""
-    _, result, groups = _RESULTS[kind]
     made = _recorded(folder / _ORIGIN) if (folder / _ORIGIN).exists() else old
-    known = [] if made is None else _changed(made, new)
-    keys = [k for k in known if k.split('.')[0] in groups and k not in _NO_PART[kind]]
+    keys = [] if made is None else _changed(made, new, kind)
     if made is not None and not keys:
         return
-    if not any(folder.glob(result)):
+    if not any(folder.glob(_RESULTS[kind][1])):
         shutil.rmtree(folder, ignore_errors=True)  # prepared, but nothing came of it
     elif made is None:
         raise ConfigError(

@@ -9,7 +9,7 @@ from wsol_jax.data.records import DataError
 from wsol_jax.data.tfds import prepare
 from wsol_jax.data.tfds_builders import BUILDERS
 from wsol_jax.interrupts import exit_code, stop_like_ctrl_c
-from wsol_jax.limits import CHOICES
+from wsol_jax.settings import SETTINGS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     command.add_argument(
         '--orientation',
-        choices=CHOICES['data.orientation'],
+        choices=SETTINGS['data.orientation'].choices,
         default='auto',
         help='the frame of sizes, boxes and masks: config.data.orientation',
     )

@@ -7,10 +7,11 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageEnhance
 
-from wsol_jax.config import AugmentConfig, ConfigError
 from wsol_jax.data.decode import LARGE, resize_image
 from wsol_jax.data.records import Pixels
+from wsol_jax.fields import ConfigError
 from wsol_jax.names import unknown_name
+from wsol_jax.settings import AugmentConfig
 
 _FLIP = 0.5
 _AREA = (0.08, 1.0)

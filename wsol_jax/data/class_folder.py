@@ -3,11 +3,11 @@
 from itertools import compress, count
 from pathlib import Path
 
-from wsol_jax.config import DataConfig
 from wsol_jax.data.files import IMAGE_EXTENSIONS, is_workdir
 from wsol_jax.data.folders import image_files
 from wsol_jax.data.metadata import class_names
 from wsol_jax.data.records import DataError, Decoding, ListedRecords, Record, drawn, is_displayed
+from wsol_jax.settings import DataConfig
 
 _SPLITS = {
     'train': ('train', 'training'),

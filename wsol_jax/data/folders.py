@@ -5,7 +5,6 @@ from pathlib import Path
 
 from absl import logging
 
-from wsol_jax.config import DataConfig
 from wsol_jax.data.files import IMAGE_EXTENSIONS, UNUSABLE, Found, find_images, stays_below
 from wsol_jax.data.metadata import (
     class_names,
@@ -15,6 +14,7 @@ from wsol_jax.data.metadata import (
     read_sizes,
 )
 from wsol_jax.data.records import DataError, Decoding, ListedRecords, Record, is_displayed
+from wsol_jax.settings import DataConfig
 
 
 class WsolFolder(ListedRecords):

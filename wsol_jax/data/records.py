@@ -8,9 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wsol_jax.config import DataConfig
-from wsol_jax.limits import CHOICES
 from wsol_jax.names import unknown_name
+from wsol_jax.settings import SETTINGS, DataConfig
 
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -18,7 +17,7 @@ Encoded = Path | bytes
 UNLABELLED = -1
 VAL_EVERY = 10
 ADVICE = "'python -m wsol_jax.data check DIR' lists all that is wrong with a data set"
-_ORIENTATIONS = CHOICES['data.orientation']
+_ORIENTATIONS = SETTINGS['data.orientation'].choices
 
 
 class DataError(ValueError):

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from tensorflow_datasets.core import read_only_builder
 from tensorflow_datasets.core.features.bounding_boxes_utils import BBoxFormat
 
-from wsol_jax.config import DataConfig
 from wsol_jax.data.decode import stored_size
 from wsol_jax.data.records import (
     BadImage,
@@ -27,6 +26,7 @@ from wsol_jax.data.records import (
 )
 from wsol_jax.data.tfds_builders import BUILDERS, open_folders, record_of, wsol_features
 from wsol_jax.names import unknown_name
+from wsol_jax.settings import DataConfig
 
 _FORMAT = 'array_record'
 _ALIASES = {'val': 'validation'}

@@ -24,8 +24,8 @@ from wsol_jax.data.records import DataError, Record
 from wsol_jax.evaluation.counts import Counts, ground_truth
 from wsol_jax.evaluation.processes import AT_ONCE, mapper
 from wsol_jax.evaluation.protocols import BoxProtocol, protocol
-from wsol_jax.limits import RANGES
 from wsol_jax.names import shortened, shown
+from wsol_jax.settings import SETTINGS
 
 CANVAS = (224, 224)
 _LARGEST = 2**20  # bytes of a score map; float128 takes .8 million
@@ -65,7 +65,7 @@ def evaluate_scoremaps(
         ('interval', interval, 'evaluate.threshold_step'),
         ('processes', processes, 'evaluate.processes'),
     ):
-        if fault := RANGES[key].fault(value):
+        if fault := SETTINGS[key].fault(value):
             raise ValueError(f'{name} must {fault}, got {shown(value)}')
     rules = [protocol(name) for name in protocols]
     records = scoremap_records(scoremaps, metadata, masks)

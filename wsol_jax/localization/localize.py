@@ -177,8 +177,7 @@ def localize(
           are, all of one size.
         batch_size: images that are computed at once, all batches with one program; an array of
           the right size is computed in one piece.
-        **options: score, alpha, fusion, scales, flip, aug_smooth, eigen_smooth, noise, sigma,
-          chunk_size, rectify, size, normalize, seed: see `make_plan`.
+        **options: score, alpha, scales, flip, ...: see `wsol_jax.localization.plan.Options`.
 
     Returns:
         `Localization` with raw maps, logits and classes, and boxes in the pixels of each image.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from inspect import signature
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from wsol_jax.limits import range_of
+from wsol_jax.fields import Range, documented, setting, settings_of
 from wsol_jax.localization.factors import principal_component
 from wsol_jax.localization.method import ALL, Method, channel_sum
 from wsol_jax.localization.methods import resolve_methods
@@ -19,14 +19,39 @@ from wsol_jax.localization.views import AS_IT_IS, GAINS, View
 from wsol_jax.maps import Key
 from wsol_jax.maps.fuse import FUSIONS
 from wsol_jax.names import shown, unknown_name
+from wsol_jax.settings import SEEDS, MapOptions
 
 if TYPE_CHECKING:  # what is exported runs without the networks
     from wsol_jax.models import Network
 
 
+@documented
 @dataclass(frozen=True)
-class MapPlan:
-    """What to compute.
+class Options(MapOptions):
+    """How maps are made: the options of `localize`, `export` and `make_plan`."""
+
+    rectify: bool = setting(False, 'set negative values of the maps to zero', 'nothing')
+    size: tuple[int, int] | None = setting(
+        None,
+        '(height, width) in pixels that maps are resized to, bilinearly; None leaves them as they '
+        'are',
+        'nothing',
+    )
+    normalize: bool = setting(False, 'scale each map to [0, 1], after resizing', 'nothing')
+    seed: int = setting(
+        0,
+        'of the noise and of random maps; every image draws its own, wherever it stands',
+        'nothing',
+        SEEDS,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapPlan(Options):
+    """What to compute: the options, resolved, and what they are applied to.
+
+    Logits and predicted classes are those of scale 1. Maps of several views are min-max scaled,
+    resized to the largest and averaged.
 
     Attributes:
         methods: the localization methods; the maps of several in one tuple are fused.
@@ -34,18 +59,6 @@ class MapPlan:
         last_layer: the endpoint before pooling, where the methods for that layer only apply.
         main_layers: of the network, for the methods that need them all.
         score: what is explained of a class.
-        fusion: how maps are fused over layers and methods, see `FUSIONS`.
-        scales: factors on the input size; logits and predicted classes are those of scale 1.
-          Maps of several scales are min-max scaled, resized to the largest and averaged.
-        flip: average with the map of the mirrored image in the same way.
-        gains: average over these factors on the preprocessed input, too.
-        noise: average over the image and this many noisy ones, too.
-        sigma: of that noise, see `views.noisy`.
-        chunk_size: copies of a batch that methods with passes of their own run at once.
-        rectify: set negative values of the maps to zero.
-        size: (height, width) that maps are resized to, bilinearly; None leaves them as they are.
-        normalize: scale each map to [0, 1], after resizing.
-        seed: of the noise and of random maps; every image draws its own, wherever it stands.
         probability: what the network's logits [B,C] stand for.
     """
 
@@ -54,17 +67,6 @@ class MapPlan:
     last_layer: str
     main_layers: tuple[str, ...]
     score: Score = logit
-    fusion: str = 'mean'
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    gains: tuple[float, ...] = (1.0,)
-    noise: int = 0
-    sigma: float = 0.3
-    chunk_size: int = 16
-    rectify: bool = False
-    size: tuple[int, int] | None = None
-    normalize: bool = False
-    seed: int = 0
     probability: Callable[[jax.Array], jax.Array] = jax.nn.softmax
 
     @property
@@ -109,12 +111,13 @@ class MapPlan:
     @property
     def views(self) -> list[View]:
         """The views that are averaged; that of the image as it is comes first, if it is there."""
-        mirrors = (False, True) if self.flip else (False,)
+        mirrors = (False, True) if self.flip or self.aug_smooth else (False,)
+        gains = GAINS if self.aug_smooth else (1.0,)
         views = [
             View(scale, mirror, gain, sample)
             for scale in self.scales
             for mirror in mirrors
-            for gain in self.gains
+            for gain in gains
             for sample in range(self.noise + 1)
         ]
         return sorted(views, key=lambda view: view != AS_IT_IS)
@@ -124,21 +127,7 @@ def make_plan(
     network: 'Network',
     methods: Sequence[str | Method] = ('dgl',),
     layers: Sequence[str] | None = None,
-    *,
-    score: str | Score = 'logit',
-    alpha: float = 10.0,
-    fusion: str = 'mean',
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    aug_smooth: bool = False,
-    eigen_smooth: bool = False,
-    noise: int = 0,
-    sigma: float = 0.3,
-    chunk_size: int = 16,
-    rectify: bool = False,
-    size: tuple[int, int] | None = None,
-    normalize: bool = False,
-    seed: int = 0,
+    **options: Any,
 ) -> MapPlan:
     """Checks names against the network and fixes what to compute.
 
@@ -146,24 +135,66 @@ def make_plan(
         network: the classifier.
         methods: names, 'a+b' for the fusion of two methods, or `Method`s.
         layers: endpoints of the network; 'a+b' fuses the maps at a and b; None: all main layers.
-        score: 'logit', 'softmax', 'finer_cam', or a function (logits [C], class) -> scalar.
-        alpha: weight of the class in DGL's loss gradient.
-        fusion: over layers and methods: 'mean', 'max', 'product' or 'layer_cam'.
-        scales: factors on the input size, averaged.
-        flip: average with the mirrored image.
-        aug_smooth: average over flip and brighter and darker inputs (factors 0.9, 1, 1.1).
-        eigen_smooth: the first principal component of a map's terms instead of their sum.
-        noise: average over the image and this many noisy ones (SmoothGrad).
-        sigma: of the noise, in units of the standard deviation of each input.
-        chunk_size: copies of the batch at once in Score-, SS-, IS- and Ablation-CAM.
-        rectify: set negative values of the maps to zero.
-        size: (height, width) to resize the maps to.
-        normalize: scale each map to [0, 1].
-        seed: of the noise and of random maps.
+        **options: see `Options`.
 
     Raises:
         ValueError: an unknown method, layer, score or fusion, or a number out of range.
+        TypeError: an unknown option.
     """
+    check_options(make_plan, options)
+    asked = _checked(Options(**options))
+    score = resolve_score(asked.score)
+    if network.num_classes == 1 and (score is softmax or isinstance(score, FinerCAM)):
+        raise ValueError(
+            f"score={asked.score!r} compares classes and {network.name} has one logit; use 'logit'"
+        )
+    resolved = resolve_methods(methods, asked.alpha)
+    _check_distinct(resolved)
+    if asked.eigen_smooth:
+        resolved = tuple(tuple(map(_smoothed, fused)) for fused in resolved)
+    return MapPlan(
+        **vars(replace(asked, score=score)),
+        methods=resolved,
+        layers=_known_layers(network, layers),
+        last_layer=network.last_layer,
+        main_layers=network.layers(),
+        probability=network.probabilities,
+    )
+
+
+def check_options(function: Callable[..., Any], options: Iterable[str]) -> None:
+    """Raises TypeError if a function that takes `Options` is given one too many."""
+    further = [field.name for field in fields(Options)]
+    for name in options:
+        if name not in further:
+            own = [name for name in signature(function).parameters if name != 'options']
+            raise TypeError(unknown_name(f'argument of {function.__name__}', name, own + further))
+
+
+def _checked(options: Options) -> Options:
+    """The options, hashable.
+
+    Raises:
+        ValueError: one of them is wrong.
+    """
+    scales, size = options.scales, options.size
+    if options.fusion not in FUSIONS:
+        raise ValueError(unknown_name('fusion', options.fusion, FUSIONS))
+    if isinstance(scales, float | int):
+        raise ValueError(f'scales must be a sequence such as ({scales},), got the number')
+    if not scales:
+        raise ValueError(f'scales must be positive factors of the input size, got {scales}')
+    for name, known in settings_of(Options).items():
+        if known.range:
+            _check_numbers(name, getattr(options, name), known.range)
+    if size is None:
+        return replace(options, scales=tuple(scales))
+    if np.shape(size) != (2,) or min(size) < 1:
+        raise ValueError(f'size must be (height, width) in pixels, got {size}')
+    return replace(options, scales=tuple(scales), size=(int(size[0]), int(size[1])))
+
+
+def _known_layers(network: 'Network', layers: Sequence[str] | None) -> tuple[str, ...]:
     if isinstance(layers, str):
         raise ValueError(f'layers must be a sequence such as ({layers!r},), got the string')
     chosen = tuple(layers) if layers else network.layers()
@@ -173,60 +204,13 @@ def make_plan(
             raise ValueError(
                 f'layers are names such as {known[-1]!r}, got a {type(layer).__name__}'
             )
-    for name in [part for layer in chosen for part in layer.split('+')]:
-        if name not in known:
-            raise ValueError(unknown_name(f'layer of {network.name}', name, known))
-    for layer in chosen:
-        if len(set(layer.split('+'))) < len(layer.split('+')):
+        parts = layer.split('+')
+        for name in parts:
+            if name not in known:
+                raise ValueError(unknown_name(f'layer of {network.name}', name, known))
+        if len(set(parts)) < len(parts):
             raise ValueError(f'{layer!r} fuses a layer with itself')
-    if fusion not in FUSIONS:
-        raise ValueError(unknown_name('fusion', fusion, FUSIONS))
-    if isinstance(scales, float | int):
-        raise ValueError(f'scales must be a sequence such as ({scales},), got the number')
-    if not scales:
-        raise ValueError(f'scales must be positive factors of the input size, got {scales}')
-    numbers = {'scales': scales, 'noise': (noise,), 'sigma': (sigma,), 'chunk_size': (chunk_size,)}
-    for name, values in (numbers | {'alpha': (alpha,)}).items():
-        _check_numbers(name, values)
-    if size is not None and (np.shape(size) != (2,) or min(size) < 1):
-        raise ValueError(f'size must be (height, width) in pixels, got {size}')
-    explained = resolve_score(score)
-    if network.num_classes == 1 and (explained is softmax or isinstance(explained, FinerCAM)):
-        raise ValueError(
-            f"score={score!r} compares classes and {network.name} has one logit; use 'logit'"
-        )
-    resolved = resolve_methods(methods, alpha)
-    _check_distinct(resolved)
-    if eigen_smooth:
-        resolved = tuple(tuple(map(_smoothed, fused)) for fused in resolved)
-    return MapPlan(
-        resolved,
-        chosen,
-        network.last_layer,
-        network.layers(),
-        explained,
-        fusion,
-        tuple(scales),
-        flip or aug_smooth,
-        GAINS if aug_smooth else (1.0,),
-        noise,
-        sigma,
-        chunk_size,
-        rectify,
-        None if size is None else (int(size[0]), int(size[1])),
-        normalize,
-        seed,
-        network.probabilities,
-    )
-
-
-def check_options(function: Callable[..., Any], options: Iterable[str]) -> None:
-    """Raises TypeError if a function that passes options on to `make_plan` has one too many."""
-    further = [*(make_plan.__kwdefaults__ or {})]
-    for name in options:
-        if name not in further:
-            own = [name for name in signature(function).parameters if name != 'options']
-            raise TypeError(unknown_name(f'argument of {function.__name__}', name, own + further))
+    return chosen
 
 
 @contextmanager
@@ -250,16 +234,16 @@ def backward_rules_told(plan: MapPlan) -> Iterator[None]:
         ) from error
 
 
-def _check_numbers(name: str, values: Sequence[Any]) -> None:
+def _check_numbers(name: str, value: Any, allowed: Range) -> None:
     """As the setting of that name is checked."""
-    kind = Integral if name in ('noise', 'chunk_size') else Real
-    for value in values:
-        if not isinstance(value, kind):
+    default = getattr(Options, name)
+    kind: type[Any] = Integral if isinstance(default, int) else Real
+    for number in value if isinstance(default, tuple) else (value,):
+        if not isinstance(number, kind):
             what = 'whole numbers' if kind is Integral else 'numbers'
-            raise ValueError(f'{name} must be {what}, got {shown(value)}')
-    for value in values:
-        if fault := range_of(f'localize.{name}').fault(value):
-            raise ValueError(f'{name} must {fault}, got {shown(value)}')
+            raise ValueError(f'{name} must be {what}, got {shown(number)}')
+        if fault := allowed.fault(number):
+            raise ValueError(f'{name} must {fault}, got {shown(number)}')
 
 
 def _check_distinct(methods: tuple[tuple[Method, ...], ...]) -> None:

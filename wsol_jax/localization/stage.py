@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,6 @@ from tqdm import tqdm
 from wsol_jax.config import Config, ConfigError, LocalizeConfig
 from wsol_jax.data import BadImage, Batch, Labels, Record, Source, decode_image, evaluation_batches
 from wsol_jax.data.records import UNLABELLED, ListedRecords
-from wsol_jax.limits import check
 from wsol_jax.localization.localize import (
     check_gradients,
     compute_maps,
@@ -32,10 +32,10 @@ from wsol_jax.maps.store import TOP, MapStore, by_column
 from wsol_jax.models import Network, Preprocessing, sides
 from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.progress import ProgressLog
+from wsol_jax.settings import MapOptions, check
 from wsol_jax.workdir import record_origin, remove_scores
 
 _PREDICTED = ('top1', 'top5')
-_NOT_PLANNED = ('methods', 'layers', 'classes', 'splits', 'batch_size')
 
 
 class _Outputs(NamedTuple):
@@ -51,7 +51,7 @@ def plan_of(setting: LocalizeConfig, network: Network, seed: int = 0) -> MapPlan
     Raises:
         ValueError: see `make_plan`.
     """
-    options = {k: v for k, v in vars(setting).items() if k not in _NOT_PLANNED}
+    options = {field.name: getattr(setting, field.name) for field in fields(MapOptions)}
     return make_plan(network, setting.methods, setting.layers, seed=seed, **options)
 
 
