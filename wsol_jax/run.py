@@ -12,8 +12,9 @@ from wsol_jax.config import Config, ConfigError
 from wsol_jax.data import Source, check_training, open_source
 from wsol_jax.evaluation.protocols import protocol
 from wsol_jax.evaluation.stage import evaluate
-from wsol_jax.localization.stage import check_maps, check_target, localize_split, plan_of
+from wsol_jax.localization.stage import check_target, localize_split, plan_of
 from wsol_jax.models import Network, as_network, build, load_network
+from wsol_jax.offline import check_origin
 from wsol_jax.report.results import read_metrics
 from wsol_jax.report.stage import report
 from wsol_jax.training.loop import train, trained_network
@@ -68,7 +69,7 @@ def _run_stages(config: Config, workdir: Path) -> None:
             localize_split(config, network, splits(split), split, workdir)
     elif 'evaluate' in config.stages and (workdir / 'checkpoints').exists():
         for split in config.localize.splits:
-            check_maps(classifier(), split, workdir)
+            check_origin(classifier(), workdir / 'maps' / split, workdir)
     if 'evaluate' in config.stages and not (workdir / 'metrics.json').exists():
         sources = {s: splits(s) for s in config.localize.splits}
         scorer = classifier() if config.evaluate.faithfulness else None

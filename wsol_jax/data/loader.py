@@ -55,6 +55,11 @@ class Batch:
     errors: dict[int, str]
     image_ids: tuple[str, ...]
 
+    @property
+    def real(self) -> int:
+        """How many of the images come from the source; padding follows them."""
+        return int((self.index >= 0).sum())
+
 
 class _Item(NamedTuple):
     image: Pixels | None

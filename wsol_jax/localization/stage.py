@@ -1,20 +1,17 @@
 """The stage `localize`: raw maps of whole splits into the workdir."""
 
-import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from wsol_jax.config import Config, ConfigError, LocalizeConfig
-from wsol_jax.data import BadImage, Batch, Labels, Record, Source, decode_image, evaluation_batches
+from wsol_jax.data import Batch, Labels, Source
 from wsol_jax.data.records import UNLABELLED, ListedRecords
 from wsol_jax.localization.localize import (
     check_gradients,
@@ -27,13 +24,11 @@ from wsol_jax.localization.method import Apply
 from wsol_jax.localization.plan import MapPlan, backward_rules_told, make_plan
 from wsol_jax.localization.result import NO_CLASS
 from wsol_jax.maps import Key
-from wsol_jax.maps.columns import DONE, SKIPPED, ChunkWriter
 from wsol_jax.maps.store import TOP, MapStore, by_column
 from wsol_jax.models import Network, Preprocessing, sides
-from wsol_jax.parallel import Devices, local_devices, one_ahead
-from wsol_jax.progress import ProgressLog
+from wsol_jax.offline import Pass, check_origin, fill_store
+from wsol_jax.parallel import Devices, local_devices
 from wsol_jax.settings import MapOptions, check
-from wsol_jax.workdir import record_origin, remove_scores
 
 _PREDICTED = ('top1', 'top5')
 
@@ -83,44 +78,52 @@ def localize_split(
     setting = config.localize
     plan = plan_of(setting, network, config.seed)
     known = _checked_ids(setting.classes, network, source, split)
-    devices = local_devices(config.parallel)
-    batch_size = devices.round_up(min(setting.batch_size, len(source)))
     size = config.network.input_size or network.input_size
-    folder = workdir / 'maps' / split
-    labels, workers = Labels(source.most_labels), config.data.workers
+    folder, labels = workdir / 'maps' / split, Labels(source.most_labels)
     store = _open_store(setting.classes, network, plan, len(source), labels.most, size, folder)
     store.expect(known)
-    check_maps(network, split, workdir)
-    store.redo(_readable_now(source, store))
-    pending = store.pending()
-    if len(pending):
-        remove_scores(workdir)  # they tell of other maps
-    state = devices.replicate(network.state)
-    top = _top(setting.classes, network)
-    program = _compile(devices, network.apply, network.preprocessing, plan, top)
-    reader = evaluation_batches(source, size, batch_size, pending.tolist(), workers, labels)
-    progress = tqdm(total=len(pending), desc=f'localize {split}', unit='image', disable=None)
-    log = ProgressLog(workdir)
-
-    def launch(batch: Batch) -> tuple[Batch, _Outputs]:
-        classes = _classes_of(setting.classes, batch, network)
-        with backward_rules_told(plan):
-            return batch, program(state, *devices.shard((batch.images, classes)))
-
-    with progress, closing(reader), ChunkWriter(store) as writer:
-        for step, (batch, launched) in enumerate(one_ahead(map(launch, reader))):
-            outputs = devices.gather(launched)
-            if step == 0:
-                check_gradients(outputs.faults, batch.valid)
-            done = int((batch.index >= 0).sum())
-            labelled = list(zip(batch.image_ids, map(_known, batch.targets['labels']), strict=True))
-            right, fault = _first_fault(labelled[:done], setting.classes, network)
-            _store(store, writer, network, batch, outputs, right)
-            if fault:
-                raise ConfigError(fault)
-            log.row('localize', split, step, done)
-            progress.update(done)
+    check_origin(network, folder, workdir)
+    work = Pass(
+        size,
+        labels,
+        _launcher(config, network, plan),
+        partial(_columns, network, setting.classes),
+        partial(_fault_of_batch, network, setting.classes),
+    )
+    fill_store(config, source, split, store, work, workdir)
     return store
+
+
+def _launcher(config: Config, network: Network, plan: MapPlan) -> Callable[[Batch], _Outputs]:
+    """Batch -> outputs, on the devices."""
+    devices, target = local_devices(config.parallel), config.localize.classes
+    state, top = devices.replicate(network.state), _top(target, network)
+    program = _compile(devices, network.apply, network.preprocessing, plan, top)
+
+    def launch(batch: Batch) -> _Outputs:
+        classes = _classes_of(target, batch, network)
+        with backward_rules_told(plan):
+            return program(state, *devices.shard((batch.images, classes)))
+
+    return launch
+
+
+def _columns(
+    network: Network, target: str, batch: Batch, outputs: _Outputs, step: int
+) -> dict[str, np.ndarray]:
+    """What is stored of a batch."""
+    if step == 0:
+        check_gradients(outputs.faults, batch.valid)
+    facts, maps = _facts(network, outputs.logits, outputs.classes), outputs.maps
+    if target == 'ground_truth':
+        facts, maps = _without_padding(facts, maps, batch.targets['labels'])
+    return facts | by_column(maps)
+
+
+def _fault_of_batch(network: Network, target: str, batch: Batch) -> tuple[int, str]:
+    labels = map(_known, batch.targets['labels'])
+    labelled = list(zip(batch.image_ids, labels, strict=True))[: batch.real]
+    return _first_fault(labelled, target, network)
 
 
 def _checked_ids(target: str, network: Network, source: Source, split: str) -> list[str]:
@@ -137,25 +140,6 @@ def _checked_ids(target: str, network: Network, source: Source, split: str) -> l
     if fault := _first_fault(labels, target, network)[1]:
         raise ConfigError(fault)
     return [record.image_id for record in records]
-
-
-def check_maps(network: Network, split: str, workdir: Path) -> None:
-    """Records which network the maps of a split are of, or checks it.
-
-    Raises:
-        ConfigError: they are of another network, such as one that was trained anew.
-    """
-    folder = workdir / 'maps' / split
-    if folder.exists():
-        record_origin(workdir, folder, _digest(network.state))
-
-
-def _digest(state: Any) -> str:
-    """SHA-256 of all weights and batch statistics, shortened."""
-    digest = hashlib.sha256()
-    for leaf in map(np.asarray, jax.tree.leaves(state)):
-        digest.update(f'{leaf.dtype}{leaf.shape}'.encode() + np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
 
 
 @lru_cache(maxsize=4)
@@ -182,7 +166,7 @@ def _open_store(
 ) -> MapStore:
     """A store for `count` images, the most labelled of which has `most` labels."""
 
-    def shapes(images: jax.Array, classes: jax.Array) -> tuple:
+    def shapes(images: jax.Array, classes: jax.Array) -> Any:
         arguments = (network.apply, network.preprocessing, plan, network.state)
         return compute_maps(*arguments, images, _top(target, network), classes)
 
@@ -198,20 +182,6 @@ def _open_store(
         plan.relu,
         min(TOP, network.num_classes),
     )
-
-
-def _readable_now(source: Source, store: MapStore) -> list[int]:
-    """Which of the images that were skipped decode now: a disk was away, a file is mended."""
-    skipped = np.flatnonzero(store.fact('status') == SKIPPED).tolist()
-    return [i for i in skipped if _decodes(source[i])]
-
-
-def _decodes(record: Record) -> bool:
-    try:
-        decode_image(record)
-    except BadImage:
-        return False
-    return True
 
 
 def _top(target: str, network: Network) -> int:
@@ -270,30 +240,6 @@ def _first_fault(
             known = f'{network.name} has the classes 0..{network.num_classes - 1}'
             return i, f'{image_id} has label {wrong[0]}, but {known}'
     return len(labelled), ''
-
-
-def _store(
-    store: MapStore,
-    writer: ChunkWriter,
-    network: Network,
-    batch: Batch,
-    outputs: _Outputs,
-    count: int,
-) -> None:
-    """Stores the first images of a batch."""
-    index, names = batch.index[:count], batch.image_ids[:count]
-    named = dict(zip(index.tolist(), names, strict=True))
-    store.skip({named[i]: reason for i, reason in batch.errors.items() if i in named})
-    facts = _facts(network, outputs.logits, outputs.classes)
-    facts, maps = jax.tree.map(lambda x: x[:count], (facts, outputs.maps))
-    if store.target == 'ground_truth':
-        facts, maps = _without_padding(facts, maps, batch.targets['labels'][:count])
-    writer.add(
-        index,
-        names,
-        np.where(batch.valid[:count], DONE, SKIPPED),
-        facts | by_column(maps),
-    )
 
 
 def _without_padding(

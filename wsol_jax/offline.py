@@ -1,0 +1,127 @@
+"""The offline pass: what a trained network computes of every image of a split, into a store."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from wsol_jax.config import Config, ConfigError
+from wsol_jax.data import BadImage, Batch, Record, Source, decode_image, evaluation_batches
+from wsol_jax.maps.columns import DONE, SKIPPED, ChunkWriter, Store
+from wsol_jax.models import Network
+from wsol_jax.parallel import local_devices, one_ahead
+from wsol_jax.progress import ProgressLog
+from wsol_jax.workdir import record_origin, remove_scores
+
+
+def all_right(batch: Batch) -> tuple[int, str]:
+    """That nothing is wrong with any image of a batch, see `Pass.first_fault`."""
+    return batch.real, ''
+
+
+class Pass(NamedTuple):
+    """What a task computes of a batch of images.
+
+    Attributes:
+        size: side of the images in pixels, or (height, width).
+        targets: what a batch carries of a record, see `evaluation_batches`.
+        launch: batch -> results, with the images as leading axis, still on the devices.
+        columns: (batch, results as NumPy arrays, number of the batch) -> {column: [B, ...]}.
+        first_fault: batch -> how many images come before the first one that cannot be computed,
+            and what is wrong with that one; '' if nothing is.
+    """
+
+    size: int | tuple[int, int]
+    targets: Callable[[Record], Mapping[str, np.ndarray]]
+    launch: Callable[[Batch], Any]
+    columns: Callable[[Batch, Any, int], dict[str, np.ndarray]]
+    first_fault: Callable[[Batch], tuple[int, str]] = all_right
+
+
+def fill_store(
+    config: Config, source: Source, split: str, store: Store, work: Pass, workdir: Path
+) -> None:
+    """Computes what a store lacks, batch by batch; interrupted, it goes on where it stopped.
+
+    An image that cannot be read is listed in the store's `skipped.csv` and passed over until it
+    can be: each run tries it again.
+
+    Args:
+        config: the experiment.
+        source: the images of the split.
+        split: its name.
+        store: where the results go.
+        work: what is computed.
+        workdir: of the run, for progress.csv.
+
+    Raises:
+        ConfigError: an image cannot be computed; what came before it is kept.
+        DataError: the results there are of other images.
+    """
+    store.redo(_readable_now(source, store))
+    pending = store.pending().tolist()
+    if pending:
+        remove_scores(workdir)  # they tell of other results
+    devices, workers = local_devices(config.parallel), config.data.workers
+    batch_size = devices.round_up(min(config.localize.batch_size, len(source)))
+    reader = evaluation_batches(source, work.size, batch_size, pending, workers, work.targets)
+    progress = tqdm(total=len(pending), desc=f'localize {split}', unit='image', disable=None)
+    log = ProgressLog(workdir)
+    with progress, closing(reader), ChunkWriter(store) as writer:
+        launched = ((batch, work.launch(batch)) for batch in reader)
+        for step, (batch, results) in enumerate(one_ahead(launched)):
+            columns = work.columns(batch, devices.gather(results), step)
+            right, fault = work.first_fault(batch)
+            _add(store, writer, batch, columns, right)
+            if fault:
+                raise ConfigError(fault)
+            log.row('localize', split, step, batch.real)
+            progress.update(batch.real)
+
+
+def _add(
+    store: Store, writer: ChunkWriter, batch: Batch, columns: Mapping[str, np.ndarray], count: int
+) -> None:
+    """Stores the first images of a batch."""
+    index, names = batch.index[:count], batch.image_ids[:count]
+    named = dict(zip(index.tolist(), names, strict=True))
+    store.skip({named[i]: reason for i, reason in batch.errors.items() if i in named})
+    status = np.where(batch.valid[:count], DONE, SKIPPED)
+    writer.add(index, names, status, {name: values[:count] for name, values in columns.items()})
+
+
+def check_origin(network: Network, folder: Path, workdir: Path) -> None:
+    """Records which network the results in a folder are of, or checks it.
+
+    Raises:
+        ConfigError: they are of another network, such as one that was trained anew.
+    """
+    if folder.exists():
+        record_origin(workdir, folder, _digest(network.state))
+
+
+def _digest(state: Any) -> str:
+    """SHA-256 of all weights and batch statistics, shortened."""
+    digest = hashlib.sha256()
+    for leaf in map(np.asarray, jax.tree.leaves(state)):
+        digest.update(f'{leaf.dtype}{leaf.shape}'.encode() + np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _readable_now(source: Source, store: Store) -> list[int]:
+    """Which of the images that were skipped decode now: a disk was away, a file is mended."""
+    skipped = np.flatnonzero(store.fact('status') == SKIPPED).tolist()
+    return [i for i in skipped if _decodes(source[i])]
+
+
+def _decodes(record: Record) -> bool:
+    try:
+        decode_image(record)
+    except BadImage:
+        return False
+    return True
