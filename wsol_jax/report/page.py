@@ -3,20 +3,19 @@
 import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from absl import logging
-from jinja2 import Environment, FileSystemLoader, Template
 
 from wsol_jax.config import Config
 from wsol_jax.data import Source
 from wsol_jax.evaluation.counts import CURVES
 from wsol_jax.maps.columns import DONE
 from wsol_jax.maps.store import MapStore
+from wsol_jax.report.frame import rendered
 from wsol_jax.report.gallery import SIDES, THRESHOLDS, Gallery, Shown, blob, collect, map_blobs
 from wsol_jax.report.overlay import MAP_COLORS
 from wsol_jax.report.results import read_curves
@@ -46,6 +45,7 @@ def write_page(
     """
     rows = sorted(metrics['localization'], key=lambda row: not row.get('chosen'))
     page = {
+        'title': f'Localization on {metrics["split"]}',
         'metrics': metrics,
         'done': int(np.sum(store.fact('status') == DONE)),
         'closing': config.evaluate.closing,
@@ -121,11 +121,11 @@ def _curves(rows: Sequence[Row], lines: Iterable[Mapping[str, str]]) -> str:
 
 def _fitting(page: dict[str, Any], gallery: Gallery | None) -> str:
     """The page with maps as fine as its size allows; with fewer images where none are."""
-    bare = _template().render(page | {'gallery': None})
+    bare = rendered('page.html', **page, gallery=None)
     room = max(_LIMIT - len(bare.encode()), 0)
     while gallery and gallery.images:
         for side in SIDES:
-            text = _template().render(page | {'gallery': _packed(gallery, side)})
+            text = rendered('page.html', **page, gallery=_packed(gallery, side))
             size = len(text.encode())
             if size <= _LIMIT:
                 return text
@@ -179,10 +179,3 @@ def _labels(gallery: Gallery) -> list[tuple[int, str]]:
 def _colors() -> np.ndarray:
     """uint8 [256, 3] colours of a map's levels, in an order that any colour vision can follow."""
     return matplotlib.colormaps[MAP_COLORS](np.arange(256), bytes=True)[:, :3]
-
-
-@cache
-def _template() -> Template:
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template('page.html')
