@@ -53,6 +53,8 @@ _JAX = '.'.join(map(str, jax.__version_info__))  # without a suffix such as dev
 _HEADER, _WEIGHTS = 'export.json', 'weights.safetensors'
 _PREDICTED, _GIVEN = 'predicted.jax', 'given.jax'
 _PARTS = (_HEADER, _PREDICTED, _GIVEN, _WEIGHTS)
+# logits [B,C], classes [B,K], maps [B,K,h,w] in the order of the header's keys, faults
+Results = tuple[jax.Array, jax.Array, list[jax.Array], dict[str, jax.Array]]
 
 
 class ExportError(ValueError):
@@ -218,12 +220,14 @@ def export(
 
 def _as_function(
     network: 'Network', plan: MapPlan, top: int
-) -> tuple[dict[str, np.ndarray], Callable[..., tuple]]:
+) -> tuple[dict[str, np.ndarray], Callable[..., Results]]:
     """The weights by name, and the function of them that is exported."""
     named, tree = jax.tree.flatten_with_path(network.state)
     leaves = {jax.tree_util.keystr(path): jnp.asarray(leaf) for path, leaf in named}
 
-    def results(weights, images, given=None):
+    def results(
+        weights: dict[str, jax.Array], images: jax.Array, given: jax.Array | None = None
+    ) -> Results:
         state = jax.tree.unflatten(tree, [weights[n].astype(x.dtype) for n, x in leaves.items()])
         logits, chosen, maps, faults = compute_maps(
             network.apply,

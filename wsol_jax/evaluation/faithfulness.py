@@ -212,7 +212,7 @@ def compute_faithfulness(
 def _probabilities(
     apply: Apply,
     probability: Callable[[jax.Array], jax.Array],
-    state,
+    state: Any,
     classes: jax.Array,
     inputs: jax.Array,
 ) -> jax.Array:

@@ -109,7 +109,7 @@ class _Random:
     def _terms(self, s: jax.Array, keys: jax.Array, layer: str) -> jax.Array:
         number = crc32(layer.encode())
 
-        def draw(key):
+        def draw(key: jax.Array) -> jax.Array:
             return jax.random.uniform(jax.random.fold_in(key, number), s.shape[-1:], minval=-1)
 
         return (s * jax.vmap(draw)(keys)[:, None, None])[None]

@@ -138,13 +138,17 @@ def _layer_cam(s: jax.Array, g: jax.Array) -> jax.Array:
     return jax.nn.relu(g) * s
 
 
+# {layer: means of the gradients, their squares and their cubes, each [K,B,h,w,K']}
+Moments = dict[str, tuple[jax.Array, ...]]
+
+
 @dataclass(frozen=True)
 class _Smooth:
     samples: int
     sigma: float
 
     def __call__(self, run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
-        def moments(sample):
+        def moments(sample: jax.Array) -> Moments:
             inputs = noisy(run.inputs, self.sigma, other_keys(run.keys, sample))
             gradients = _score_gradients(run, layers, inputs)
             # In units of each image's largest gradient: cubes of small ones would be lost.
@@ -153,7 +157,7 @@ class _Smooth:
                 for n, g in gradients.items()
             }
 
-        def add(total, sample):
+        def add(total: Moments, sample: jax.Array) -> tuple[Moments, None]:
             return jax.tree.map(jnp.add, total, moments(sample)), None
 
         first = moments(jnp.int32(0))
@@ -161,7 +165,9 @@ class _Smooth:
         means = jax.tree.map(lambda x: x / self.samples, total)
         return {n: self._weighted(run, n, *means[n]) for n in layers}
 
-    def _weighted(self, run: Run, layer: str, first, second, third) -> jax.Array:
+    def _weighted(
+        self, run: Run, layer: str, first: jax.Array, second: jax.Array, third: jax.Array
+    ) -> jax.Array:
         s = run.activations[layer]
         unit = _largest(run.gradients[layer])
         bottom = 2 * second + jnp.sum(s, axis=_SPACE, keepdims=True) * third * unit
@@ -183,11 +189,11 @@ def _score_gradients(run: Run, layers: Sequence[str], inputs: jax.Array) -> dict
 def _shapley(run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
     zeros = {n: jnp.zeros_like(run.activations[n]) for n in layers}
 
-    def mean_gradients(perturb):
+    def mean_gradients(perturb: dict[str, jax.Array]) -> dict[str, jax.Array]:
         g = score_gradients(lambda p: run.scores(run.forward(run.inputs, p)[0]), perturb)
         return {n: jnp.mean(x, axis=_SPACE, keepdims=True) for n, x in g.items()}
 
-    def curvature(number):
+    def curvature(number: jax.Array) -> dict[str, jax.Array]:
         """The mean of H S of one layer; the other layers' entries are of no use."""
         along = {n: run.activations[n] * (number == i) for i, n in enumerate(layers)}
         return jax.jvp(mean_gradients, (zeros,), (along,))[1]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Pair = tuple[jax.Array, jax.Array]
 # Eigenvectors by subspace iteration: the leading ones converge as those behind the block decay.
 _BLOCK, _DEGREE, _CYCLES = 8, 10, 8
 # Above this, the kernel matrices of a whole batch might not fit: one image at a time.
@@ -67,7 +68,7 @@ def kernel_component(x: jax.Array) -> jax.Array:
     return maps.reshape(x.shape[:-1])
 
 
-def nmf(x: jax.Array, components: int, steps: int = 100) -> tuple[jax.Array, jax.Array]:
+def nmf(x: jax.Array, components: int, steps: int = 100) -> Pair:
     """Factorizes relu(x) into non-negative maps and factors, relu(x) ~ maps . factors.
 
     Deep Feature Factorization: Collins et al., ECCV 2018, each image alone. Multiplicative updates
@@ -151,7 +152,7 @@ def _kernel_component(matrix: jax.Array) -> jax.Array:
     return jnp.where(_extreme_is_negative(projection), -projection, projection)
 
 
-def _top_eigenvector(matrix: jax.Array, lowest: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+def _top_eigenvector(matrix: jax.Array, lowest: jax.Array | float) -> Pair:
     """Unit eigenvector [n] of the largest eigenvalue, and the eigenvalue, of a symmetric matrix.
 
     Chebyshev-filtered subspace iteration, Zhou & Saad, 2006: no solver of the size of the matrix,
@@ -164,7 +165,7 @@ def _top_eigenvector(matrix: jax.Array, lowest: jax.Array | float) -> tuple[jax.
     size = len(matrix), min(_BLOCK, len(matrix))
     start = jnp.asarray(np.random.default_rng(0).standard_normal(size), matrix.dtype)
 
-    def cycle(_, ritz):
+    def cycle(_: jax.Array, ritz: Pair) -> Pair:
         values, vectors = ritz
         return _rayleigh_ritz(matrix, _chebyshev(matrix, values, vectors, lowest))
 
@@ -172,37 +173,39 @@ def _top_eigenvector(matrix: jax.Array, lowest: jax.Array | float) -> tuple[jax.
     return vectors[:, -1], values[-1]
 
 
-def _rayleigh_ritz(matrix: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _rayleigh_ritz(matrix: jax.Array, basis: jax.Array) -> Pair:
     """Eigenvalues, ascending, and eigenvectors of a matrix seen from the span of a basis [n,p]."""
     basis, _ = jnp.linalg.qr(basis)
     values, rotation = jnp.linalg.eigh(_matmul(basis.T, _matmul(matrix, basis)))
     return values, _matmul(basis, rotation)
 
 
-def _chebyshev(matrix, values, vectors, lowest) -> jax.Array:
+def _chebyshev(
+    matrix: jax.Array, values: jax.Array, vectors: jax.Array, lowest: jax.Array | float
+) -> jax.Array:
     """Applies the Chebyshev polynomial that is small from `lowest` to the least of the values."""
     # A floor, or it would overflow where the block holds all the rank there is.
     width = jnp.maximum(values[0] - lowest, 0.1 * (values[-1] - lowest))
     centre, half = lowest + width / 2, jnp.where(width > 0, width / 2, 1)
 
-    def shifted(v):
+    def shifted(v: jax.Array) -> jax.Array:
         return (_matmul(matrix, v) - centre * v) / half
 
-    def raised(_, terms):
+    def raised(_: jax.Array, terms: Pair) -> Pair:
         previous, current = terms
         return current, 2 * shifted(current) - previous
 
     return jax.lax.fori_loop(1, _DEGREE, raised, (vectors, shifted(vectors)))[1]
 
 
-def _nmf(matrix, components: int, steps: int) -> tuple[jax.Array, jax.Array]:
+def _nmf(matrix: jax.Array, components: int, steps: int) -> Pair:
     matrix, scale = _scaled(matrix)
     factors = _distinct_rows(matrix, components)
     # An exact zero would stay one for ever.
     factors = factors + 0.01 * jnp.mean(matrix, axis=0)
     maps = _matmul(matrix, factors.T)
 
-    def step(_, both):
+    def step(_: jax.Array, both: Pair) -> Pair:
         maps, factors = both
         factors = _updated(
             factors, _matmul(maps.T, matrix), _matmul(_matmul(maps.T, maps), factors)
@@ -220,7 +223,7 @@ def _nmf(matrix, components: int, steps: int) -> tuple[jax.Array, jax.Array]:
 def _distinct_rows(matrix: jax.Array, count: int) -> jax.Array:
     """Rows [count,K], each the longest after projecting out those before it."""
 
-    def pick(rest, _):
+    def pick(rest: jax.Array, _: None) -> Pair:
         at = jnp.argmax(jnp.sum(rest**2, axis=1))
         direction = _unit(rest[at])
         rest = rest - jnp.outer(_matmul(rest, direction), direction)
@@ -235,7 +238,7 @@ def _updated(factor: jax.Array, numerator: jax.Array, denominator: jax.Array) ->
     return jnp.where(positive, factor * numerator / jnp.where(positive, denominator, 1), factor)
 
 
-def _scaled(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _scaled(matrix: jax.Array) -> Pair:
     """The matrix with its largest magnitude 1 (zeros stay zeros), and that magnitude."""
     peak = jnp.max(jnp.abs(matrix))
     return matrix / jnp.where(peak > 0, peak, 1), peak

@@ -12,6 +12,8 @@ from wsol_jax.localization.method import ALL, Method, Run, class_score
 from wsol_jax.localization.targets import score_gradients
 from wsol_jax.maps.fuse import min_max, resize
 
+Layers = dict[str, jax.Array]  # {layer: [B,h,w,K']}
+
 
 def full_grad() -> Method:
     """FullGrad: psi(|g_x x|) + sum_l sum_k psi(|g_l b_l|)_k at the resolution of the input, eq. 5.
@@ -42,17 +44,17 @@ def contributions(run: Run) -> tuple[jax.Array, dict[str, jax.Array]]:
     chain = run.main_layers
     zeros = {n: jnp.zeros_like(run.activations[n]) for n in chain}
 
-    def endpoints(x, perturb):
+    def endpoints(x: jax.Array, perturb: Layers) -> Layers:
         _, seen = run.forward(x, perturb)
         return {n: seen[n] for n in chain}
 
-    def linear(number):
+    def linear(number: jax.Array) -> Layers:
         """{layer: J S} with the input (number 0) or one layer as the only direction."""
         along = {n: run.activations[n] * (number == i) for i, n in enumerate(chain, 1)}
         tangents = (run.inputs * (number == 0), along)
         return jax.jvp(endpoints, (run.inputs, zeros), tangents)[1]
 
-    def fill(number, biases):
+    def fill(number: jax.Array, biases: Layers) -> Layers:
         moved = linear(number)
         here = {n: number == i for i, n in enumerate(chain)}
         return {n: jnp.where(here[n], run.activations[n] - moved[n], biases[n]) for n in chain}

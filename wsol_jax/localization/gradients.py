@@ -55,7 +55,7 @@ def activation_gradients(
         {layer: {cotangent: [N,B,h,w,K']}} with N = K, or 1 for a cotangent shared by the classes.
     """
 
-    def forward(perturb):
+    def forward(perturb: dict[str, jax.Array] | None) -> tuple[jax.Array, dict[str, jax.Array]]:
         logits, endpoints = apply(state, inputs, perturb)
         return logits, {layer: endpoints[layer] for layer in (*layers, *others)}
 
@@ -78,7 +78,9 @@ def _chosen(classes: Classes, logits: jax.Array) -> jax.Array:
     return classes(logits) if callable(classes) else classes
 
 
-def _zero_perturbations(apply, state, inputs, layers) -> dict[str, jax.Array]:
+def _zero_perturbations(
+    apply: Apply, state: Any, inputs: jax.Array, layers: Sequence[str]
+) -> dict[str, jax.Array]:
     # Shaped from the real batch: a batch-1 perturbation would broadcast, and its gradient would
     # be the sum over the batch without any error.
     _, shapes = jax.eval_shape(lambda s, x: apply(s, x, None), state, inputs)
@@ -206,14 +208,16 @@ def _channel_sums(terms: Sequence[jax.Array]) -> Sequence[jax.Array]:
     and what XLA fuses into the loop is computed once.
     """
 
-    def add(totals, values):
+    def add(totals: tuple[jax.Array, ...], values: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         return tuple(a + b for a, b in zip(totals, values, strict=True))
 
     zeros = tuple(jnp.zeros((), x.dtype) for x in terms)
     return jax.lax.reduce(tuple(terms), zeros, add, (terms[0].ndim - 1,))
 
 
-def _terms(method: Method, activations, gradients, targets: int) -> jax.Array:
+def _terms(
+    method: Method, activations: jax.Array, gradients: Mapping[Cotangent, jax.Array], targets: int
+) -> jax.Array:
     """`terms` for each target: gradients [K or 1,B,h,w,K'] -> [K or 1,B,h,w,K']."""
     assert method.terms is not None
     used = [gradients[c] for c in method.cotangents]

@@ -59,11 +59,13 @@ def ablation_cam() -> Method:
     return Method('ablation_cam', passes=_ablation_terms, relu=True)
 
 
+# A mask [B,H,W] -> the scores [B,K] of the images under it.
+ScoresOf = Callable[[jax.Array], jax.Array]
 # The scores [B,K] of one channel's mask [B,H,W], given the scores of any one mask.
-Vary = Callable[[Run, Callable[[jax.Array], jax.Array], jax.Array], jax.Array]
+Vary = Callable[[Run, ScoresOf, jax.Array], jax.Array]
 
 
-def _once(run: Run, scores_of: Callable, mask: jax.Array) -> jax.Array:
+def _once(run: Run, scores_of: ScoresOf, mask: jax.Array) -> jax.Array:
     del run
     return scores_of(mask)
 
@@ -72,7 +74,7 @@ def _once(run: Run, scores_of: Callable, mask: jax.Array) -> jax.Array:
 class _Fractions:
     samples: int
 
-    def __call__(self, run: Run, scores_of: Callable, mask: jax.Array) -> jax.Array:
+    def __call__(self, run: Run, scores_of: ScoresOf, mask: jax.Array) -> jax.Array:
         del run
         fractions = jnp.arange(1, self.samples + 1) / self.samples
         return jnp.mean(jax.lax.map(lambda f: scores_of(f * mask), fractions), axis=0)
@@ -83,8 +85,8 @@ class _Noises:
     samples: int
     sigma: float
 
-    def __call__(self, run: Run, scores_of: Callable, mask: jax.Array) -> jax.Array:
-        def one(sample):
+    def __call__(self, run: Run, scores_of: ScoresOf, mask: jax.Array) -> jax.Array:
+        def one(sample: jax.Array) -> jax.Array:
             draw = jax.vmap(lambda key: jax.random.normal(key, mask.shape[1:]))
             return scores_of(mask + self.sigma * draw(other_keys(run.keys, sample)))
 
@@ -101,10 +103,10 @@ class _MaskTerms:
     def _weights(self, run: Run, layer: str) -> jax.Array:
         size = (run.inputs.shape[1], run.inputs.shape[2])
 
-        def scores_of(mask):
+        def scores_of(mask: jax.Array) -> jax.Array:
             return run.scores(run.forward(run.inputs * mask[..., None])[0])
 
-        def of_channel(channel):  # [B,h,w]
+        def of_channel(channel: jax.Array) -> jax.Array:  # [B,h,w] -> [B,K]
             return self.vary(run, scores_of, min_max(resize(channel, size)))
 
         channels = jnp.moveaxis(run.activations[layer], -1, 0)
@@ -115,10 +117,10 @@ def _ablation_terms(run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
     whole = run.scores(run.logits)
     size = jnp.abs(whole)
 
-    def weights(layer):
+    def weights(layer: str) -> jax.Array:
         s = run.activations[layer]
 
-        def ablated(number):
+        def ablated(number: jax.Array) -> jax.Array:
             one = jax.nn.one_hot(number, s.shape[-1], dtype=s.dtype)
             return run.scores(run.forward(run.inputs, {layer: -s * one})[0])
 
@@ -128,7 +130,9 @@ def _ablation_terms(run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
     return {n: _weighted(run.activations[n], weights(n)) for n in layers}
 
 
-def _over_channels(function: Callable, channels: jax.Array, run: Run) -> jax.Array:
+def _over_channels(
+    function: Callable[[jax.Array], jax.Array], channels: jax.Array, run: Run
+) -> jax.Array:
     """`function` of every channel, `chunk_size` copies of the batch at once."""
     parts = channels[in_parts(len(channels), run.chunk_size)]
     results = jax.lax.map(jax.vmap(function), parts)

@@ -236,7 +236,12 @@ class _LinenForward:
     made_of: Any
 
     def __call__(self, state: Any, inputs: jax.Array, recorder: Recorder) -> jax.Array:
-        def intercept(function, args, kwargs, context):
+        def intercept(
+            function: Callable[..., Any],
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            context: linen.module.InterceptorContext,
+        ) -> Any:
             if context.method_name != '__call__':
                 return function(*args, **kwargs)
             return recorder.call('/'.join(context.module.path), function, args, kwargs)
@@ -354,7 +359,7 @@ def _show(part: nnx.Module, path: str) -> None:
 @cache
 def _shown_class(cls: type[nnx.Module]) -> type[nnx.Module]:
     @wraps(cls.__call__)
-    def __call__(self, *args, **kwargs):
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         recorder = _recorder.get()
         if recorder is None:  # a backward rule of the model's own, behind the forward pass
             return cls.__call__(self, *args, **kwargs)
@@ -368,7 +373,7 @@ def _shown_class(cls: type[nnx.Module]) -> type[nnx.Module]:
 
     class Shown(type(cls)):  # type: ignore[misc]
         # A second base would change the layout of the instances.
-        def mro(self):
+        def mro(self) -> list[type]:
             first, *others = super().mro()
             return [first, _Registered, *others]
 

@@ -126,7 +126,9 @@ def convolve(
     if jax.default_backend() != 'cpu':
         return plain(x, kernel)
 
-    def tangent(primals, tangents):
+    def tangent(
+        primals: Sequence[jax.Array], tangents: Sequence[jax.Array | SymbolicZero]
+    ) -> tuple[jax.Array, jax.Array]:
         (x, kernel), (dx, dkernel) = primals, tangents
         terms = [] if isinstance(dx, SymbolicZero) else [plain(dx, kernel)]
         if not isinstance(dkernel, SymbolicZero):

@@ -190,7 +190,9 @@ def _is_map(
     return not 0 < dimensions < len(shape)
 
 
-def _check_layer(name: str, calls: Calls, hidden: set[str], inputs, tokens) -> None:
+def _check_layer(
+    name: str, calls: Calls, hidden: set[str], inputs: tuple[int, ...], tokens: Tokens | None
+) -> None:
     if name not in calls and name in hidden:
         raise ValueError(
             f'layer {name!r} is called inside a transformation (scan, remat, jit, vmap) of the '
@@ -213,7 +215,9 @@ def _first_array(output: Any) -> jax.Array | None:
     return first if is_float else None
 
 
-def _tap(endpoints: Endpoints, name: str, output: Any, inputs: tuple[int, ...], tokens) -> Any:
+def _tap(
+    endpoints: Endpoints, name: str, output: Any, inputs: tuple[int, ...], tokens: Tokens | None
+) -> Any:
     x = _first_array(output)
     (grid, prefix) = _require_layout(name, () if x is None else x.shape, inputs, tokens)
     assert x is not None
