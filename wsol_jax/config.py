@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from wsol_jax.fields import ConfigError, converted
+from wsol_jax.fields import ConfigError, converted, flatten
 from wsol_jax.names import shown, unknown_name
 from wsol_jax.settings import (
     SETTINGS,
@@ -23,7 +23,6 @@ from wsol_jax.settings import (
     ReportConfig,
     TrainConfig,
     check,
-    flatten,
 )
 
 if TYPE_CHECKING:  # counting processes get settings, and no tree

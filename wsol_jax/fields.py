@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from wsol_jax.names import shown, unknown_name
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 T = TypeVar('T')
 # What a workdir keeps: each is made from the one before, and goes with it.
@@ -125,6 +128,25 @@ def settings_of(kind: type) -> dict[str, Setting]:
         elif 'setting' in field.metadata:
             found[field.name] = field.metadata['setting']
     return found
+
+
+def flatten(config: 'DataclassInstance') -> dict[str, Any]:
+    """{'train.epochs': 10, ...}, for comparing and storing; tuples become lists, as in JSON."""
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, prefix: str) -> None:
+        if isinstance(value, dict):
+            for key, child in value.items():
+                walk(child, f'{prefix}.{key}' if prefix else key)
+        else:
+            flat[prefix] = _lists(value)
+
+    walk(dataclasses.asdict(config), '')
+    return flat
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def documented(kind: type[T]) -> type[T]:

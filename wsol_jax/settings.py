@@ -444,7 +444,9 @@ def check(key: str, value: Any) -> str:
         value: of the setting's type; of lists every element is checked.
     """
     known = setting_at(key)
-    return value_fault(known, f'config.{key}', value) if known else ''
+    if known is None:
+        raise KeyError(key)
+    return value_fault(known, f'config.{key}', value)
 
 
 def invalidates(key: str, kept: Kept) -> bool:
@@ -456,22 +458,3 @@ def invalidates(key: str, kept: Kept) -> bool:
     alike = [known] if known else [s for k, s in SETTINGS.items() if k.startswith(group)]
     first = min((KEPT.index(s.invalidates) for s in alike), default=KEPT.index('scores'))
     return (first if known else min(first, KEPT.index('scores'))) <= KEPT.index(kept)
-
-
-def flatten(config: Config) -> dict[str, Any]:
-    """{'train.epochs': 10, ...}, for comparing and storing; tuples become lists, as in JSON."""
-    flat: dict[str, Any] = {}
-
-    def walk(value: Any, prefix: str) -> None:
-        if isinstance(value, dict):
-            for key, child in value.items():
-                walk(child, f'{prefix}.{key}' if prefix else key)
-        else:
-            flat[prefix] = _lists(value)
-
-    walk(dataclasses.asdict(config), '')
-    return flat
-
-
-def _lists(value: Any) -> Any:
-    return [_lists(v) for v in value] if isinstance(value, tuple | list) else value

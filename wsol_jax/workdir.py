@@ -23,8 +23,8 @@ from typing import IO, Any
 from absl import logging
 
 from wsol_jax.data.files import MARKER
-from wsol_jax.fields import ConfigError, Kept
-from wsol_jax.settings import Config, flatten, invalidates
+from wsol_jax.fields import ConfigError, Kept, flatten
+from wsol_jax.settings import Config, invalidates
 
 _ORIGIN = 'made_from.json'  # beside a result
 # Kind of result: its folders, and what is in one once an epoch or a batch is done.
