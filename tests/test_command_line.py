@@ -18,7 +18,7 @@ def main(_):
     for number in range(20):
         try:
             with Checkpoints(Path(f'{number}')) as checkpoints:
-                checkpoints.save_best(state, 50.0)
+                checkpoints.save_best(state, 'accuracy', 50.0)
         except CheckpointError as error:
             assert str(error).endswith('/best: File too large; the checkpoint before stays'), error
     raise ValueError('twenty times')

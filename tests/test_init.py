@@ -38,6 +38,14 @@ def test_scoring_needs_no_jax(case):
     assert loaded(f'{IMPORTS[case]}\nprint(*(m for m in HEAVY if m in sys.modules))') == []
 
 
+def test_data_know_no_room_above_them():
+    """Settings are made of what the data need, not the other way."""
+    script = 'import wsol_jax.data.__main__, wsol_jax.data.loader, wsol_jax.data.images'
+    found = loaded(f'{script}\nprint(*(m for m in sys.modules if m.startswith("wsol_jax.")))')
+    rooms = {name.split('.')[1] for name in found}
+    assert rooms == {'data', 'fields', 'interrupts', 'names'}
+
+
 def test_counting_processes_do_not_import_the_script_that_starts_them(tmp_path):
     (tmp_path / 'probe.py').write_text(
         'import sys\n'

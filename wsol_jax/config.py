@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from wsol_jax.data.augment import AugmentConfig
 from wsol_jax.fields import ConfigError, converted, flatten
 from wsol_jax.names import shown, unknown_name
 from wsol_jax.settings import (
     SETTINGS,
     STAGES,
-    AugmentConfig,
     Config,
     DataConfig,
     EvaluateConfig,

@@ -7,8 +7,10 @@ invalidates (and with it what follows: checkpoints, maps, scores), and which val
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from wsol_jax.data.augment import AugmentConfig
+from wsol_jax.data.records import MAX_PIXELS, ORIENTATIONS
 from wsol_jax.fields import (
     ANY,
     KEPT,
@@ -22,9 +24,6 @@ from wsol_jax.fields import (
     split_name,
     value_fault,
 )
-
-if TYPE_CHECKING:  # counting processes get settings, and no tree
-    pass
 
 STAGES = ('train', 'localize', 'evaluate', 'report')
 _COUNT = Range(1, 65_536)
@@ -64,11 +63,11 @@ class DataConfig:
         "image_sizes.txt, boxes and masks are taken to be drawn that way. 'auto' is 'displayed' "
         "for 'image_folder' and 'class_folder', else 'stored'",
         'checkpoints',
-        choices=('auto', 'displayed', 'stored'),
+        choices=ORIENTATIONS,
     )
     # Images that were too large are tried again, like all that could not be read.
     max_pixels: int = setting(
-        500_000_000,
+        MAX_PIXELS,
         'larger images are refused; one of them takes 4 bytes a pixel while it is read',
         'nothing',
         Range(1, 2**31 - 1),
@@ -120,32 +119,6 @@ class NetworkConfig:
     )
     options: Mapping[str, Any] = setting(
         {}, "of that network, such as {'output_stride': 8}", 'checkpoints'
-    )
-
-
-@documented
-@dataclass(frozen=True)
-class AugmentConfig:
-    """What happens to a training image; the result has the network's input size s."""
-
-    crop: str = setting(
-        'warp',
-        "'warp' squashes the image to (s + margin)^2 and crops s x s at random (DGL); 'short_side' "
-        "resizes the short side to s + margin and crops s x s at random (SPG); 'resized' crops a "
-        'random part (8 to 100 % of the area, aspect 3/4 to 4/3) and squashes it to s x s '
-        '(Inception)',
-        'checkpoints',
-        choices=('warp', 'short_side', 'resized'),
-    )
-    margin: int = setting(
-        0, 'pixels; 0 for s / 7, the published 256 / 224', 'checkpoints', Range(0, 4096)
-    )
-    flip: bool = setting(True, 'mirror with probability 1/2', 'checkpoints')
-    jitter: float = setting(
-        0.0,
-        'largest relative change of brightness, contrast and saturation; 0 for none',
-        'checkpoints',
-        _BELOW_ONE,
     )
 
 

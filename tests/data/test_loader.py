@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from conftest import Listed
 
-from wsol_jax.config import AugmentConfig
 from wsol_jax.data import (
     DataError,
     Labels,
@@ -20,7 +19,7 @@ from wsol_jax.data import (
     resize_image,
     training_batches,
 )
-from wsol_jax.data.augment import augment
+from wsol_jax.data.augment import AugmentConfig, augment
 from wsol_jax.data.files import open_file
 from wsol_jax.data.loader import TrainingOrder
 from wsol_jax.data.records import ReadError

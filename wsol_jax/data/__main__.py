@@ -5,11 +5,10 @@ from collections.abc import Sequence
 
 from wsol_jax.data.check import check_folder
 from wsol_jax.data.files import printable
-from wsol_jax.data.records import DataError
+from wsol_jax.data.records import ORIENTATIONS, DataError
 from wsol_jax.data.tfds import prepare
 from wsol_jax.data.tfds_builders import BUILDERS
 from wsol_jax.interrupts import exit_code, stop_like_ctrl_c
-from wsol_jax.settings import SETTINGS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     command.add_argument(
         '--orientation',
-        choices=SETTINGS['data.orientation'].choices,
+        choices=ORIENTATIONS,
         default='auto',
         help='the frame of sizes, boxes and masks: config.data.orientation',
     )

@@ -131,7 +131,7 @@ def check_folder(root: str | Path, orientation: str = 'auto') -> Report:
     Args:
         root: a folder in the layout of wsolevaluation if it holds metadata/, else class folders, or
             a folder of images.
-        orientation: as in `DataConfig`.
+        orientation: as of the source, whose 'auto' is its own.
 
     Raises:
         DataError: there is no data set.

@@ -6,8 +6,15 @@ from pathlib import Path
 from wsol_jax.data.files import IMAGE_EXTENSIONS, is_workdir
 from wsol_jax.data.folders import image_files
 from wsol_jax.data.metadata import class_names
-from wsol_jax.data.records import DataError, Decoding, ListedRecords, Record, drawn, is_displayed
-from wsol_jax.settings import DataConfig
+from wsol_jax.data.records import (
+    MAX_PIXELS,
+    DataError,
+    Decoding,
+    ListedRecords,
+    Record,
+    drawn,
+    is_displayed,
+)
 
 _SPLITS = {
     'train': ('train', 'training'),
@@ -30,8 +37,8 @@ class ClassFolder(ListedRecords):
         split: 'train', 'val' or 'test'.
         class_index: give the labels of the classifier named in root/class_names.txt, one line
             `folder,index` for each class folder, instead of the place of the folder.
-        orientation: as in `DataConfig`.
-        max_pixels: as in `DataConfig`.
+        orientation: 'displayed', which 'auto' is, or 'stored'; see `is_displayed`.
+        max_pixels: see `Decoding`.
 
     Raises:
         DataError: no such folder or split, a class without images, or one that train lacks; or the
@@ -44,7 +51,7 @@ class ClassFolder(ListedRecords):
         split: str,
         class_index: bool = False,
         orientation: str = 'auto',
-        max_pixels: int = DataConfig.max_pixels,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         root = Path(root)
         folders = split_folders(root)

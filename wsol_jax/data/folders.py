@@ -13,8 +13,14 @@ from wsol_jax.data.metadata import (
     read_localization,
     read_sizes,
 )
-from wsol_jax.data.records import DataError, Decoding, ListedRecords, Record, is_displayed
-from wsol_jax.settings import DataConfig
+from wsol_jax.data.records import (
+    MAX_PIXELS,
+    DataError,
+    Decoding,
+    ListedRecords,
+    Record,
+    is_displayed,
+)
 
 
 class WsolFolder(ListedRecords):
@@ -31,8 +37,9 @@ class WsolFolder(ListedRecords):
         split: name of a folder in `metadata/`.
         class_index: give the labels of the classifier named in the second column of
             class_names.txt (`name,index`) instead of line numbers.
-        orientation: the frame of sizes, boxes and masks, as in `DataConfig`.
-        max_pixels: as in `DataConfig`.
+        orientation: the frame of sizes, boxes and masks: 'displayed' or 'stored', which 'auto' is;
+            see `is_displayed`.
+        max_pixels: see `Decoding`.
 
     Raises:
         DataError: a file is missing, a line is malformed, or the files disagree.
@@ -44,7 +51,7 @@ class WsolFolder(ListedRecords):
         split: str,
         class_index: bool = False,
         orientation: str = 'auto',
-        max_pixels: int = DataConfig.max_pixels,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         root = Path(root)
         folder = _split_folder(root, split)
@@ -78,8 +85,8 @@ class ImageFolder(ListedRecords):
 
     Args:
         root: the folder.
-        orientation: as in `DataConfig`.
-        max_pixels: as in `DataConfig`.
+        orientation: 'displayed', which 'auto' is, or 'stored'; see `is_displayed`.
+        max_pixels: see `Decoding`.
 
     Raises:
         DataError: the folder is missing or holds no image.
@@ -89,7 +96,7 @@ class ImageFolder(ListedRecords):
         self,
         root: str | Path,
         orientation: str = 'auto',
-        max_pixels: int = DataConfig.max_pixels,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         decoding = Decoding(is_displayed(orientation, 'displayed'), max_pixels)
         files = image_files(Path(root))

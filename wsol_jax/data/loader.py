@@ -14,11 +14,10 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
-from wsol_jax.data.augment import augment
+from wsol_jax.data.augment import AugmentConfig, augment
 from wsol_jax.data.decode import decode_image, resize_image
 from wsol_jax.data.records import UNLABELLED, BadImage, Pixels, ReadError, Record, Source, Targets
 from wsol_jax.interrupts import deaf_children, end_with_parent
-from wsol_jax.settings import AugmentConfig
 
 THREADS = 8
 _PAUSES = (0.1, 1.0, 5.0)  # seconds

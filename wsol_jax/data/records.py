@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsol_jax.names import unknown_name
-from wsol_jax.settings import SETTINGS, DataConfig
 
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -17,7 +16,8 @@ Encoded = Path | bytes
 UNLABELLED = -1
 VAL_EVERY = 10
 ADVICE = "'python -m wsol_jax.data check DIR' lists all that is wrong with a data set"
-_ORIENTATIONS = SETTINGS['data.orientation'].choices
+MAX_PIXELS = 500_000_000  # of an image
+ORIENTATIONS = ('auto', 'displayed', 'stored')
 
 
 class DataError(ValueError):
@@ -44,7 +44,7 @@ class Decoding:
     """
 
     displayed: bool = False
-    max_pixels: int = DataConfig.max_pixels
+    max_pixels: int = MAX_PIXELS
     roots: tuple[Path, ...] = ()
 
 
@@ -193,15 +193,15 @@ def evenly_spaced(positions: NDArray[np.integer], count: int) -> NDArray[np.inte
 
 
 def is_displayed(orientation: str, auto: str) -> bool:
-    """Whether a setting of `DataConfig.orientation` means displayed images.
+    """Whether one of `ORIENTATIONS` means displayed images.
 
     Args:
-        orientation: 'displayed', 'stored' or 'auto'.
+        orientation: 'displayed' turns images as their EXIF orientation says, 'stored' does not.
         auto: what 'auto' stands for.
 
     Raises:
         DataError: it is something else.
     """
-    if orientation not in _ORIENTATIONS:
-        raise DataError(unknown_name('orientation', orientation, _ORIENTATIONS))
+    if orientation not in ORIENTATIONS:
+        raise DataError(unknown_name('orientation', orientation, ORIENTATIONS))
     return (auto if orientation == 'auto' else orientation) == 'displayed'

@@ -15,6 +15,7 @@ from tensorflow_datasets.core.features.bounding_boxes_utils import BBoxFormat
 
 from wsol_jax.data.decode import stored_size
 from wsol_jax.data.records import (
+    MAX_PIXELS,
     BadImage,
     Box,
     DataError,
@@ -26,7 +27,6 @@ from wsol_jax.data.records import (
 )
 from wsol_jax.data.tfds_builders import BUILDERS, open_folders, record_of, wsol_features
 from wsol_jax.names import unknown_name
-from wsol_jax.settings import DataConfig
 
 _FORMAT = 'array_record'
 _ALIASES = {'val': 'validation'}
@@ -49,8 +49,9 @@ class TfdsSource(NamedClasses):
             that was prepared by default.
         root: TFDS's data_dir; '' for its default.
         split: name of a split; 'val' also finds 'validation'.
-        orientation: the frame of sizes, boxes and masks, as in `DataConfig`.
-        max_pixels: as in `DataConfig`.
+        orientation: the frame of sizes, boxes and masks: 'displayed' or 'stored', which 'auto' is;
+            see `is_displayed`.
+        max_pixels: see `Decoding`.
 
     Raises:
         DataError: the name or the split is unknown, the data set is not prepared in root or not
@@ -63,7 +64,7 @@ class TfdsSource(NamedClasses):
         root: str | Path,
         split: str,
         orientation: str = 'auto',
-        max_pixels: int = DataConfig.max_pixels,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self._arguments = (name, os.fspath(root), split, orientation, max_pixels)
         self._decoding = Decoding(is_displayed(orientation, 'stored'), max_pixels)
