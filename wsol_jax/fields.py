@@ -115,7 +115,9 @@ def setting(
     """
     metadata = {'setting': Setting(help, invalidates, range, choices, rule)}
     if isinstance(default, dict):
-        return dataclasses.field(default_factory=partial(copy, default), metadata=metadata)
+        # Left out of the hash, for dictionaries have none.
+        factory = partial(copy, default)
+        return dataclasses.field(default_factory=factory, hash=False, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -18,6 +18,7 @@ from wsol_jax.offline import check_origin
 from wsol_jax.report.results import read_metrics
 from wsol_jax.report.stage import report
 from wsol_jax.training.loop import train, trained_network
+from wsol_jax.training.methods import add_heads, make_method
 from wsol_jax.workdir import locked, open_workdir
 
 Splits = Callable[[str], Source]
@@ -35,6 +36,7 @@ def run(config: Config, workdir: Path) -> None:
     """
     for name in config.evaluate.protocols:
         protocol(name)  # a misspelt one is found before anything is done, or given up
+    make_method(config.train)
     _check_places(config)
     workdir = workdir.expanduser().resolve()  # once: libraries differ in how they take `..`
     if config.data.root and Path(config.data.root).resolve() == workdir:
@@ -84,7 +86,13 @@ def _run_stages(config: Config, workdir: Path) -> None:
 def _check_names(config: Config, splits: Splits) -> None:
     """Finds a misspelt method, layer, class or split before the training, not after it."""
     net, classes = config.network, max(splits('train').num_classes, 2)
-    module = nnx.eval_shape(lambda: build(net.name, classes, nnx.Rngs(0), **net.options))
+
+    def built() -> nnx.Module:
+        module = build(net.name, classes, nnx.Rngs(0), **net.options)
+        add_heads(net.name, module, make_method(config.train), config.seed)
+        return module
+
+    module = nnx.eval_shape(built)
     network = as_network(net.name, module, probability=net.probability or None)
     plan_of(config.localize, network)
     check_target(config.localize.classes, network)

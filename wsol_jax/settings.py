@@ -234,6 +234,14 @@ class TrainConfig:
         1000, 'steps between checkpoints within an epoch', 'nothing', _EVERY
     )
     log_every: int = setting(10, 'steps between rows of progress.csv', 'nothing', _EVERY)
+    method: str = setting(
+        '',
+        "of training: 'has' or 'acol'; '' for the plain classifier",
+        'checkpoints',
+    )
+    options: Mapping[str, Any] = setting(
+        {}, "of that method, such as {'delta': 0.7}", 'checkpoints'
+    )
 
 
 @documented

@@ -15,6 +15,7 @@ import numpy as np
 
 from wsol_jax.localization.method import (
     ALL,
+    HEAD,
     Apply,
     Classes,
     Cotangent,
@@ -107,7 +108,8 @@ def raw_maps(
         state: its state.
         inputs: [B,H,W,3], preprocessed.
         classes: see `Classes`.
-        layers_of: the methods to compute and the layers of each; (ALL,) for one that needs all.
+        layers_of: the methods to compute and the layers of each; (ALL,) for one that needs all,
+            (HEAD,) for that of a trained head.
         keys: random keys [B], for the methods that draw.
         score: what is explained of a class.
         probability: logits [B,C] -> probabilities [B,C], in place of the softmax.
@@ -147,6 +149,8 @@ def raw_maps(
         main_layers,
         chunk_size,
         keys,
+        state,
+        chosen,
     )
     # Of `shape`, not `len`: exported programs leave batch size and number of targets open.
     targets = 1 if chosen.dtype == bool else chosen.shape[1]
@@ -171,8 +175,12 @@ def _activations_of(
     layers_of: Mapping[Method, Sequence[str]], main_layers: tuple[str, ...]
 ) -> list[str]:
     """The endpoints that the layers of all methods stand for, each once."""
-    named = [layer for chosen in layers_of.values() for layer in chosen]
-    return list(dict.fromkeys(n for x in named for n in (main_layers if x == ALL else (x,))))
+    named = [
+        {ALL: main_layers, HEAD: method.endpoints}.get(layer, (layer,))
+        for method, chosen in layers_of.items()
+        for layer in chosen
+    ]
+    return list(dict.fromkeys(n for names in named for n in names))
 
 
 def _faults(gradient: jax.Array, even: bool) -> jax.Array:

@@ -166,7 +166,7 @@ def localize(
         methods: names or `Method`s; the names are the keys of `METHODS`; 'a+b' fuses two methods.
         layers: endpoints of the network (`network.endpoints()`); 'a+b' fuses the maps at a and b.
           None: all main layers. CAM is always at the last layer; the layer of a method that makes
-          one map of all main layers is called 'all'.
+          one map of all main layers is called 'all', that of a trained head 'head'.
         classes: what to localize: None or 'top1' for the predicted class, 'top5' or any other
           number, one class index, indices [B] or [B,K], a list of indices for every image, each as
           long as it needs (K is that of the longest), bool [B,C] for the sum of the scores of
@@ -192,6 +192,8 @@ def localize(
     given = listed(images, channels)
     plan = make_plan(network, methods, layers, **options)
     if callable(classes):
+        if own := [m.name for fused in plan.methods for m in fused if m.where == 'head']:
+            raise ValueError(f'{own[0]} makes maps of classes: give indices, not a function')
         plan = replace(plan, score=FreeScore(classes))
     top, indices = _target(classes, len(given), network.num_classes)
 

@@ -15,6 +15,7 @@ Cotangent = Callable[[jax.Array, jax.Array], jax.Array]
 Classes = jax.Array | Callable[[jax.Array], jax.Array]
 
 ALL = 'all'  # the layer in the key of a map that is made of all main layers
+HEAD = 'head'  # and of a map that a trained head of the network makes
 
 
 def channel_sum(terms: jax.Array) -> jax.Array:
@@ -37,6 +38,8 @@ class Run:
         main_layers: of the network, from input to output.
         chunk_size: copies of the batch that may go through the network at once.
         keys: random keys [B], of each image alone.
+        state: of the network.
+        classes: [B,K] or bool [B,C], see `Classes`.
     """
 
     forward: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
@@ -48,6 +51,8 @@ class Run:
     main_layers: tuple[str, ...]
     chunk_size: int
     keys: jax.Array
+    state: Any
+    classes: jax.Array
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,8 +71,9 @@ class Method:
             the map of.
         passes: (run, layers) -> {layer: terms [K,B,h,w,K']} for the K targets, or [1,B,h,w,K'].
         reduce: [B,h,w,K] -> raw map [B,h,w]; the sum over channels for nearly all.
-        where: 'any' layer; 'last', defined only on the endpoint before global average pooling; or
-            'all', one map from all main layers.
+        where: 'any' layer; 'last', defined only on the endpoint before global average pooling;
+            'all', one map from all main layers; or 'head', one map of a trained head.
+        endpoints: those that a method for 'head' reads.
         relu: its definition ends in a ReLU. Raw maps come without; scoring applies it.
         forward_mode: it takes forward-mode derivatives, of which a model with a jax.custom_vjp has
             none.
@@ -78,7 +84,8 @@ class Method:
     terms: Callable[..., jax.Array] | None = None
     passes: Callable[[Run, Sequence[str]], dict[str, jax.Array]] | None = None
     reduce: Callable[[jax.Array], jax.Array] = channel_sum
-    where: Literal['any', 'last', 'all'] = 'any'
+    where: Literal['any', 'last', 'all', 'head'] = 'any'
+    endpoints: tuple[str, ...] = ()
     relu: bool = False
     forward_mode: bool = False
 

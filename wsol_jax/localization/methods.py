@@ -1,12 +1,20 @@
 """The localization methods by name."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
 
 from wsol_jax.localization import activation, cam, masking
 from wsol_jax.localization.dgl import dgl, sgl_g1, sgl_g2
 from wsol_jax.localization.full_grad import full_grad
-from wsol_jax.localization.method import Method
+from wsol_jax.localization.method import HEAD, Method, Run
 from wsol_jax.names import unknown_name
+
+if TYPE_CHECKING:  # what is exported runs without the networks
+    from wsol_jax.models.network import OwnMap
 
 METHODS: dict[str, Callable[..., Method]] = {
     'dgl': dgl,
@@ -36,10 +44,29 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 
 
+@dataclass(frozen=True)
+class _OfHead:
+    own_map: 'OwnMap'
+
+    def __call__(self, run: Run, layers: Sequence[str]) -> dict[str, jax.Array]:
+        del layers
+        if run.classes.dtype == bool:
+            name = self.own_map.name
+            raise ValueError(f'{name} makes a map of one class: give indices, not bool classes')
+        maps = self.own_map.function(run.state, run.activations, run.classes)
+        return {HEAD: jnp.moveaxis(maps, 1, 0)[..., None]}
+
+
+def of_head(own_map: 'OwnMap') -> Method:
+    """The map that a trained head of the network makes, without a gradient."""
+    passes, reads = _OfHead(own_map), own_map.endpoints
+    return Method(own_map.name, passes=passes, where='head', endpoints=reads)
+
+
 def resolve_methods(
-    methods: Sequence[str | Method], alpha: float = 10.0
+    methods: Sequence[str | Method], alpha: float = 10.0, own: Method | None = None
 ) -> tuple[tuple[Method, ...], ...]:
-    """Turns names into methods, 'a+b' into both; `alpha` goes to DGL.
+    """Turns names into methods, 'a+b' into both; `alpha` goes to DGL, `own` is the network's.
 
     Raises:
         ValueError: no method given, the same name twice, or an unknown name.
@@ -50,7 +77,7 @@ def resolve_methods(
         if not isinstance(m, str | Method):
             raise ValueError(f'{m!r} is no method; METHODS holds functions: METHODS[name]()')
     resolved = tuple(
-        (m,) if isinstance(m, Method) else tuple(_by_name(n, alpha) for n in _parts(m))
+        (m,) if isinstance(m, Method) else tuple(_by_name(n, alpha, own) for n in _parts(m))
         for m in methods
     )
     for fused in resolved:
@@ -71,7 +98,10 @@ def _parts(name: str) -> list[str]:
     return [name] if '++' in name else name.split('+')
 
 
-def _by_name(name: str, alpha: float) -> Method:
+def _by_name(name: str, alpha: float, own: Method | None) -> Method:
+    if own and name == own.name:
+        return own
     if name not in METHODS:
-        raise ValueError(unknown_name('localization method', name, METHODS))
+        known = [*METHODS, *([own.name] if own else [])]
+        raise ValueError(unknown_name('localization method', name, known))
     return METHODS[name](alpha) if name in ('dgl', 'sgl_g2') else METHODS[name]()

@@ -12,8 +12,8 @@ import numpy as np
 
 from wsol_jax.fields import Range, documented, setting, settings_of
 from wsol_jax.localization.factors import principal_component
-from wsol_jax.localization.method import ALL, Method, channel_sum
-from wsol_jax.localization.methods import resolve_methods
+from wsol_jax.localization.method import ALL, HEAD, Method, channel_sum
+from wsol_jax.localization.methods import of_head, resolve_methods
 from wsol_jax.localization.targets import FinerCAM, Score, logit, resolve_score, softmax
 from wsol_jax.localization.views import AS_IT_IS, GAINS, View
 from wsol_jax.maps import Key
@@ -86,7 +86,7 @@ class MapPlan(Options):
         return ('+'.join(dict.fromkeys(self._places(m, '')[0] for m in fused)),)
 
     def _places(self, method: Method, layer: str) -> tuple[str, ...]:
-        fixed = {'last': (self.last_layer,), 'all': (ALL,)}
+        fixed = {'last': (self.last_layer,), 'all': (ALL,), 'head': (HEAD,)}
         return fixed.get(method.where) or tuple(layer.split('+'))
 
     @property
@@ -133,7 +133,8 @@ def make_plan(
 
     Args:
         network: the classifier.
-        methods: names, 'a+b' for the fusion of two methods, or `Method`s.
+        methods: names, 'a+b' for the fusion of two methods, or `Method`s; the map of a head that
+            the network was trained with goes by the name of that training.
         layers: endpoints of the network; 'a+b' fuses the maps at a and b; None: all main layers.
         **options: see `Options`.
 
@@ -148,7 +149,8 @@ def make_plan(
         raise ValueError(
             f"score={asked.score!r} compares classes and {network.name} has one logit; use 'logit'"
         )
-    resolved = resolve_methods(methods, asked.alpha)
+    own = network.own_map
+    resolved = resolve_methods(methods, asked.alpha, of_head(own) if own else None)
     _check_distinct(resolved)
     if asked.eigen_smooth:
         resolved = tuple(tuple(map(_smoothed, fused)) for fused in resolved)
@@ -259,7 +261,9 @@ def _smoothed(method: Method) -> Method:
     # Signed, whatever the method: its ReLU is that of a principal component.
     if method.reduce is not channel_sum:
         return method
-    return replace(method, reduce=_principal, relu=method.relu or method.where != 'all')
+    return replace(
+        method, reduce=_principal, relu=method.relu or method.where not in ('all', 'head')
+    )
 
 
 def _principal(terms: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from wsol_jax.models.heads import Heads, outputs_of
 from wsol_jax.models.layers import Perturbations
 from wsol_jax.models.preprocessing import Preprocessing
 from wsol_jax.names import unknown_name
@@ -23,6 +24,21 @@ PROBABILITIES: Mapping[Any, Callable[[jax.Array], jax.Array]] = {
     'softmax': jax.nn.softmax,
     'sigmoid': jax.nn.sigmoid,
 }
+
+
+@dataclass(frozen=True)
+class OwnMap:
+    """The localization map that the heads of a network make.
+
+    Attributes:
+        name: what it is asked for by, like a localization method.
+        function: pure (state, endpoints, classes [B,K]) -> maps [B,K,h,w].
+        endpoints: those that it reads.
+    """
+
+    name: str
+    function: Callable[[Any, Mapping[str, jax.Array], jax.Array], jax.Array]
+    endpoints: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,6 +63,7 @@ class Network:
             class for itself), or a function logits [B,C] -> probabilities [B,C], defined once:
             programs are compiled anew for every other function. None is 'sigmoid' for one logit,
             else 'softmax'.
+        own_map: of the heads that it was trained with; None for none.
 
     Raises:
         ValueError: `probability` is none of these.
@@ -62,6 +79,7 @@ class Network:
     shapes: dict[str, tuple[int, int, int]]
     main: tuple[str, ...] | None = None
     probability: Probability | None = None
+    own_map: OwnMap | None = None
 
     def __post_init__(self) -> None:
         usual = 'sigmoid' if self.num_classes == 1 else 'softmax'
@@ -88,6 +106,7 @@ class Network:
         main: tuple[str, ...] | None = None,
         last_layer: str | None = None,
         probability: Probability | None = None,
+        own_map: OwnMap | None = None,
     ) -> 'Network':
         """A network of its pure function; the arguments are the attributes of the same name.
 
@@ -121,6 +140,7 @@ class Network:
             shapes,
             main,
             probability,
+            own_map,
         )
 
     @classmethod
@@ -135,9 +155,15 @@ class Network:
     ) -> 'Network':
         """Freezes a module whose call is `module(inputs, perturb=None) -> (logits, endpoints)`.
 
-        The module itself keeps its mode; the network holds its values of now.
+        The module itself keeps its mode; the network holds its values of now. Where `Heads` are
+        attached to it, their logits and their map are the network's.
         """
         thaw, state = freeze(module)
+        heads = getattr(module, 'heads', None)
+        own_map = None
+        if isinstance(heads, Heads) and heads.map_name:
+            function = by_identity_unless_hashable(_HeadsMap(thaw))
+            own_map = OwnMap(heads.map_name, function, heads.reads)
         return cls.from_apply(
             by_identity_unless_hashable(_ModuleApply(thaw)),
             state,
@@ -145,6 +171,7 @@ class Network:
             preprocessing=preprocessing,
             input_size=input_size,
             probability=probability,
+            own_map=own_map,
         )
 
     def __call__(
@@ -228,7 +255,20 @@ class _ModuleApply:
     thaw: Thaw
 
     def __call__(self, state: Any, inputs: jax.Array, perturb: Perturbations | None = None) -> Any:
-        return self.thaw(state)(inputs, perturb)
+        logits, endpoints, _ = outputs_of(self.thaw(state), inputs, perturb)
+        return logits, endpoints
+
+
+@dataclass(frozen=True)
+class _HeadsMap:
+    """`function` of the own map of a module with heads."""
+
+    thaw: Thaw
+
+    def __call__(
+        self, state: Any, endpoints: Mapping[str, jax.Array], classes: jax.Array
+    ) -> jax.Array:
+        return self.thaw(state).heads.map(endpoints, classes)
 
 
 def by_identity_unless_hashable(apply: Callable) -> Callable:

@@ -246,13 +246,15 @@ def fill_module(
         module: the network.
         values: weights and batch statistics.
         path: where they come from, for messages.
-        strict: everything must fit; else what does not fit the head keeps its initial value and is
-            logged.
+        strict: everything must fit; else what does not fit the head, and heads that a training
+            method attached, keeps its initial value and is logged.
 
     Raises:
         WeightsError: they do not fit.
     """
-    assign_named(module, values, path, _recipe(name).head, strict)
+    if not (strict or hasattr(module, 'heads')):  # those of another training
+        values = {key: value for key, value in values.items() if not key.startswith('heads.')}
+    assign_named(module, values, path, rf'{_recipe(name).head}|^heads\.', strict)
 
 
 def find_preprocessing(

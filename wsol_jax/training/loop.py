@@ -43,7 +43,7 @@ from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.progress import ProgressLog
 from wsol_jax.training.checkpoints import Checkpoints, Row
 from wsol_jax.training.method import Shard, TrainedMethod
-from wsol_jax.training.methods import make_method
+from wsol_jax.training.methods import add_heads, make_method
 from wsol_jax.training.step import Measured, Program, make_program
 from wsol_jax.workdir import read_csv, record_origin, remove_scores, write_csv
 
@@ -103,7 +103,7 @@ def _with_head(config: Config) -> TrainConfig:
     setting = config.train
     if setting.head == 1:
         return setting
-    head = (RECIPES[config.network.name].head, setting.head)
+    head = (rf'{RECIPES[config.network.name].head}|^heads\.', setting.head)
     return replace(setting, multipliers=(*setting.multipliers, head))
 
 
@@ -362,6 +362,7 @@ def _initial_module(config: Config, source: Source, again: bool = False) -> nnx.
     weights = None if other_run else start
     options = {'seed': config.seed, **net.options}
     module = load_module(net.name, weights, source.num_classes, **options)
+    add_heads(net.name, module, make_method(config.train), config.seed)
     if other_run:
         _fill(net.name, module, other_run, ('best', 'last'), strict=False)
     return module
@@ -426,5 +427,6 @@ def trained_network(
         )
     net = config.network
     module = build(net.name, source.num_classes, nnx.Rngs(config.seed), **net.options)
+    add_heads(net.name, module, make_method(config.train), config.seed)
     _fill(net.name, module, workdir, (config.train.keep,), strict=True)
     return as_network(net.name, module, recorded_preprocessing(workdir), net.probability or None)

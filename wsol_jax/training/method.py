@@ -6,8 +6,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
-from wsol_jax.models.heads import Outputs
+from wsol_jax.models import Network
+from wsol_jax.models.heads import Heads, Outputs
 
 
 class Shard(NamedTuple):
@@ -40,6 +42,16 @@ class TrainedMethod:
 
     best: ClassVar[tuple[str, Literal['max', 'min']]] = ('accuracy', 'max')
     label_smoothing: float = 0.0
+
+    def heads(self, network: Network, rngs: nnx.Rngs) -> Heads | None:
+        """What is attached to the network, if anything: more outputs, and a map of its own.
+
+        Args:
+            network: without heads; its shapes and classes count, not its weights.
+            rngs: for the initial weights.
+        """
+        del network, rngs
+        return None
 
     def augment(self, inputs: jax.Array, batch: Shard, keys: jax.Array) -> tuple[jax.Array, Shard]:
         """What becomes of inputs and targets in training, before the network sees them.

@@ -1,9 +1,63 @@
 """The training methods by name; one file each."""
 
-from wsol_jax.config import TrainConfig
+from collections.abc import Mapping
+from dataclasses import Field, fields
+from typing import Any
+
+import jax
+from flax import nnx
+
+from wsol_jax.config import ConfigError, TrainConfig
+from wsol_jax.fields import converted, value_fault
+from wsol_jax.models import as_network
+from wsol_jax.names import unknown_name
 from wsol_jax.training.method import TrainedMethod
+from wsol_jax.training.methods.acol import ACoL
+from wsol_jax.training.methods.has import HaS
+
+# '' is the plain classifier.
+METHODS: Mapping[str, type[TrainedMethod]] = {'': TrainedMethod, 'has': HaS, 'acol': ACoL}
+_HEADS = 0x4EAD  # sets the weights that heads start from apart from those of the network
 
 
 def make_method(setting: TrainConfig) -> TrainedMethod:
-    """The method that the settings of a training name."""
-    return TrainedMethod(label_smoothing=setting.label_smoothing)
+    """The method that the settings of a training name, with its options.
+
+    Raises:
+        ConfigError: an unknown name or option, or a value of another type or out of range.
+    """
+    name, where = setting.method, 'config.train.options'
+    if name not in METHODS:
+        names = filter(None, METHODS)
+        raise ConfigError(unknown_name('method in config.train.method', name, names))
+    known = {f.name: f for f in fields(METHODS[name]) if 'setting' in f.metadata}
+    for option in setting.options:
+        if option not in known:
+            what = f'option of {name or "the plain classifier"} in {where}'
+            raise ConfigError(unknown_name(what, option, known))
+    options = {k: _checked(known[k], v, f'{where}.{k}') for k, v in setting.options.items()}
+    return METHODS[name](label_smoothing=setting.label_smoothing, **options)
+
+
+def _checked(field: Field[Any], value: Any, where: str) -> Any:
+    """An option's value as its field has it."""
+    value = converted(field.default, field.type, value, where)
+    if fault := value_fault(field.metadata['setting'], where, value):
+        raise ConfigError(fault)
+    return value
+
+
+def add_heads(name: str, module: nnx.Module, method: TrainedMethod, seed: int) -> None:
+    """Attaches the heads of a method to a network's module, if it has any, with random weights.
+
+    Args:
+        name: of the network.
+        module: of `build` or `load_module`.
+        method: of training.
+        seed: of the experiment.
+    """
+    if type(method).heads is TrainedMethod.heads:
+        return  # to look at the network takes a moment
+    rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), _HEADS))
+    if (heads := method.heads(as_network(name, module), rngs)) is not None:
+        module.heads = heads  # type: ignore[attr-defined]
