@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from wsol_jax.localization.localize import localize
     from wsol_jax.localization.method import Method, Run
     from wsol_jax.localization.methods import METHODS
-    from wsol_jax.localization.result import Localization
     from wsol_jax.localization.targets import SCORES, FinerCAM
     from wsol_jax.maps.boxes import boxes_from_map
+    from wsol_jax.maps.result import Localization
     from wsol_jax.maps.score import score_map
     from wsol_jax.models import (
         NETWORKS,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         from_nnx,
         load_network,
     )
-    from wsol_jax.report.show import show
+    from wsol_jax.show import show
 
 __all__ = [
     'METHODS',
@@ -56,7 +56,7 @@ __getattr__, __dir__ = lazy(
         'NETWORKS': 'models',
         'SCORES': 'localization.targets',
         'FinerCAM': 'localization.targets',
-        'Localization': 'localization.result',
+        'Localization': 'maps.result',
         'Method': 'localization.method',
         'Network': 'models',
         'Preprocessing': 'models',
@@ -71,7 +71,7 @@ __getattr__, __dir__ = lazy(
         'load_network': 'models',
         'localize': 'localization.localize',
         'score_map': 'maps.score',
-        'show': 'report.show',
+        'show': 'show',
         **dict.fromkeys(('data', 'evaluation', 'localization', 'maps', 'models', 'report'), ''),
     },
 )

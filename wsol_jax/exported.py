@@ -27,21 +27,20 @@ from safetensors.numpy import load, save
 
 from wsol_jax.data.images import batches, listed
 from wsol_jax.localization.localize import (
-    BATCH,
     check_gradients,
     class_indices,
     compute_maps,
     emptied,
     filled_up,
-    in_batches,
     is_single,
     top_count,
 )
 from wsol_jax.localization.method import Method
 from wsol_jax.localization.plan import MapPlan, backward_rules_told, check_options, make_plan
-from wsol_jax.localization.result import Localization
 from wsol_jax.maps import Key, Maps
+from wsol_jax.maps.result import Localization
 from wsol_jax.names import shortened, shown
+from wsol_jax.parallel import BATCH, in_batches
 from wsol_jax.workdir import check_writable, written_whole
 
 if TYPE_CHECKING:  # an exported file is loaded without the networks

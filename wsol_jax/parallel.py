@@ -6,15 +6,17 @@ the one axis `data`, or `pmap`: the same numbers. This is the only module that k
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 AXIS = 'data'
+BATCH = 16  # images of a list that are computed at once
 
 
 class Devices(ABC):
@@ -180,6 +182,43 @@ def in_parts(count: int, most: int) -> np.ndarray:
     parts = -(-count // most)
     length = -(-count // parts)
     return np.minimum(np.arange(parts * length), count - 1).reshape(parts, length)
+
+
+def in_batches(
+    program: Callable[..., Any],
+    batches: Iterable[tuple[Any, list[tuple[int, int]]]],
+    given: Any,
+) -> tuple[Any, list[tuple[int, int]]]:
+    """Runs a program on batches, and joins what it returns without the padding.
+
+    Args:
+        program: (images [b,H,W,C], what is given of them) -> arrays with b leading.
+        batches: of `wsol_jax.data.images`.
+        given: arrays of all images, with B leading, such as their classes; None for nothing.
+
+    Returns:
+        Arrays with B leading, and the (width, height) of every image.
+    """
+    parts: list[Any] = []
+    sizes: list[tuple[int, int]] = []
+    for images, some in batches:
+        rows = jax.tree.map(partial(_rows, start=len(sizes), count=len(images)), given)
+        sizes += some
+        found = program(images, rows)
+        parts.append(found if len(some) == len(images) else _first(len(some), found))
+    joined = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    return joined, sizes
+
+
+def _first(count: int, tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[:count], tree)
+
+
+def _rows(array: Any, start: int, count: int) -> Any:
+    """Some rows; the last one stands for images that are padding."""
+    if start == 0 and len(array) == count:
+        return array
+    return array[np.minimum(np.arange(start, start + count), len(array) - 1)]
 
 
 def one_ahead(results: Iterator) -> Iterator:

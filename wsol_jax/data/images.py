@@ -1,6 +1,6 @@
 """Images as a notebook has them: files, PIL images and arrays; one or many, of any sizes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -206,3 +206,23 @@ def _stacked(images: Sequence[np.ndarray], shape: _Size, count: int) -> np.ndarr
     stacked = np.zeros((count, *images[0].shape), images[0].dtype)
     stacked[: len(images)] = images
     return stacked
+
+
+def resized_shape(own: tuple[int, int], resize: bool | int | tuple[int, int]) -> Any:
+    """(height, width) to resize images to, see `localize`; None for images as they are.
+
+    Args:
+        own: (height, width) of the network's input.
+        resize: True, False, a side or (height, width).
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    if resize is False:
+        return None
+    if resize is True:
+        return own
+    shape: tuple[Any, ...] = tuple(resize) if isinstance(resize, Iterable) else (resize, resize)
+    if len(shape) != 2 or not all(isinstance(n, int | np.integer) and n > 0 for n in shape):
+        raise ValueError(f'resize must be True, False, a side or (height, width), got {resize!r}')
+    return shape

@@ -19,14 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.sparse.linalg import cg
 
-from wsol_jax.data.images import batches, listed
-from wsol_jax.localization.localize import BATCH, in_batches, resized_shape
-from wsol_jax.localization.method import Apply
-from wsol_jax.localization.result import Localization
+from wsol_jax.data.images import batches, listed, resized_shape
 from wsol_jax.maps.fuse import min_max, resize
+from wsol_jax.maps.result import Localization
 from wsol_jax.models import Network, Preprocessing
 from wsol_jax.names import unknown_name
-from wsol_jax.parallel import Devices, in_parts
+from wsol_jax.parallel import BATCH, Devices, in_batches, in_parts
 
 SCORES = {
     'average_drop': 'AverageDrop',
@@ -98,7 +96,7 @@ def faithfulness(
     Raises:
         ValueError: a wrong name, shape, class or number.
     """
-    channels, shape = network.input_shape[2], resized_shape(network, resize)
+    channels, shape = network.input_shape[2], resized_shape(network.input_shape[:2], resize)
     images = listed(images, channels)
     if isinstance(maps, Localization) and classes is None:
         classes = maps.classes
@@ -177,7 +175,7 @@ def _check_options(scores: Sequence[str], steps: int, chunk_size: int) -> None:
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def compute_faithfulness(
-    apply: Apply,
+    apply: Callable[..., Any],
     preprocessing: Preprocessing,
     probability: Callable[[jax.Array], jax.Array],
     scores: tuple[str, ...],
@@ -210,7 +208,7 @@ def compute_faithfulness(
 
 
 def _probabilities(
-    apply: Apply,
+    apply: Callable[..., Any],
     probability: Callable[[jax.Array], jax.Array],
     state: Any,
     classes: jax.Array,

@@ -1,6 +1,6 @@
 """Localization maps of any network: the compiled program, and the call for notebooks."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,21 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsol_jax.data.images import batches, listed
+from wsol_jax.data.images import batches, listed, resized_shape
 from wsol_jax.localization.gradients import UNEVEN, ZERO, raw_maps
 from wsol_jax.localization.method import Apply, Classes, Method
 from wsol_jax.localization.plan import MapPlan, backward_rules_told, check_options, make_plan
-from wsol_jax.localization.result import NO_CLASS, Localization
 from wsol_jax.localization.targets import FreeScore
 from wsol_jax.localization.views import AS_IT_IS, View, image_keys, mirrored, scaled, seen
 from wsol_jax.maps import Key, Maps
 from wsol_jax.maps.fuse import fuse, min_max, resize
+from wsol_jax.maps.result import NO_CLASS, Localization
 from wsol_jax.names import shown
+from wsol_jax.parallel import BATCH, in_batches
 
 if TYPE_CHECKING:  # what is exported runs without the networks
     from wsol_jax.models import Network, Preprocessing
-
-BATCH = 16  # images of a list that are computed at once
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 5))
@@ -188,7 +187,7 @@ def localize(
     """
     check_network(network)
     check_options(localize, options)
-    channels, shape = network.input_shape[2], resized_shape(network, resize)
+    channels, shape = network.input_shape[2], resized_shape(network.input_shape[:2], resize)
     given = listed(images, channels)
     plan = make_plan(network, methods, layers, **options)
     if callable(classes):
@@ -222,59 +221,6 @@ def check_network(network: Any) -> None:
             'network must come from load_network, from_nnx, from_linen or from_function, '
             f'got a {type(network).__name__}'
         )
-
-
-def resized_shape(network: 'Network', resize: bool | int | tuple[int, int]) -> Any:
-    """(height, width) to resize images to, see `localize`; None for images as they are.
-
-    Raises:
-        ValueError: `resize` is of another kind.
-    """
-    if resize is False:
-        return None
-    if resize is True:
-        return network.input_shape[:2]
-    shape: tuple[Any, ...] = tuple(resize) if isinstance(resize, Iterable) else (resize, resize)
-    if len(shape) != 2 or not all(isinstance(n, int | np.integer) and n > 0 for n in shape):
-        raise ValueError(f'resize must be True, False, a side or (height, width), got {resize!r}')
-    return shape
-
-
-def in_batches(
-    program: Callable[..., Any],
-    batches: Iterable[tuple[Any, list[tuple[int, int]]]],
-    given: Any,
-) -> tuple[Any, list[tuple[int, int]]]:
-    """Runs a program on batches, and joins what it returns without the padding.
-
-    Args:
-        program: (images [b,H,W,C], what is given of them) -> arrays with b leading.
-        batches: of `wsol_jax.data.images`.
-        given: arrays of all images, with B leading, such as their classes; None for nothing.
-
-    Returns:
-        Arrays with B leading, and the (width, height) of every image.
-    """
-    parts: list[Any] = []
-    sizes: list[tuple[int, int]] = []
-    for images, some in batches:
-        rows = jax.tree.map(partial(_rows, start=len(sizes), count=len(images)), given)
-        sizes += some
-        found = program(images, rows)
-        parts.append(found if len(some) == len(images) else _first(len(some), found))
-    joined = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-    return joined, sizes
-
-
-def _first(count: int, tree: Any) -> Any:
-    return jax.tree.map(lambda x: x[:count], tree)
-
-
-def _rows(array: Any, start: int, count: int) -> Any:
-    """Some rows; the last one stands for images that are padding."""
-    if start == 0 and len(array) == count:
-        return array
-    return array[np.minimum(np.arange(start, start + count), len(array) - 1)]
 
 
 def is_single(classes: Any) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from wsol_jax.localization.methods import METHODS
 from wsol_jax.maps import Key, Maps
 from wsol_jax.maps.boxes import boxes_from_map
 from wsol_jax.maps.score import score_map, sizes_of
@@ -42,7 +41,7 @@ class Localization:
         logits: [B,C].
         classes: [B] (or [B,K]) the class each map is for; -1 where it is for no single one, and in
           [B,K] at the end of images with fewer classes than others, whose maps are zero there.
-        relu: {(method, layer): whether scoring starts with a ReLU}, as the method says.
+        relu: {(method, layer): whether scoring starts with a ReLU}; where none is told it does not.
         sizes: (width, height) of each image as it was given; () where it is not known.
     """
 
@@ -104,7 +103,7 @@ class Localization:
 
     def has_relu(self, key: Key) -> bool:
         """Whether scoring this map starts with a ReLU."""
-        return self.relu[key] if key in self.relu else method_has_relu(key)
+        return self.relu.get(key, False)
 
     def _each(self, key: Key, sizes: Sequence[tuple[int, int]], of_map: Any) -> list:
         maps, relu = np.asarray(self.maps[key]), self.has_relu(key)
@@ -131,8 +130,3 @@ class Localization:
             lines[_LINES - 1 :] = [f'  ... {len(lines) - _LINES + 1} more']
         heads = f'Localization of {len(classes)} image(s), classes {shown}, maps:'
         return '\n'.join((heads, *lines))
-
-
-def method_has_relu(key: Key) -> bool:
-    """Whether the definition of the method of a raw map ends in a ReLU; fused ones are past it."""
-    return key[0] in METHODS and METHODS[key[0]]().relu

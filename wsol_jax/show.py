@@ -9,9 +9,10 @@ import numpy as np
 
 from wsol_jax.data.decode import resize_image
 from wsol_jax.data.images import listed, read_image
-from wsol_jax.localization.result import NO_CLASS, Localization, method_has_relu
+from wsol_jax.localization.methods import METHODS
 from wsol_jax.maps import Key
 from wsol_jax.maps.boxes import boxes_from_map
+from wsol_jax.maps.result import NO_CLASS, Localization
 from wsol_jax.maps.score import score_map
 from wsol_jax.names import unknown_name
 from wsol_jax.report.overlay import DPI, Cell, draw_grid, map_title
@@ -157,6 +158,10 @@ def _line(
 
 
 def _relu(result: Any, keys: Iterable[Key]) -> dict[Key, bool]:
-    """The rule of `Localization.boxes`."""
-    known = result.has_relu if isinstance(result, Localization) else method_has_relu
+    """The rule of `Localization.boxes`; of plain maps, that of the method of that name."""
+    known = result.has_relu if isinstance(result, Localization) else _ends_in_relu
     return {key: known(key) for key in keys}
+
+
+def _ends_in_relu(key: Key) -> bool:
+    return key[0] in METHODS and METHODS[key[0]]().relu

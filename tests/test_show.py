@@ -7,7 +7,7 @@ from PIL import Image
 
 from wsol_jax import Localization, boxes_from_map
 from wsol_jax.report.overlay import BOX_COLOR, TRUE_COLOR, blend
-from wsol_jax.report.show import show
+from wsol_jax.show import show
 
 # Viridis at 0, 3 / 4 and 1, as published.
 DARK, UPPER, BRIGHT = np.array([[0x44, 0x01, 0x54], [0x5D, 0xC8, 0x63], [0xFD, 0xE7, 0x25]])
@@ -105,7 +105,9 @@ def test_boxes_are_those_of_the_result():
     raw = np.random.default_rng(1).normal(size=(1, 5, 5))
     keys = [('grad_cam', 'a'), ('mine', 'a'), ('dgl', 'a')]
     maps, classes = dict.fromkeys(keys, raw), np.zeros(1, int)
-    result = Localization(maps, np.zeros((1, 3)), classes, {keys[1]: True}, [(50, 30)])
+    result = Localization(
+        maps, np.zeros((1, 3)), classes, dict.fromkeys(keys[:2], True), [(50, 30)]
+    )
     axes = show(np.zeros((30, 50, 3), np.uint8), result, threshold=0.4).axes[1:]
     found = [boxes(a, BOX_COLOR)[0] for a in axes]
     assert found == [tuple(b[0][0]) for b in result.boxes(0.4).values()]
