@@ -154,21 +154,14 @@ def raw_maps(
     )
     # Of `shape`, not `len`: exported programs leave batch size and number of targets open.
     targets = 1 if chosen.dtype == bool else chosen.shape[1]
-    terms: dict[tuple[Method, str], jax.Array] = {}
-    for method, at in layers_of.items():
-        if method.passes:
-            own = method.passes(run, at)
-        else:
-            own = {n: _terms(method, activations[n], gradients.get(n, {}), targets) for n in at}
-        terms |= {(method, n): own[n] for n in at}
+    terms = _all_terms(run, layers_of, gradients, targets)
     maps = {
         (method.name, n): jnp.broadcast_to(m, (m.shape[0], targets, *m.shape[2:]))
         for (method, n), m in _reduced(terms).items()
     }
     even = {n for method, at in layers_of.items() for n in at if method.where == 'last'}
     first = {n: g.get(class_score, next(iter(g.values()))) for n, g in gradients.items()}
-    faults = {n: _faults(g, n in even) for n, g in first.items()}
-    return logits, chosen, maps, faults
+    return logits, chosen, maps, {n: _faults(g, n in even) for n, g in first.items()}
 
 
 def _activations_of(
@@ -221,6 +214,23 @@ def _channel_sums(terms: Sequence[jax.Array]) -> Sequence[jax.Array]:
 
     zeros = tuple(jnp.zeros((), x.dtype) for x in terms)
     return jax.lax.reduce(tuple(terms), zeros, add, (terms[0].ndim - 1,))
+
+
+def _all_terms(
+    run: Run,
+    layers_of: Mapping[Method, Sequence[str]],
+    gradients: Mapping[str, Mapping[Cotangent, jax.Array]],
+    targets: int,
+) -> dict[tuple[Method, str], jax.Array]:
+    """Terms [K or 1,B,h,w,K'] of every method at each of its layers."""
+    terms: dict[tuple[Method, str], jax.Array] = {}
+    for method, at in layers_of.items():
+        if method.passes:
+            own = method.passes(run, at)
+        else:
+            own = {n: _terms(method, run.activations[n], gradients.get(n, {}), targets) for n in at}
+        terms |= {(method, n): own[n] for n in at}
+    return terms
 
 
 def _terms(
