@@ -247,7 +247,7 @@ def main(_: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config, folder = read_config(CONFIG.value), Path(WORKDIR.value)
     splits = open_splits(config)
-    network = load_classifier(config, folder, splits)
+    network = load_classifier(config, folder)
     layer = _LAYER.value or best_layer(config, network, splits('val'))
     scores, images = ablate(config, network, layer, splits)
     title = _title(network, layer, scores, images)

@@ -151,7 +151,7 @@ def main(_: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config, folder = read_config(CONFIG.value), Path(WORKDIR.value)
     splits = open_splits(config)
-    network = load_classifier(config, folder, splits)
+    network = load_classifier(config, folder)
     layers = config.localize.layers or network.layers()
     scored = replace(config, evaluate=replace(config.evaluate, faithfulness=_FAITHFUL.value))
 

@@ -92,7 +92,7 @@ def main(_: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config, folder = read_config(CONFIG.value), Path(WORKDIR.value)
     splits = open_splits(config)
-    network = load_classifier(config, folder, splits)
+    network = load_classifier(config, folder)
     head = ['views', 'best on val', 'closing', 'threshold', 'val', heading('GTKnownLoc')]
     rows = [[*head, heading('MaxBoxAcc'), 'tried'], *search(config, network, splits)]
     note = (

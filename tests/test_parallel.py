@@ -26,9 +26,10 @@ from wsol_jax.models import load_network, zoo
 from wsol_jax.models.layers import Dropout, conv, global_average_pool
 from wsol_jax.parallel import local_devices, one_ahead
 from wsol_jax.training.checkpoints import Checkpoints
-from wsol_jax.training.loop import train, trained_network
+from wsol_jax.training.loop import train
 from wsol_jax.training.method import Shard, TrainedMethod
 from wsol_jax.training.step import make_program
+from wsol_jax.training.trained import trained_network
 from wsol_jax.workdir import read_csv
 
 SIDE = 32
@@ -294,10 +295,7 @@ def test_maps_do_not_depend_on_the_devices(runs, run, tiny):
 def test_one_device_goes_on_from_what_any_number_left(runs, run):
     config = config_of('jit', True)
     images = np.stack([np.full((SIDE, SIDE, 3), 40 * k, np.uint8) for k in range(6)])
-    networks = [
-        trained_network(config, lambda: Shapes('train', 20, size=SIDE), runs / name / 'norm=True')
-        for name in ('one jit', run)
-    ]
+    networks = [trained_network(config, runs / name / 'norm=True') for name in ('one jit', run)]
     np.testing.assert_allclose(*(network(images)[0] for network in networks), atol=1e-4)
 
 

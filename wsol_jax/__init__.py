@@ -21,9 +21,9 @@ if TYPE_CHECKING:
         from_function,
         from_linen,
         from_nnx,
-        load_network,
     )
     from wsol_jax.show import show
+    from wsol_jax.training.trained import load_network
 
 __all__ = [
     'METHODS',
@@ -68,7 +68,7 @@ __getattr__, __dir__ = lazy(
         'from_linen': 'models',
         'from_nnx': 'models',
         'load_exported': 'exported',
-        'load_network': 'models',
+        'load_network': 'training.trained',
         'localize': 'localization.localize',
         'score_map': 'maps.score',
         'show': 'show',

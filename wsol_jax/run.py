@@ -13,12 +13,13 @@ from wsol_jax.data import Source, check_training, open_source
 from wsol_jax.evaluation.protocols import protocol
 from wsol_jax.evaluation.stage import evaluate
 from wsol_jax.localization.stage import check_target, localize_split, plan_of
-from wsol_jax.models import Network, as_network, build, load_network
+from wsol_jax.models import Network, as_network, build
 from wsol_jax.offline import check_origin
 from wsol_jax.report.results import read_metrics
 from wsol_jax.report.stage import report
-from wsol_jax.training.loop import train, trained_network
+from wsol_jax.training.loop import train
 from wsol_jax.training.methods import add_heads, make_method
+from wsol_jax.training.trained import load_network, trained_network
 from wsol_jax.workdir import locked, open_workdir
 
 Splits = Callable[[str], Source]
@@ -58,7 +59,7 @@ def _check_places(config: Config) -> None:
 
 def _run_stages(config: Config, workdir: Path) -> None:
     splits = open_splits(config)
-    classifier = cache(partial(load_classifier, config, workdir, splits))
+    classifier = cache(partial(load_classifier, config, workdir))
     if 'train' in config.stages:
         if 'localize' in config.stages:
             _check_names(config, splits)
@@ -132,19 +133,19 @@ def open_split(config: Config, split: str) -> Source:
     return open_source(data.source, data.root, split, **common, **options)
 
 
-def load_classifier(config: Config, workdir: Path, splits: Splits) -> Network:
+def load_classifier(config: Config, workdir: Path) -> Network:
     """The network trained in the workdir, or the one of `network.weights`.
 
     Args:
         config: the experiment.
         workdir: of the training.
-        splits: opens what it was trained on, where it was.
 
     Raises:
         ConfigError: there is neither.
+        WeightsError: training there is not finished.
     """
     net = config.network
-    if network := trained_network(config, partial(splits, 'train'), workdir):
+    if network := trained_network(config, workdir):
         return network
     if not net.weights:
         raise ConfigError(

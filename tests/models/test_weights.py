@@ -395,7 +395,7 @@ def test_damaged_files_are_one_line(name, content, tmp_path):
 
 MESSAGES = {
     'nan.safetensors': 'fc.bias holds values that are not finite (NaN or infinity)',
-    'folder.safetensors': 'holds no checkpoints; give the workdir of a training, or a weights file',
+    'folder.safetensors': 'not a regular file',
     'pipe.safetensors': 'not a regular file',
     'missing.safetensors': 'no such weights file',
     'code.pth': 'holds more than tensors, and code from files is not run',

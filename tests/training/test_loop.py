@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import signal
 from dataclasses import dataclass, replace
@@ -27,14 +28,16 @@ from wsol_jax.data import (
     training_batches,
 )
 from wsol_jax.data.records import ReadError
-from wsol_jax.models import Preprocessing, build, load_network, zoo
+from wsol_jax.localization.localize import localize
+from wsol_jax.models import Preprocessing, build, zoo
 from wsol_jax.models.weights import WeightsError
 from wsol_jax.parallel import Devices
 from wsol_jax.progress import ProgressLog
 from wsol_jax.training import loop
 from wsol_jax.training.checkpoints import Checkpoints
-from wsol_jax.training.loop import train, trained_network
+from wsol_jax.training.loop import train
 from wsol_jax.training.method import TrainedMethod
+from wsol_jax.training.trained import load_network, trained_network
 from wsol_jax.workdir import read_csv
 
 # 30 images make 3 steps an epoch, the last one filled up.
@@ -128,7 +131,7 @@ def named(tree):
 
 
 def network_of(workdir, sources, config=CONFIG):
-    return trained_network(config, lambda: sources[0], workdir)
+    return trained_network(config, workdir)
 
 
 def test_the_loss_falls_to_where_it_can(sources, tmp_path):
@@ -373,18 +376,12 @@ def test_a_batch_is_filled_up_only_where_it_does_not_divide(sources):
     assert odd.valid.tolist() == [True] * 30 + [False] * 6
 
 
-def test_a_network_of_other_classes_is_not_localized_with(undisturbed):
-    """The head would be random."""
-    grown = Shapes('train', 30, size=SIDE, num_classes=4)
-    with pytest.raises(WeightsError, match='does not fit the network: 2 of another shape'):
-        trained_network(CONFIG, lambda: grown, undisturbed)
-
-
 def test_reading_a_training_writes_nothing(undisturbed, sources, tmp_path):
     shutil.copytree(undisturbed, tmp_path / 'W')
     shutil.rmtree(tmp_path / 'W/checkpoints/best')
     started(starting_from(tmp_path / 'W'))
-    assert [p.name for p in (tmp_path / 'W/checkpoints').iterdir()] == ['last']
+    left = sorted(path.name for path in (tmp_path / 'W/checkpoints').iterdir())
+    assert left == ['last', 'steps.json']
 
 
 def test_training_that_is_done_is_not_done_again(undisturbed, sources):
@@ -393,18 +390,26 @@ def test_training_that_is_done_is_not_done_again(undisturbed, sources):
     assert (undisturbed / 'progress.csv').read_text() == before
 
 
-def test_an_unfinished_training_gives_no_network(undisturbed, sources, tmp_path):
-    longer = replace(CONFIG, train=replace(TRAIN, epochs=5))
-    with pytest.raises(ConfigError, match=r'checkpoints holds step 12 of 15; finish with .train.'):
-        network_of(undisturbed, sources, longer)
-
-    def unopened():
-        raise AssertionError('nothing was trained')
-
-    assert trained_network(CONFIG, unopened, tmp_path) is None
+def test_an_unfinished_training_gives_no_network(sources, tmp_path):
+    """In the command as in Python, by the steps noted where the training began."""
+    config = replace(CONFIG, train=replace(TRAIN, checkpoint_every=1))
+    assert trained_network(config, tmp_path) is None
     assert not any(tmp_path.iterdir())
-    (tmp_path / 'checkpoints').mkdir()
-    assert trained_network(CONFIG, unopened, tmp_path) is None
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_saving('last', 5)(patch)
+        with pytest.raises(SystemExit):
+            train(config, *sources, tmp_path)
+    expected = (
+        rf"{tmp_path / 'checkpoints'}: holds step 4 of 12; finish the training first, with 't"
+    )
+    for opened in (
+        lambda: trained_network(config, tmp_path),
+        lambda: load_network('tiny', tmp_path),
+    ):
+        with pytest.raises(WeightsError, match=expected):
+            opened()
+    (tmp_path / 'empty/checkpoints').mkdir(parents=True)
+    assert trained_network(config, tmp_path / 'empty') is None
 
 
 def started(config, classes=6):
@@ -478,7 +483,7 @@ def test_wrong_starts_are_named(trained, tmp_path, sources):
     assert message(absent) == expected
     empty = tmp_path / 'empty'
     empty.mkdir()
-    expected = f'{empty}: holds no checkpoints; give the workdir of a training'
+    expected = f'{empty}: holds no checkpoints; give the workdir of a training, or a weights file'
     assert message(empty) == expected
     (empty / 'checkpoints').mkdir()
     assert message(empty) == f'{empty / "checkpoints"}: holds no finished checkpoint'
@@ -598,10 +603,12 @@ def test_a_workdir_that_is_not_what_was_asked_for_is_one_line(opened, tmp_path):
     )
     (empty / 'checkpoints').mkdir()
     assert message(empty) == f'{empty / "checkpoints"}: holds no finished checkpoint'
+    (opened / 'checkpoints/steps.json').unlink()  # older versions noted none
     record = json.loads((opened / 'config.json').read_text())
     record['config']['train.epochs'] = 5
     (opened / 'config.json').write_text(json.dumps(record))
-    expected = f'{opened / "checkpoints"}: holds step 12 of 15; finish the training first'
+    expected = f'{opened / "checkpoints"}: holds step 12 of 15; finish the training first, '
+    expected += "with 'train' in config.stages"
     assert message(opened) == expected
     (opened / 'config.json').write_text('[' * 100_000)
     assert message(opened).startswith(f'{opened / "config.json"} is not valid JSON')
@@ -766,3 +773,74 @@ def test_a_loss_of_a_whole_batch_trains_the_same_and_logs_its_own(sources, undis
         assert checkpoints.step('best') == 3 * (1 + int(np.argmin(shares)))
         assert checkpoints.best_value('share') == pytest.approx(min(shares), rel=1e-4)
     assert 'accuracy,images_per_second,share' in (tmp_path / 'progress.csv').read_text()
+
+
+@pytest.fixture(scope='module')
+def by_acol(tmp_path_factory, sources):
+    """A network of two heads, trained without a break, with its config on record."""
+    workdir = tmp_path_factory.mktemp('acol')
+    (workdir / 'config.json').write_text(json.dumps({'config': flatten(ACOL), 'contents': {}}))
+    train(ACOL, *sources, workdir)
+    return workdir
+
+
+ACOL = replace(CONFIG, train=replace(TRAIN, method='acol', options={'width': 4, 'delta': 0.5}))
+
+
+def own_maps(network, sources):
+    images, labels = pixels(sources[1])[:3], [[0, 1], [2, 3], [4, 5]]
+    return network, localize(network, images, ('acol',), classes=labels).maps['acol', 'head']
+
+
+def test_heads_are_trained_resumed_and_opened_again(by_acol, sources, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_row('train', 5)(patch)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        with pytest.raises(KeyboardInterrupt):
+            train(ACOL, *sources, tmp_path)
+        signal.signal(signal.SIGINT, before)
+    train(ACOL, *sources, tmp_path)
+    assert_same(saved(tmp_path), saved(by_acol))
+    for column in ('accuracy', 'accuracy_b', 'erased', 'loss'):
+        found, expected = ([r[column] for r in rows(w, 'val')] for w in (tmp_path, by_acol))
+        assert found == expected and all(found)
+    start = loop._initial_module(ACOL, sources[0])
+    moved = saved(by_acol)['params.heads.b.conv1.kernel.value']
+    assert np.abs(moved - start.heads.b.conv1.kernel[...]).max() > 1e-4
+
+
+def test_the_network_of_heads_is_rebuilt_from_the_workdir(by_acol, sources):
+    network, expected = own_maps(trained_network(ACOL, by_acol), sources)
+    again, found = own_maps(load_network('tiny', by_acol), sources)
+    np.testing.assert_array_equal(found, expected)
+    assert network.own_map == again.own_map and network.num_classes == 6
+
+
+def test_trainings_start_from_trunks_of_other_methods(by_acol, trained, sources, caplog):
+    headed, plain = starting_from(trained[0]), starting_from(by_acol)
+    headed = replace(headed, train=replace(headed.train, method='acol', options={'width': 4}))
+    expected = named(nnx.State.merge(trained[1][2].ema, trained[1][2].stats))
+    found = started(headed)
+    assert {name for name in found if name not in expected} == {
+        f'heads.{head}.{layer}.{leaf}'
+        for head in 'ab'
+        for layer in ('classifier', 'conv1', 'conv2')
+        for leaf in ('bias', 'kernel')
+    }
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+    caplog.clear()
+    assert sorted(started(plain)) == sorted(expected) and not caplog.records
+    # And from heads of the same method with them.
+    again = replace(ACOL, train=replace(ACOL.train, init_from=str(by_acol)))
+    kept = named(load_network('tiny', by_acol).state)
+    np.testing.assert_array_equal(
+        started(again)['heads.a.conv2.kernel'], kept['heads.a.conv2.kernel']
+    )
+
+
+def test_the_factor_of_the_head_holds_for_what_a_method_adds():
+    (head,) = loop._with_head(replace(ACOL, train=replace(ACOL.train, head=5.0))).multipliers
+    assert head[1] == 5.0
+    for name, hit in (('fc.bias', True), ('heads.a.conv1.bias', True), ('conv1.bias', False)):
+        assert bool(re.search(head[0], name)) == hit

@@ -3,7 +3,6 @@
 from wsol_jax.models.adapters import from_function, from_linen, from_nnx
 from wsol_jax.models.network import Network, sides
 from wsol_jax.models.preprocessing import PREPROCESSINGS, Preprocessing
-from wsol_jax.models.trained import record_preprocessing, recorded_preprocessing
 from wsol_jax.models.zoo import (
     NETWORKS,
     as_network,
@@ -28,7 +27,5 @@ __all__ = [
     'from_nnx',
     'load_module',
     'load_network',
-    'record_preprocessing',
-    'recorded_preprocessing',
     'sides',
 ]

@@ -49,7 +49,8 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         '.pt': _read_torch,
     }
     if path.suffix not in readers:
-        raise WeightsError(f'{path}: weights must be a .safetensors, .pth or .pt file')
+        folder = '; wsol_jax.load_network opens workdirs' if path.is_dir() else ''
+        raise WeightsError(f'{path}: weights must be a .safetensors, .pth or .pt file{folder}')
     if not path.is_file():
         what = 'not a regular file' if path.exists() else 'no such weights file'
         raise WeightsError(f'{path}: {what}')

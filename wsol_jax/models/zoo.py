@@ -18,7 +18,6 @@ from wsol_jax.models.preprocessing import (
     as_preprocessing,
     preprocessing_name,
 )
-from wsol_jax.models.trained import open_training, recorded_preprocessing
 from wsol_jax.models.weights import (
     Table,
     WeightsError,
@@ -156,9 +155,8 @@ def load_network(
 
     Args:
         name: one of NETWORKS.
-        weights: .safetensors, .pth or .pt file under torchvision's names, or the workdir of a
-            training, whose best (or last, as it was set) checkpoint is opened at the input size and
-            with the options it was trained with; None keeps the random weights of `seed`.
+        weights: .safetensors, .pth or .pt file under torchvision's names; None keeps the random
+            weights of `seed`.
         num_classes: None reads it from the file, which must then fit entirely (1000
             without a file). A number lets the file's head differ: what does not fit there
             keeps its initial value and is logged.
@@ -174,17 +172,11 @@ def load_network(
 
     Raises:
         ValueError: an unknown name or option, or a wrong preprocessing or probability.
-        WeightsError: the file is missing, unreadable or does not fit; or the workdir holds no
-            finished training of this network.
+        WeightsError: the file is missing, unreadable or does not fit.
     """
     module = load_module(name, weights, num_classes, seed=seed, **options)
     found = find_preprocessing(name, weights, preprocessing)
-    if not (weights and Path(weights).is_dir()):
-        return as_network(name, module, found, probability)
-    trained = open_training(Path(weights), name).config
-    probability = probability or trained.get('network.probability') or None
-    size = trained.get('network.input_size') or None
-    return as_network(name, module, found, probability, size)
+    return as_network(name, module, found, probability)
 
 
 def load_module(
@@ -206,8 +198,6 @@ def load_module(
     recipe = _recipe(name)
     if not weights:
         return random_module(num_classes or DEFAULT_CLASSES)
-    if Path(weights).is_dir():
-        return _trained_module(name, Path(weights), num_classes, seed=seed, **options)
     tensors = read_tensors(weights)
     if num_classes is not None:
         module = random_module(num_classes)
@@ -220,16 +210,20 @@ def load_module(
     return module
 
 
-def _trained_module(
-    name: str, workdir: Path, num_classes: int | None, *, seed: int, **options: Any
-) -> nnx.Module:
-    training, recipe = open_training(workdir, name), _recipe(name)
-    values = training.weights()
+def classes_of(name: str, values: Mapping[str, np.ndarray], path: str | Path) -> int:
+    """The number of classes of weights under a network's own dotted names.
+
+    Args:
+        name: one of NETWORKS.
+        values: as those of `fill_module`.
+        path: where they come from, for messages.
+
+    Raises:
+        WeightsError: they do not tell.
+    """
+    recipe = _recipe(name)
     key = module_name(recipe.class_key, recipe.table, values) or recipe.class_key
-    classes = num_classes or _classes_in(values, key, workdir)
-    module = build(name, classes, nnx.Rngs(seed), **training.options | options)
-    assign_named(module, values, workdir, recipe.head, strict=num_classes is None)
-    return module
+    return _classes_in(values, key, path)
 
 
 def fill_module(
@@ -266,7 +260,7 @@ def find_preprocessing(
 
     Args:
         name: one of NETWORKS.
-        weights: the file, or the workdir of a training, it is filled from; or None.
+        weights: the file that it is filled from; or None.
         given: what the user says; None or '' for nothing.
 
     Raises:
@@ -278,8 +272,6 @@ def find_preprocessing(
         return _of_colours(as_preprocessing(given))
     if not weights:
         return recipe.preprocessing
-    if Path(weights).is_dir():
-        return recorded_preprocessing(Path(weights)) or recipe.preprocessing
     if said := read_metadata(weights).get('preprocessing'):
         try:
             return _of_colours(as_preprocessing(said))

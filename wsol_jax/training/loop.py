@@ -1,6 +1,6 @@
 """The stage `train`: one loop, resumable at any checkpoint with the same end."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -28,15 +28,11 @@ from wsol_jax.data.loader import ReaderKilled
 from wsol_jax.data.records import ReadError
 from wsol_jax.interrupts import uninterrupted
 from wsol_jax.models import (
-    Network,
     Preprocessing,
     as_network,
-    build,
     fill_module,
     find_preprocessing,
     load_module,
-    record_preprocessing,
-    recorded_preprocessing,
 )
 from wsol_jax.models.zoo import RECIPES
 from wsol_jax.parallel import Devices, local_devices, one_ahead
@@ -45,6 +41,7 @@ from wsol_jax.training.checkpoints import Checkpoints, Row
 from wsol_jax.training.method import Shard, TrainedMethod
 from wsol_jax.training.methods import add_heads, make_method
 from wsol_jax.training.step import Measured, Program, make_program
+from wsol_jax.training.trained import open_training, record_training, recorded_preprocessing
 from wsol_jax.workdir import read_csv, record_origin, remove_scores, write_csv
 
 
@@ -79,8 +76,7 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
         _check_shares(config.train, module, devices.size)
         record_origin(workdir, workdir / 'checkpoints')
         remove_scores(workdir)  # they tell of another network
-        if preprocessing:
-            record_preprocessing(workdir, preprocessing)
+        record_training(workdir, total, preprocessing)
         setting, method = _with_head(config), make_method(config.train)
         program = make_program(
             setting,
@@ -364,7 +360,8 @@ def _initial_module(config: Config, source: Source, again: bool = False) -> nnx.
     module = load_module(net.name, weights, source.num_classes, **options)
     add_heads(net.name, module, make_method(config.train), config.seed)
     if other_run:
-        _fill(net.name, module, other_run, ('best', 'last'), strict=False)
+        values = open_training(other_run, net.name).weights('best', 'last')
+        fill_module(net.name, module, values, other_run, strict=False)
     return module
 
 
@@ -372,8 +369,11 @@ def _preprocessing(config: Config, workdir: Path, again: bool) -> Preprocessing 
     """That of what training starts from, or of the checkpoints there; None for the usual one."""
     if again:
         return recorded_preprocessing(workdir)
-    net = config.network
-    found = find_preprocessing(net.name, _start(config), net.preprocessing)
+    net, start = config.network, _start(config)
+    if start and start.is_dir() and not net.preprocessing:
+        return recorded_preprocessing(start)
+    weights = None if start and start.is_dir() else start
+    found = find_preprocessing(net.name, weights, net.preprocessing)
     return None if found == find_preprocessing(net.name) else found
 
 
@@ -384,49 +384,3 @@ def _start(config: Config) -> Path | None:
         raise ConfigError(f'config.train.init_from: {start}: no such weights file or workdir')
     start = start or config.network.weights
     return Path(start) if start else None
-
-
-def _fill(
-    name: str, module: nnx.Module, workdir: Path, kinds: tuple[str, ...], strict: bool
-) -> None:
-    """Fills a module from a run's first checkpoint of these kinds; see `fill_module`."""
-    if not (workdir / 'checkpoints').is_dir():
-        raise ConfigError(f'{workdir}: holds no checkpoints; give the workdir of a training')
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        kind = next((kind for kind in kinds if checkpoints.step(kind)), None)
-        if kind is None:
-            raise ConfigError(f'{workdir / "checkpoints"}: holds no finished checkpoint')
-        fill_module(name, module, checkpoints.weights(kind), workdir, strict)
-
-
-def trained_network(
-    config: Config, open_train: Callable[[], Source], workdir: Path
-) -> Network | None:
-    """The network that training left in the workdir; None if nothing was trained there.
-
-    Args:
-        config: the experiment.
-        open_train: opens what it was trained on; not called where nothing was trained.
-        workdir: of the training.
-
-    Raises:
-        ConfigError: training there is not finished.
-    """
-    if not (workdir / 'checkpoints').exists():
-        return None
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        done = checkpoints.step()
-    if not done:
-        return None
-    source = open_train()
-    total = config.train.epochs * steps_per_epoch(len(source), config.train.batch_size)
-    if done < total:
-        raise ConfigError(
-            f'{workdir / "checkpoints"} holds step {done} of {total}; '
-            "finish with 'train' in config.stages"
-        )
-    net = config.network
-    module = build(net.name, source.num_classes, nnx.Rngs(config.seed), **net.options)
-    add_heads(net.name, module, make_method(config.train), config.seed)
-    _fill(net.name, module, workdir, (config.train.keep,), strict=True)
-    return as_network(net.name, module, recorded_preprocessing(workdir), net.probability or None)
