@@ -346,6 +346,12 @@ NETWORKS = 'inception_v3, resnet10, resnet18, resnet34, resnet50, resnet101'
             ['train.init_from=nowhere.safetensors'],
             'config.train.init_from: nowhere.safetensors: no such weights file or workdir',
         ),
+        (
+            ['train.method=acol', "train.options={'dleta': 0.7}"],
+            "unknown option of acol in config.train.options 'dleta'; did you mean 'delta'? known: ",
+        ),
+        (['train.method=acl'], "unknown method in config.train.method 'acl'; did you mean 'acol'?"),
+        (['localize.methods=("acol",)'], "unknown localization method 'acol'; "),
         (['train.init_from=D'], 'D: holds no checkpoints; give the workdir of a training'),
         (['stages=evaluate'], 'no maps in W/maps/val; run the stage localize first'),
         (['network.probability=sigmiod'], "unknown probability 'sigmiod'; did you mean 'sigmoid'?"),

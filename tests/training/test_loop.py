@@ -18,7 +18,17 @@ from flax import nnx
 from safetensors.numpy import save_file
 from test_parallel import RECIPE, SIDE, Tiny, saved
 
-from wsol_jax.config import Config, ConfigError, DataConfig, NetworkConfig, TrainConfig, flatten
+from wsol_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    EvaluateConfig,
+    LocalizeConfig,
+    NetworkConfig,
+    ReportConfig,
+    TrainConfig,
+    flatten,
+)
 from wsol_jax.data import (
     DataError,
     ImageFolder,
@@ -33,6 +43,7 @@ from wsol_jax.models import Preprocessing, build, zoo
 from wsol_jax.models.weights import WeightsError
 from wsol_jax.parallel import Devices
 from wsol_jax.progress import ProgressLog
+from wsol_jax.run import run
 from wsol_jax.training import loop
 from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.loop import train
@@ -844,3 +855,22 @@ def test_the_factor_of_the_head_holds_for_what_a_method_adds():
     assert head[1] == 5.0
     for name, hit in (('fc.bias', True), ('heads.a.conv1.bias', True), ('conv1.bias', False)):
         assert bool(re.search(head[0], name)) == hit
+
+
+def test_a_trained_head_goes_through_every_stage(tmp_path, capsys):
+    config = replace(
+        ACOL,
+        data=DataConfig(shapes_size=SIDE, shapes_counts=(30, 14, 6)),
+        localize=LocalizeConfig(methods=('acol', 'layer_cam'), batch_size=7),
+        evaluate=EvaluateConfig(size=SIDE, threshold_step=0.1),
+        report=ReportConfig(images=2),
+    )
+    run(config, tmp_path)
+    with pytest.raises(ConfigError, match=r'checkpoints was made with train\.method='):
+        run(replace(config, train=TRAIN), tmp_path)
+    boxes = read_csv(tmp_path / 'boxes/test.csv')
+    assert ('acol', 'head') in {(row['method'], row['layer']) for row in boxes}
+    scores = json.loads((tmp_path / 'metrics.json').read_text())['localization']
+    assert {row['layer'] for row in scores if row['method'] == 'acol'} == {'head'}
+    assert 'acol' in capsys.readouterr().out
+    assert '"acol"' in (tmp_path / 'report.html').read_text()
