@@ -77,7 +77,8 @@ class TrainedMethod:
 
         Returns:
             The losses [B], or one number that is a mean over the valid images, finite even where
-            there are none; and values [B] by name, whose means over the valid images are logged.
+            there are none (on val, and under pmap, of the images that one device has); and values
+            [B] by name, whose means over the valid images are logged.
         """
         del step
         labels = labels_of(batch)
