@@ -28,6 +28,8 @@ from wsol_jax.parallel import local_devices, one_ahead
 from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.loop import train
 from wsol_jax.training.method import Shard, TrainedMethod
+from wsol_jax.training.methods import add_heads
+from wsol_jax.training.methods.acol import ACoL
 from wsol_jax.training.step import make_program
 from wsol_jax.training.trained import trained_network
 from wsol_jax.workdir import read_csv
@@ -108,17 +110,18 @@ COLLECTIVE = r' (all-[a-z]+|reduce-scatter|collective-[a-z]+)(-start)?\('
 def costs(kind):
     """{program: [FLOPs of a device, collectives]} of everything that treats images alone."""
     devices = local_devices(kind)
-    network = load_network('tiny', num_classes=6, seed=2, norm=False)
-    plan = make_plan(network, METHODS)
+    module, method = Tiny(6, norm=False, rngs=nnx.Rngs(0)), ACoL(width=8)
+    add_heads('tiny', module, method, 0)
+    network = zoo.as_network('tiny', module)
+    plan = make_plan(network, (*METHODS, 'acol'))
 
     def maps(state, images, classes):
         return compute_maps(network.apply, network.preprocessing, plan, state, images, 0, classes)
 
     images, classes = np.zeros((16, SIDE, SIDE, 3), np.uint8), np.zeros(16, np.int32)
     state, setting = devices.replicate(network.state), TrainConfig()
-    module = Tiny(6, norm=False, rngs=nnx.Rngs(0))
     facts = (network.preprocessing, devices, 10, 5)
-    training = make_program(setting, TrainedMethod(), module, *facts)
+    training = make_program(setting, method, module, *facts)
     train_state = devices.replicate(training.initial)
     batch = {
         'maps': (devices.per_image(maps), state, images, classes[:, None]),
@@ -156,11 +159,26 @@ def training_cost(kind):
     return [compiled.cost_analysis()['flops'], sorted(kinds)]
 
 
+def one_step_of_acol(folder, kind):
+    """Writes the weights of a network with heads after one step, and what it reported."""
+    devices, method = local_devices(kind), ACoL(width=8)
+    module = Tiny(6, norm=False, rngs=nnx.Rngs(0))
+    add_heads('tiny', module, method, 0)
+    program = make_program(TrainConfig(), method, module, zoo.SYMMETRIC, devices, 10, 5)
+    images = np.random.default_rng(0).integers(0, 256, (16, SIDE, SIDE, 3), np.uint8)
+    batch = devices.shard(batch_of(images, np.arange(16, dtype=np.int32) % 6))
+    state = devices.replicate(program.initial, donated=True)
+    state, measured = devices.one(program.step(state, batch))
+    leaves = jax.tree.leaves((state.params, measured))
+    np.savez(folder / 'acol.npz', *map(np.asarray, leaves))
+
+
 ON_EIGHT = """
 import json, sys
 import jax, numpy as np
 from pathlib import Path
 from test_parallel import KINDS, RECIPE, check_devices, costs, stages, training_cost
+from test_parallel import one_step_of_acol
 from wsol_jax.models import zoo
 
 if __name__ == '__main__':
@@ -170,6 +188,7 @@ if __name__ == '__main__':
         check_devices(kind)
         folder = Path(sys.argv[1]) / f'eight {kind}'
         stages(folder, kind)
+        one_step_of_acol(folder, kind)
         found = costs(kind) | {'training': training_cost(kind)}
         (folder / 'costs.json').write_text(json.dumps(found))
 """
@@ -233,6 +252,7 @@ def runs(tmp_path_factory, tiny):
     command = [sys.executable, '-c', ON_EIGHT, str(folder)]
     process = subprocess.Popen(command, env=environment)
     stages(folder / 'one jit', 'jit')
+    one_step_of_acol(folder / 'one jit', 'jit')
     assert process.wait(timeout=200) == 0
     return folder
 
@@ -244,6 +264,13 @@ def assert_close(found, expected, atol):
     assert list(found) == list(expected)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=atol, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize('run', OTHERS)
+def test_heads_train_the_same_on_any_devices(runs, run):
+    one, other = (np.load(runs / name / 'acol.npz') for name in ('one jit', run))
+    assert len(one.files) > 12
+    assert_close(dict(other), dict(one), 1e-5)
 
 
 @pytest.mark.parametrize('norm', [True, False])
