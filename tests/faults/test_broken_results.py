@@ -7,7 +7,7 @@ import random
 import pytest
 
 from wsol_jax.config import ConfigError
-from wsol_jax.evaluation.counts import CURVES
+from wsol_jax.evaluation.curves import CURVES
 from wsol_jax.report.results import read_curves, read_metrics
 from wsol_jax.report.table import summary
 from wsol_jax.workdir import write_csv

@@ -7,6 +7,7 @@ Boxes are x0, y0, x1, y1 in pixels.
 import numpy as np
 
 Array = np.ndarray
+Size = tuple[int, int] | np.ndarray
 
 
 def box_iou(boxes: Array, others: Array) -> Array:
@@ -34,13 +35,13 @@ def box_iou(boxes: Array, others: Array) -> Array:
     return overlap / (areas[0][:, None] + areas[1][None, :] - overlap)
 
 
-def rescale_boxes(boxes: Array, size: tuple[int, int], new_size: tuple[int, int]) -> Array:
+def rescale_boxes(boxes: Array, size: Size, new_size: Size) -> Array:
     """Boxes of an image of `size` in one of `new_size`, truncated to whole pixels.
 
     Args:
         boxes: [n, 4].
-        size: (width, height) the boxes are in.
-        new_size: (width, height) wanted.
+        size: (width, height) the boxes are in; or [n, 2], those of each.
+        new_size: (width, height) wanted; likewise.
     """
     # Multiplied before it is divided: whole results come out whole and lose no pixel by truncation.
     scaled = np.asarray(boxes).reshape(-1, 4) * np.tile(new_size, 2) / np.tile(size, 2)

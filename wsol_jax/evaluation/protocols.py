@@ -10,9 +10,8 @@ None reproduces its original's views of an image (ten crops, or a centre crop, w
 were cropped too): maps and classes are taken as the workdir has them.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import Parameter, signature
 
@@ -28,6 +27,7 @@ from wsol_jax.names import shown, unknown_name
 Array = np.ndarray
 Size = tuple[int, int]
 
+NAMES = ('GTKnownLoc', 'Top1Loc', 'Top5Loc')  # of the scores
 _STITCHED = (256, 256)  # where ten crops were added up before the result was resized to the image
 
 
@@ -219,73 +219,59 @@ def protocol(text: str) -> BoxProtocol:
     return PROTOCOLS[name]()
 
 
-@dataclass
-class ProtocolCounts:
-    """Right images by class; merge by adding.
+def protocol_right(
+    rules: BoxProtocol,
+    maps: Array,
+    classes: Sequence[int] | Array,
+    ranked: Sequence[int] | Array,
+    label: int | None,
+    truth: Sequence[Sequence[float]] | Array,
+    size: Size,
+    canvas: Size,
+) -> tuple[bool, bool, bool]:
+    """Whether one image is right, in the order of `NAMES`.
 
-    Attributes:
-        protocol: the rules.
-        counts: by (label, score) how many images of that label are right, and by
-          (label, 'images') how many were scored.
+    Args:
+        rules: the protocol.
+        maps: [K,h,w] raw maps, rectified where their method says so.
+        classes: [K] that they are for; may be empty where only GT-known is asked for.
+        ranked: the best classes, best first; from the sixth on none counts. May be empty too.
+        label: of the image, or None.
+        truth: [m,4] boxes in pixels of the stored image.
+        size: (width, height) of the stored image.
+        canvas: (width, height) of the canvas, for protocols that do not score on the image.
     """
+    canvas = size if rules.original_size else canvas
+    true = rules.truth(np.asarray(truth), size, canvas)
+    names, best = np.asarray(classes).tolist(), np.asarray(ranked).tolist()[:5]
+    boxes = rules.boxes(maps[0], canvas)
+    known, top5 = rules.right(boxes[:1], true), False
+    if label in best and label in names:
+        column = names.index(label)
+        boxes = rules.boxes(maps[column], canvas) if column else boxes
+        top5 = rules.right(boxes[: rules.top5[best.index(label)]], true)
+    return known, known and [label] == best[:1] == names[:1], top5
 
-    protocol: BoxProtocol
-    counts: Counter[tuple[int | None, str]] = field(default_factory=Counter)
 
-    def __add__(self, other: 'ProtocolCounts') -> 'ProtocolCounts':
-        """Counts of both sets of images."""
-        return ProtocolCounts(self.protocol, self.counts + other.counts)
+def protocol_scores(
+    rules: BoxProtocol, right: Array, labels: Array, target: str
+) -> dict[str, float]:
+    """Percentages by name, those that are defined.
 
-    def add(
-        self,
-        maps: Array,
-        classes: Sequence[int] | Array,
-        ranked: Sequence[int] | Array,
-        label: int | None,
-        truth: Sequence[Sequence[float]] | Array,
-        *,
-        size: Size,
-        canvas: Size,
-    ) -> None:
-        """Counts one image.
-
-        Args:
-            maps: [K,h,w] raw maps, rectified where their method says so.
-            classes: [K] that they are for; may be empty where only GT-known is asked for.
-            ranked: the best classes, best first; from the sixth on none counts. May be empty too.
-            label: of the image, or None.
-            truth: [m,4] boxes in pixels of the stored image.
-            size: (width, height) of the stored image.
-            canvas: (width, height) of the canvas, for protocols that do not score on the image.
-        """
-        rules = self.protocol
-        canvas = size if rules.original_size else canvas
-        true = rules.truth(np.asarray(truth), size, canvas)
-        names, best = np.asarray(classes).tolist(), np.asarray(ranked).tolist()[:5]
-        boxes = rules.boxes(maps[0], canvas)
-        known = rules.right(boxes[:1], true)
-        right = {'images': True, 'GTKnownLoc': known}
-        right['Top1Loc'] = known and [label] == best[:1] == names[:1]
-        if label in best and label in names:
-            column = names.index(label)
-            boxes = rules.boxes(maps[column], canvas) if column else boxes
-            right['Top5Loc'] = rules.right(boxes[: rules.top5[best.index(label)]], true)
-        self.counts.update({(label, name): int(value) for name, value in right.items()})
-
-    def scores(self, target: str) -> dict[str, float]:
-        """Percentages by name, those that are defined.
-
-        Args:
-            target: the classes that the maps are for, as in `LocalizeConfig.classes`.
-        """
-        labels = [label for label, name in self.counts if name == 'images']
-        images = np.array([self.counts[label, 'images'] for label in labels])
-        scores = {}
-        for name in defined_for(target) if labels else ():
-            right = np.array([self.counts[label, name] for label in labels])
-            share = np.mean(right / images) if self.protocol.macro else right.sum() / images.sum()
-            scores[name] = float(100 * share)
-        return scores
+    Args:
+        rules: the protocol.
+        right: bool [n,3] of n images with boxes, see `protocol_right`.
+        labels: [n] theirs; -1 where it is not known.
+        target: the classes that the maps are for, as in `LocalizeConfig.classes`.
+    """
+    groups = [labels == label for label in dict.fromkeys(labels.tolist())]
+    scores = {}
+    for name in defined_for(target) if groups else ():
+        column = right[:, NAMES.index(name)]
+        shares = [column[group].sum() / group.sum() for group in groups]
+        share = np.mean(shares) if rules.macro else column.sum() / len(column)
+        scores[name] = float(100 * share)
+    return scores
 
 
 def _fraction(threshold: float | str) -> float:

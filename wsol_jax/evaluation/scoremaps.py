@@ -1,11 +1,11 @@
 """Scores of anybody's score maps on disk, by the protocol of wsolevaluation.
 
 Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right", CVPR 2020. Images
-are counted in processes of their own; counts of sets of images add up to those of their union.
+are scored in processes of their own; scores of sets of images join to those of their union.
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from wsol_jax.data.metadata import (
     read_sizes,
 )
 from wsol_jax.data.records import DataError, Record
-from wsol_jax.evaluation.counts import Counts, ground_truth
 from wsol_jax.evaluation.processes import AT_ONCE, mapper
-from wsol_jax.evaluation.protocols import BoxProtocol, protocol
+from wsol_jax.evaluation.protocols import protocol
+from wsol_jax.evaluation.scoring import Rules, protocols_right, score_image
+from wsol_jax.evaluation.table import Scores
+from wsol_jax.evaluation.truth import ground_truth, label_of
 from wsol_jax.names import shortened, shown
 from wsol_jax.settings import SETTINGS
 
@@ -67,13 +69,13 @@ def evaluate_scoremaps(
     ):
         if fault := SETTINGS[key].fault(value):
             raise ValueError(f'{name} must {fault}, got {shown(value)}')
-    rules = [protocol(name) for name in protocols]
+    rules = scoremap_rules(np.arange(0, 1, interval), protocols)
     records = scoremap_records(scoremaps, metadata, masks)
     _check_protocols(rules, records, Path(metadata))
-    counts = _count_all(records, np.arange(0, 1, interval), rules, processes)
-    if records[0].masks and not counts.pixels.defined:
+    scores = _score_all(records, rules, processes)
+    if records[0].masks and not scores.curves.masked:
         raise DataError(f'{Path(metadata) / "localization.txt"}: all its masks are empty')
-    return scoremap_metrics(counts)
+    return scoremap_metrics(scores, protocols)
 
 
 def scoremap_records(
@@ -168,44 +170,62 @@ def _npy_header(content: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     raise ValueError(f'version {version}')
 
 
-def count_scoremaps(
-    records: Iterable[Record], thresholds: np.ndarray, protocols: Sequence[BoxProtocol] = ()
-) -> Counts:
-    """Counts the maps of some images; add the counts of several calls to merge them.
+def scoremap_rules(thresholds: np.ndarray, protocols: Sequence[str] = ()) -> Rules:
+    """How score maps are scored.
 
     Args:
-        records: of `scoremap_records`.
         thresholds: [T] in [0, 1).
-        protocols: how older tables counted.
+        protocols: of older tables, by name.
+
+    Raises:
+        ValueError: there is no such protocol.
+    """
+    return Rules(CANVAS, thresholds, protocols=tuple(protocol(name) for name in protocols))
+
+
+def score_scoremaps(records: Iterable[Record], rules: Rules) -> Scores:
+    """Scores the maps of some images; `Scores.joined` makes those of several calls one.
+
+    Args:
+        records: of `scoremap_records`, at least one.
+        rules: of `scoremap_rules`.
 
     Returns:
-        Counts for boxes and for masks; those without ground truth stay empty.
+        Curves for boxes and for masks; the table is of no threshold.
 
     Raises:
         DataError: a map or mask cannot be read or is not valid.
     """
-    counts = Counts.zero(thresholds, protocols)
-    for record in records:
-        assert isinstance(record.image, Path)
-        scores = read_scoremap(record.image)
-        counts.add(scores, *ground_truth(record, CANVAS))
-        counts.add_protocols(scores[None], record, CANVAS)
-    return counts
+    return Scores.joined(_score(record, rules) for record in records)
 
 
-def scoremap_metrics(counts: Counts) -> dict[str, Any]:
-    """The scores that counts add up to, as `evaluate_scoremaps` returns them."""
+def _score(record: Record, rules: Rules) -> Scores:
+    assert isinstance(record.image, Path)
+    scores, label = read_scoremap(record.image), label_of(record)
+    found = score_image([scores], ground_truth(record, CANVAS), rules)
+    right = protocols_right(scores[None], record, rules)
+    return found.with_facts(label=-1 if label is None else label, protocols=right)
+
+
+def scoremap_metrics(scores: Scores, protocols: Sequence[str] = ()) -> dict[str, Any]:
+    """What scores amount to, as `evaluate_scoremaps` returns it.
+
+    Args:
+        scores: of all images.
+        protocols: those of the rules.
+    """
     curves: dict[str, Any] = {}
-    for name, curve in counts.curves().items():
+    for name, curve in scores.curves.curves().items():
         kind, _, level = name.partition('_')  # largest_50 -> ['largest']['50']
         if level:
             curves.setdefault(kind, {})[level] = curve.tolist()
         else:
             curves[name] = curve.tolist()
-    facts = {'images': counts.images, 'thresholds': counts.thresholds.tolist()}
-    metrics = {**facts, **counts.oracles(), 'curves': curves}
-    protocols = {p.protocol.name: p.scores('ground_truth')['GTKnownLoc'] for p in counts.protocols}
-    return metrics | {'protocols': protocols} if protocols else metrics
+    facts = {'images': scores.curves.images, 'thresholds': scores.curves.thresholds.tolist()}
+    metrics = {**facts, **scores.curves.oracles(), 'curves': curves}
+    older = scores.table.protocol_scores(protocols, 'ground_truth')
+    known = {name: of_protocol['GTKnownLoc'] for name, of_protocol in older.items()}
+    return metrics | {'protocols': known} if known else metrics
 
 
 def _map_file(folder: Path, image_id: str) -> Path:
@@ -221,32 +241,26 @@ def _check_maps(folder: Path, ids: Iterable[str]) -> None:
         )
 
 
-def _check_protocols(
-    protocols: Iterable[BoxProtocol], records: Sequence[Record], folder: Path
-) -> None:
-    for rules in protocols:
+def _check_protocols(rules: Rules, records: Sequence[Record], folder: Path) -> None:
+    for older in rules.protocols:
         if not records[0].boxes:
             file = folder / 'localization.txt'
-            raise DataError(f'{file}: no boxes, and protocol {rules.name!r} scores nothing else')
-        if rules.macro and not records[0].labels:
+            raise DataError(f'{file}: no boxes, and protocol {older.name!r} scores nothing else')
+        if older.macro and not records[0].labels:
             file = folder / 'class_labels.txt'
-            raise DataError(f'{file}: no such file; protocol {rules.name!r} is a mean over classes')
+            raise DataError(f'{file}: no such file; protocol {older.name!r} is a mean over classes')
 
 
-def _count_all(
-    records: Sequence[Record],
-    thresholds: np.ndarray,
-    protocols: Sequence[BoxProtocol],
-    processes: int,
-) -> Counts:
-    counts = Counts.zero(thresholds, protocols)
+def _score_all(records: Sequence[Record], rules: Rules, processes: int) -> Scores:
     chunks = [records[i : i + AT_ONCE] for i in range(0, len(records), AT_ONCE)]
-    count = partial(count_scoremaps, thresholds=thresholds, protocols=protocols)
     with (
         tqdm(total=len(records), desc='evaluate', unit='image', disable=None) as bar,
         mapper(processes) as over,
     ):
-        for more in over(count, chunks):
-            counts += more
-            bar.update(more.images)
-    return counts
+
+        def counted() -> Iterator[Scores]:
+            for scores in over(partial(score_scoremaps, rules=rules), chunks):
+                yield scores
+                bar.update(len(scores.table))
+
+        return Scores.joined(counted())

@@ -14,7 +14,7 @@ from wsol_jax.maps.store import MapStore
 
 
 @dataclass(frozen=True)
-class Part:
+class ImageMaps:
     """Some images with all their maps.
 
     Attributes:
@@ -31,21 +31,35 @@ class Part:
     top: np.ndarray
     masked: bool
 
-    def label_column(self, i: int) -> int | None:
-        """Which map of image i is that of its label, if the label is among the classes `top`."""
-        record = self.records[i]
-        if not record.labels or record.labels[0] not in self.top[i]:
-            return None
-        columns = np.flatnonzero(self.classes[i] == record.labels[0])
-        return int(columns[0]) if len(columns) else None
+    @classmethod
+    def read(cls, store: MapStore, positions: np.ndarray, records: list[Record]) -> 'ImageMaps':
+        """Those of some images of a store.
 
-    def top1_right(self, i: int) -> bool:
-        """Whether the first map of image i is that of its label, which is ranked first."""
-        labels = self.records[i].labels
-        return bool(labels) and self.top[i][0] == labels[0] == self.classes[i][0]
+        Args:
+            store: the maps.
+            positions: [n] of the images there.
+            records: of the n images.
+
+        Raises:
+            DataError: maps are damaged.
+        """
+        maps = {key: _rectified(store, key, store.take(key, positions)) for key in store.arrays}
+        classes, top = (store.fact(name)[positions] for name in ('classes', 'top'))
+        return cls(records, maps, classes, top, any(record.masks for record in records))
+
+    def some(self, rows: slice) -> 'ImageMaps':
+        """Some of the images."""
+        maps = {key: m[rows] for key, m in self.maps.items()}
+        return replace(
+            self,
+            records=self.records[rows],
+            maps=maps,
+            classes=self.classes[rows],
+            top=self.top[rows],
+        )
 
 
-class Split:
+class SplitMaps:
     """A split with its maps.
 
     Attributes:
@@ -106,6 +120,16 @@ class Split:
         """The classes that the maps are for; '' where images have no label to compare them with."""
         return self.store.target if all(record.labels for record in self.records) else ''
 
+    @property
+    def classification(self) -> dict[str, float]:
+        """Percentages of images with a label of theirs ranked first, and among the first five."""
+        labels = [record.labels for record in self.records]
+        if not labels or not all(labels):
+            return {}
+        right = np.array([np.isin(t, of) for t, of in zip(self.top, labels, strict=True)])
+        scores = {'top1': right[:, 0], 'top5': right.any(axis=1)}
+        return {name: 100.0 * float(column.mean()) for name, column in scores.items()}
+
     @cached_property
     def classes(self) -> np.ndarray:
         """[n,K] the classes that the maps of readable images are for."""
@@ -116,26 +140,31 @@ class Split:
         """[n,<=5] the classes ranked first on readable images."""
         return self.store.fact('top')[self.readable]
 
-    def parts(self) -> Iterator[Part]:
-        """All readable images in order, at most `AT_ONCE` at a time."""
+    def parts(self) -> Iterator[ImageMaps]:
+        """All readable images in order, at most `AT_ONCE` at a time; without any, one of none."""
         masked = any(record.masks for record in self.records)
+        if not self.records:
+            maps = {
+                k: np.zeros((0, *a.shape[1:]), np.float32) for k, a in self.store.arrays.items()
+            }
+            yield ImageMaps([], maps, self.classes, self.top, masked)
         for first in range(0, self.store.count, self.store.chunk):
             stop = min(first + self.store.chunk, self.store.count)
             start, end = np.searchsorted(self.readable, (first, stop))
-            inside = self.readable[start:end] - first
-            maps = {k: self._rectified(k, self.store.read(k, first, stop)) for k in self.store.relu}
+            chunk = slice(start, end)
+            inside = self.readable[chunk] - first
+            maps = {
+                key: _rectified(self.store, key, self.store.read(key, first, stop)[inside])
+                for key in self.store.arrays
+            }
+            facts = self.records[chunk], maps, self.classes[chunk], self.top[chunk], masked
             for i in range(0, len(inside), AT_ONCE):
-                rows, some = (
-                    inside[i : i + AT_ONCE],
-                    slice(start + i, min(start + i + AT_ONCE, end)),
-                )
-                of_part = {key: m[rows] for key, m in maps.items()}
-                records = self.records[some]
-                yield Part(records, of_part, self.classes[some], self.top[some], masked)
+                yield ImageMaps(*facts).some(slice(i, i + AT_ONCE))
 
     def rectified(self, key: Key, index: np.ndarray) -> np.ndarray:
         """Maps [n,h,w] of the first class of some images, after the ReLU of the method, if any."""
-        return self._rectified(key, self.store.take(key, index))[:, 0]
+        return _rectified(self.store, key, self.store.take(key, index))[:, 0]
 
-    def _rectified(self, key: Key, maps: np.ndarray) -> np.ndarray:
-        return np.maximum(maps, 0) if self.store.relu[key] else maps
+
+def _rectified(store: MapStore, key: Key, maps: np.ndarray) -> np.ndarray:
+    return np.maximum(maps, 0) if store.relu[key] else maps

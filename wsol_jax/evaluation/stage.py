@@ -5,32 +5,32 @@ scored split itself is an oracle and is named MaxBoxAcc, or PeakIoU for masks. S
 that was chosen on are oracles, too, and their rows say so.
 """
 
-import json
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from wsol_jax.config import Config, EvaluateConfig
-from wsol_jax.data import Source, evaluation_batches, evenly_spaced
-from wsol_jax.evaluation.counts import CURVES, Counts, count_part, nothing
+from wsol_jax.data import Source, evaluation_batches, evenly_spaced, stored_size
+from wsol_jax.evaluation.boxes import rescale_boxes
+from wsol_jax.evaluation.breakdown import by_class, by_size, intervals
+from wsol_jax.evaluation.curves import CURVES, Curves
 from wsol_jax.evaluation.faithfulness import faithfulness_program, summarize
-from wsol_jax.evaluation.outcomes import Outcomes, by_class, by_size, intervals, outcomes_of
-from wsol_jax.evaluation.processes import mapper
-from wsol_jax.evaluation.split import Part, Split
+from wsol_jax.evaluation.frame import evaluate_splits
+from wsol_jax.evaluation.scoring import score_split_part
+from wsol_jax.evaluation.split import SplitMaps
+from wsol_jax.evaluation.table import Scores, Table, joined
 from wsol_jax.maps import Key
-from wsol_jax.maps.store import MapStore
 from wsol_jax.models import Network
 from wsol_jax.parallel import local_devices
-from wsol_jax.workdir import write_csv, write_text
+from wsol_jax.workdir import write_csv
 
 _BOX_COLUMNS = ('image_id', 'method', 'layer', 'class', 'class_score', 'threshold')
-_Result = TypeVar('_Result')
-_Map = Callable[..., Iterator[Any]]  # as `mapper` gives it
+_Scored = Mapping[Key, Scores]
 
 
 def evaluate(
@@ -54,46 +54,29 @@ def evaluate(
         DataError: maps are missing or do not belong to these images.
         FileNotFoundError: a split has no maps at all.
     """
-    setting = config.evaluate
-    if setting.faithfulness and network is None:
+    if config.evaluate.faithfulness and network is None:
         raise ValueError('evaluate.faithfulness needs the network')
-    splits = [Split(n, s, MapStore(workdir / 'maps' / n)) for n, s in sources.items()]
-    with mapper(setting.processes) as over:
-        counts = {split.name: _counted(split, setting, over) for split in splits}
-        on_val, last, rows = counts.get(setting.choose_on, {}), splits[-1], []
-        chosen, best = choose(on_val), _best_layers(on_val)
-        for split in splits:
-            cut = {key: chosen.get(key, setting.threshold) for key in split.store.arrays}
-            outcomes = _outcomes(split, cut, setting, over)
-            rows += _rows(split, counts[split.name], outcomes, cut, chosen, best, setting)
-            _write_boxes(split, outcomes, cut, workdir / 'boxes' / f'{split.name}.csv')
-    if network and setting.faithfulness:
-        _add_faithfulness(rows, last, network, config)
-    metrics = {
-        'split': last.name,
-        'class': last.store.target,
-        'classification': _classification(last),
-        'skipped': {split.name: split.skipped for split in splits},
-        'without_object': {split.name: split.without_object for split in splits},
-        'localization': rows,
-        **_tables(last, outcomes, best),
-    }
-    _write_curves(counts, workdir / 'curves.csv')
-    write_text(workdir / 'metrics.json', json.dumps(metrics, indent=2) + '\n')
-    return metrics
+    return evaluate_splits(
+        config.evaluate,
+        sources,
+        workdir,
+        score=score_split_part,
+        join=joined,
+        choose=lambda scored: choose({k: s.curves for k, s in (scored or {}).items()}),
+        summarize=partial(_summary, config, workdir, network),
+    )
 
 
-def choose(counts: Mapping[Key, Counts]) -> dict[Key, float]:
+def choose(curves: Mapping[Key, Curves]) -> dict[Key, float]:
     """The threshold that is best on these images, for every (method, layer) that has a score."""
-    curves = {key: c.curve for key, c in counts.items()}
-    return {
-        k: float(counts[k].thresholds[np.argmax(c)]) for k, c in curves.items() if c is not None
-    }
+    found = {key: c.curve for key, c in curves.items()}
+    return {k: float(curves[k].thresholds[np.argmax(c)]) for k, c in found.items() if c is not None}
 
 
-def _best_layers(counts: Mapping[Key, Counts]) -> dict[str, str]:
+def _best_layers(scored: _Scored) -> dict[str, str]:
     """{method: the layer that is best on these images}."""
-    scores = {key: c.score for key, c in counts.items() if c.score is not None}
+    found = {key: scores.curves.score for key, scores in scored.items()}
+    scores = {key: score for key, score in found.items() if score is not None}
     best: dict[str, Key] = {}
     for key, score in scores.items():
         if key[0] not in best or score > scores[best[key[0]]]:
@@ -101,79 +84,83 @@ def _best_layers(counts: Mapping[Key, Counts]) -> dict[str, str]:
     return dict(best.values())
 
 
-def _counted(split: Split, setting: EvaluateConfig, over: _Map) -> dict[Key, Counts]:
-    counts = nothing(split.store.arrays, setting)
-    for part in _over_parts(partial(count_part, setting=setting), split, 'evaluate', over):
-        counts = {key: counts[key] + more for key, more in part.items()}
-    return counts
+@dataclass(frozen=True)
+class _Chosen:
+    """What was chosen on val.
+
+    Attributes:
+        cut: the threshold of every (method, layer).
+        chosen: of those the ones that val chose; the others are the config's.
+        best: {method: layer}.
+    """
+
+    cut: Mapping[Key, float]
+    chosen: Mapping[Key, float]
+    best: Mapping[str, str]
 
 
-def _outcomes(
-    split: Split, cut: Mapping[Key, float], setting: EvaluateConfig, over: _Map
-) -> dict[Key, Outcomes]:
-    of_part = partial(outcomes_of, thresholds=cut, setting=setting)
-    parts = list(_over_parts(of_part, split, 'boxes', over))
-    return {key: Outcomes.joined(part[key] for part in parts) for key in cut} if parts else {}
-
-
-def _over_parts(
-    function: Callable[[Part], _Result], split: Split, what: str, over: _Map
-) -> Iterator[_Result]:
-    """Results of a function for all parts of a split."""
-    sizes: deque[int] = deque()
-
-    def counted() -> Iterator[Part]:
-        for part in split.parts():
-            sizes.append(len(part.records))
-            yield part
-
-    total = len(split.readable)
-    with tqdm(total=total, desc=f'{what} {split.name}', unit='image', disable=None) as bar:
-        for result in over(function, counted()):
-            yield result
-            bar.update(sizes.popleft())
+def _summary(
+    config: Config,
+    workdir: Path,
+    network: Network | None,
+    splits: Sequence[SplitMaps],
+    scored: Mapping[str, _Scored],
+    chosen: Mapping[Key, float],
+) -> dict[str, Any]:
+    """What metrics.json says of localization; writes curves.csv and boxes/."""
+    setting, rows = config.evaluate, []
+    best = _best_layers(scored.get(setting.choose_on, {}))
+    for split in splits:
+        cut = {key: chosen.get(key, setting.threshold) for key in split.store.arrays}
+        tables = {key: scored[split.name][key].table.at([cut[key]]) for key in cut}
+        curves = {key: scored[split.name][key].curves for key in cut}
+        rows += _rows(split, tables, curves, _Chosen(cut, chosen, best), setting)
+        _write_boxes(split, tables, setting, workdir / 'boxes' / f'{split.name}.csv')
+    if network and setting.faithfulness:
+        _add_faithfulness(rows, splits[-1], network, config)
+    _write_curves(splits, scored, workdir / 'curves.csv')
+    return {'localization': rows, **_tables(splits[-1], tables, best)}
 
 
 def _rows(
-    split: Split,
-    counts: Mapping[Key, Counts],
-    outcomes: Mapping[Key, Outcomes],
-    cut: Mapping[Key, float],
-    chosen: Mapping[Key, float],
-    best: Mapping[str, str],
+    split: SplitMaps,
+    tables: Mapping[Key, Table],
+    curves: Mapping[Key, Curves],
+    choice: _Chosen,
     setting: EvaluateConfig,
 ) -> list[dict[str, Any]]:
     """The rows of metrics.json of one split."""
-    ends, rows = intervals(outcomes, split.target), []
-    for key, counted in counts.items():
-        row = {'method': key[0], 'layer': key[1], 'split': split.name, 'images': counted.images}
-        row |= counted.oracles() | (outcomes[key].means(split.target) if key in outcomes else {})
-        protocols = {p.protocol.name: p.scores(split.target) for p in counted.protocols}
-        row |= {'protocols': protocols} if any(protocols.values()) else {}
+    ends, rows, best = intervals(tables, split.target), [], choice.best
+    for key, table in tables.items():
+        row = {'method': key[0], 'layer': key[1], 'split': split.name, 'images': curves[key].images}
+        row |= curves[key].oracles() | table.means(split.target)
+        protocols = table.protocol_scores(setting.protocols, split.target)
+        row |= {'protocols': protocols} if protocols else {}
         row |= {'intervals': ends[key]} if ends.get(key) else {}
         row |= {'chosen': best[key[0]] == key[1]} if best else {}
         # Threshold and layer are the best for the very images that are scored.
-        row |= {'oracle': True} if split.name == setting.choose_on and key in chosen else {}
-        row |= {'blank_maps': counted.blank, 'threshold': cut[key]}
-        rows.append({**row, 'threshold_from': setting.choose_on if key in chosen else 'config'})
+        oracle = split.name == setting.choose_on and key in choice.chosen
+        row |= {'oracle': True} if oracle else {}
+        row |= {'blank_maps': curves[key].blank, 'threshold': choice.cut[key]}
+        origin = setting.choose_on if key in choice.chosen else 'config'
+        rows.append({**row, 'threshold_from': origin})
     return rows
 
 
 def _tables(
-    split: Split, outcomes: Mapping[Key, Outcomes], best: Mapping[str, str]
+    split: SplitMaps, tables: Mapping[Key, Table], best: Mapping[str, str]
 ) -> dict[str, Any]:
     """Scores by class and by size, of each method at its chosen layer, or its last one."""
-    layers = {**dict(outcomes.keys()), **best}
-    shown = {key: outcomes[key] for key in layers.items() if key in outcomes}
-    names = split.source.class_name
+    layers = {**dict(tables.keys()), **best}
+    shown = {key: tables[key] for key in layers.items() if key in tables}
     return {
-        'by_class': by_class(shown, split.records, split.target, names),
+        'by_class': by_class(shown, split.target, split.source.class_name),
         'by_size': by_size(shown, split.target),
     }
 
 
 def _add_faithfulness(
-    rows: list[dict[str, Any]], split: Split, network: Network, config: Config
+    rows: list[dict[str, Any]], split: SplitMaps, network: Network, config: Config
 ) -> None:
     """Scores the chosen layer of every method on evenly spaced images of a split."""
     shown = [r for r in rows if r['split'] == split.name and r.get('chosen', True)]
@@ -202,40 +189,40 @@ def _add_faithfulness(
         row['faithfulness_images'] = count
 
 
-def _classification(split: Split) -> dict[str, float]:
-    labels = [record.labels for record in split.records]
-    if not labels or not all(labels):
-        return {}
-    right = split.top == np.array([first for first, *_ in labels])[:, None]
-    return {'top1': 100.0 * float(right[:, 0].mean()), 'top5': 100.0 * float(right.any(1).mean())}
-
-
 def _write_boxes(
-    split: Split, outcomes: Mapping[Key, Outcomes], cut: Mapping[Key, float], path: Path
+    split: SplitMaps, tables: Mapping[Key, Table], setting: EvaluateConfig, path: Path
 ) -> None:
     scores = split.store.fact('class_scores')[split.readable]
+    sizes = np.array([stored_size(record) for record in split.records]).reshape(-1, 2)
     rows = (
-        (record.image_id, *key, int(label), f'{score:.6f}', f'{cut[key]:g}', *box)
-        for key, found in outcomes.items()
+        (record.image_id, *key, int(label), f'{score:.6f}', f'{table.thresholds[0]:g}', *box)
+        for key, table in tables.items()
         for record, *of_image in zip(
-            split.records, split.classes, scores, found.boxes.tolist(), strict=True
+            split.records, split.classes, scores, _stored(table, sizes, setting.size), strict=True
         )
         for label, score, box in zip(*of_image, strict=True)
     )
     write_csv(path, (*_BOX_COLUMNS, 'x0', 'y0', 'x1', 'y1'), rows)
 
 
-def _write_curves(counts: Mapping[str, Mapping[Key, Counts]], path: Path) -> None:
+def _stored(table: Table, sizes: np.ndarray, canvas: int) -> list[list[list[int]]]:
+    """Boxes [n,K,4] at the first threshold, in pixels of stored images of sizes [n,2]."""
+    boxes = table.boxes[:, :, 0]
+    of_each = np.repeat(sizes, boxes.shape[1], axis=0)
+    return rescale_boxes(boxes, (canvas, canvas), of_each).reshape(boxes.shape).tolist()
+
+
+def _write_curves(splits: Sequence[SplitMaps], scored: Mapping[str, _Scored], path: Path) -> None:
     """The accuracy, or IoU, of every (method, layer) at every threshold."""
     rows = []
-    for split, of_split in counts.items():
-        for key, counted in of_split.items():
-            curves = counted.curves()
+    for split in splits:
+        for key, scores in scored[split.name].items():
+            curves = scores.curves.curves()
             columns = [
                 [f'{value:.6g}' for value in curves[name]] if name in curves else None
                 for name in CURVES
             ]
-            for i, threshold in enumerate(counted.thresholds if curves else ()):
+            for i, threshold in enumerate(scores.curves.thresholds if curves else ()):
                 values = [column[i] if column else '' for column in columns]
-                rows.append((split, *key, f'{threshold:g}', *values))
+                rows.append((split.name, *key, f'{threshold:g}', *values))
     write_csv(path, ('split', 'method', 'layer', 'threshold', *CURVES), rows)

@@ -71,7 +71,7 @@ def threshold_boxes(scores: Array, thresholds: Sequence[float] | Array) -> list[
     if not np.all((scores >= 0) & (scores <= 1)):
         raise ValueError('score maps must lie in [0, 1] without NaN')
     grey = (scores * 255).astype(np.uint8)
-    if not grey.any():
+    if not len(thresholds) or not grey.any():
         return [np.zeros((1, 4), int)] * len(thresholds)
     cuts, which = np.unique((thresholds * grey.max()).astype(int), return_inverse=True)
     found = _contour_boxes(grey, cuts)

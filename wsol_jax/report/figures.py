@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from wsol_jax.config import Config
 from wsol_jax.data import Source, decode_image, evenly_spaced, resize_image
-from wsol_jax.evaluation.counts import canvas_scores, true_boxes
+from wsol_jax.evaluation.scoring import canvas_scores
+from wsol_jax.evaluation.truth import true_boxes
 from wsol_jax.maps import Key
 from wsol_jax.maps.boxes import threshold_boxes
 from wsol_jax.maps.columns import DONE

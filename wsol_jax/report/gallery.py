@@ -3,6 +3,7 @@
 import base64
 import io
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -12,10 +13,11 @@ from tqdm import tqdm
 
 from wsol_jax.config import Config, EvaluateConfig
 from wsol_jax.data import Record, Source, decode_image, evenly_spaced, resize_image
-from wsol_jax.evaluation.counts import canvas_scores, ground_truth
-from wsol_jax.evaluation.pixel_metrics import PixelCounts
+from wsol_jax.evaluation.scoring import Rules, score_part
+from wsol_jax.evaluation.split import ImageMaps
+from wsol_jax.evaluation.table import Table, joined
+from wsol_jax.evaluation.truth import ground_truth
 from wsol_jax.maps import Key
-from wsol_jax.maps.boxes import threshold_boxes
 from wsol_jax.maps.columns import DONE
 from wsol_jax.maps.score import score_map
 from wsol_jax.maps.store import MapStore
@@ -39,7 +41,6 @@ class Shown:
         map_names: of the K classes that its maps are for.
         boxes: true boxes x0, y0, x1, y1 in pixels of the canvas.
         outline: of its true mask, as an SVG path; '' where it has boxes, or no mask.
-        mask: uint8 [size, size] as from `decode_mask`; None where the outline is ''.
     """
 
     image_id: str
@@ -49,7 +50,6 @@ class Shown:
     map_names: tuple[str, ...]
     boxes: list[list[int]]
     outline: str
-    mask: Array | None
 
 
 @dataclass(frozen=True)
@@ -98,36 +98,56 @@ def collect(config: Config, source: Source, store: MapStore) -> Gallery:
     setting = config.evaluate
     done = np.flatnonzero(store.fact('status') == DONE)
     positions = evenly_spaced(done, config.report.gallery)
-    classes = store.fact('classes')
-    images = [_shown(source, int(i), classes[i].tolist(), setting.size) for i in positions]
+    records = [source[int(i)] for i in positions]
+    part = ImageMaps.read(store, positions, records)
+    names = [tuple(map(source.class_name, of_image)) for of_image in part.classes.tolist()]
+    images = [_shown(source, *pair, setting.size) for pair in zip(records, names, strict=True)]
     gallery = Gallery(setting.size, images, {}, {}, {})
-    for key in tqdm(store.arrays if images else (), desc='gallery', unit='layer', disable=None):
-        raw = store.take(key, positions)
-        found = [
-            [_of_map(m, image, store, key, setting) for m in maps]
-            for maps, image in zip(raw, images, strict=True)
-        ]
-        maps, boxes, overlaps = (np.array([[m[i] for m in of] for of in found]) for i in range(3))
-        gallery.maps[key] = maps.astype(np.float32)
+    for key, table in _scored(part, setting).items() if images else ():
+        gallery.maps[key] = _small(part.maps[key], setting)
+        boxes = np.moveaxis(table.boxes, 2, 3)
         gallery.boxes[key] = boxes.astype(np.min_scalar_type(setting.size))
         if any(image.outline for image in images):
-            gallery.overlaps[key] = overlaps
+            gallery.overlaps[key] = _overlaps(table, images)
     return gallery
 
 
-def _shown(source: Source, position: int, map_classes: list[int], size: int) -> Shown:
-    record, canvas = source[position], (size, size)
+def _scored(part: ImageMaps, setting: EvaluateConfig) -> dict[Key, Table]:
+    rules = Rules((setting.size, setting.size), THRESHOLDS, setting.closing)
+    kept = dict.fromkeys(part.maps, THRESHOLDS)
+    images = tqdm(range(len(part.records)), desc='gallery', unit='image', disable=None)
+    scored = joined(score_part(part.some(slice(i, i + 1)), rules, kept) for i in images)
+    return {key: scores.table for key, scores in scored.items()}
+
+
+def _small(maps: Array, setting: EvaluateConfig) -> Array:
+    """The maps [N, K, h, w] of at most 28 x 28; a closing works on the canvas, and is in them."""
+    canvas, closing = (setting.size, setting.size), setting.closing
+
+    def small(raw: Array) -> Array:
+        return reduced(score_map(raw, canvas, closing=closing) if closing else raw, SIDES[0])
+
+    return np.array([[small(m) for m in of_image] for of_image in maps], np.float32)
+
+
+def _overlaps(table: Table, images: Sequence[Shown]) -> Array:
+    by_mask = np.array([bool(image.outline) for image in images])
+    overlap = np.where(by_mask[:, None, None], table.mask_overlap, 0)
+    # The margin keeps 0.57 * 100 from becoming 56; no IoU of a canvas is that close below.
+    return (overlap * 100 + 1e-6).astype(np.uint8)
+
+
+def _shown(source: Source, record: Record, map_names: tuple[str, ...], size: int) -> Shown:
+    canvas = (size, size)
     boxes, mask = ground_truth(record, canvas)
-    outline = '' if mask is None or len(boxes) else _outline(mask)
     return Shown(
         image_id=record.image_id,
         jpeg=_jpeg(record, canvas),
         labels=record.labels,
         names=tuple(map(source.class_name, record.labels)),
-        map_names=tuple(map(source.class_name, map_classes)),
+        map_names=map_names,
         boxes=boxes.tolist(),
-        outline=outline,
-        mask=mask if outline else None,
+        outline='' if mask is None or len(boxes) else _outline(mask),
     )
 
 
@@ -146,37 +166,16 @@ def _outline(mask: Array) -> str:
     return ''.join(f'M{line}Z' for line in lines)
 
 
-def _of_map(
-    raw: Array, image: Shown, store: MapStore, key: Key, setting: EvaluateConfig
-) -> tuple[Array, Array, Array]:
-    """The map [h, w] of at most 28 x 28, its boxes [4, T] and its overlaps with the mask [T]."""
-    scores = canvas_scores(store, key, raw, setting)
-    # A closing works on the canvas; the raw map does not have it.
-    small = scores if setting.closing else raw
-    boxes = np.stack([found[0] for found in threshold_boxes(scores, THRESHOLDS)], axis=1)
-    thumbnail = reduced(small, SIDES[0], relu=store.relu[key])
-    return thumbnail, boxes, _overlap_line(scores, image.mask)
-
-
-def _overlap_line(scores: Array, mask: Array | None) -> Array:
-    counts = PixelCounts.zero(THRESHOLDS)
-    if mask is not None:
-        counts.add(scores, mask)
-    # The margin keeps 0.57 * 100 from becoming 56; no IoU of a canvas is that close below.
-    return (counts.image_ious * 100 + 1e-6).astype(np.uint8)
-
-
-def reduced(raw: Array, side: int, *, relu: bool = False) -> Array:
+def reduced(raw: Array, side: int) -> Array:
     """A map [h, w] averaged down to at most `side` pixels a side, in [0, 1]; zeros if it is blank.
 
     Args:
         raw: [h, w].
         side: in pixels.
-        relu: set negative values to zero first.
     """
     shape = raw.shape[::-1]
     # Scaled before it is reduced, too: rounding would make noise of a constant map.
-    scaled = score_map(raw, shape, relu=relu)
+    scaled = score_map(raw, shape)
     size = (min(shape[0], side), min(shape[1], side))
     return score_map(cv2.resize(scaled, size, interpolation=cv2.INTER_AREA), size)
 

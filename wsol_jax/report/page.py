@@ -12,7 +12,7 @@ from absl import logging
 
 from wsol_jax.config import Config
 from wsol_jax.data import Source
-from wsol_jax.evaluation.counts import CURVES
+from wsol_jax.evaluation.curves import CURVES
 from wsol_jax.maps.columns import DONE
 from wsol_jax.maps.store import MapStore
 from wsol_jax.report.frame import rendered

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from wsol_jax.config import ConfigError
-from wsol_jax.evaluation.counts import CURVES
+from wsol_jax.evaluation.curves import CURVES
 from wsol_jax.names import shown
 from wsol_jax.report.table import SCORES
 from wsol_jax.workdir import read_csv, read_json
