@@ -26,8 +26,10 @@ import wsol_jax
 from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, read_config
 from wsol_jax.data import Labels, Record, Source, evaluation_batches, evenly_spaced
-from wsol_jax.evaluation.counts import Counts, ground_truth, thresholds_of
+from wsol_jax.evaluation.curves import Curves
+from wsol_jax.evaluation.scoring import rules_of, score_image
 from wsol_jax.evaluation.stage import choose
+from wsol_jax.evaluation.truth import ground_truth
 from wsol_jax.localization.cam import hires_cam
 from wsol_jax.localization.dgl import dgl
 from wsol_jax.maps.fuse import fuse
@@ -117,7 +119,7 @@ def count(
     source: Source,
     maps_of: Callable[[np.ndarray, np.ndarray], Maps],
     wanted: Collection[Scored],
-) -> dict[Scored, Counts]:
+) -> dict[Scored, Curves]:
     """Boxes and masks of a split, scored.
 
     Args:
@@ -127,13 +129,14 @@ def count(
         maps_of: (images, labels) -> maps.
         wanted: which maps to score, with which closing.
     """
-    counts = {w: Counts.zero(thresholds_of(config.evaluate)) for w in wanted}
-    canvas = (config.evaluate.size,) * 2
+    rules = rules_of(config.evaluate)
+    counts = {w: Curves.zero(rules.thresholds) for w in wanted}
     size = config.network.input_size or network.input_size
     for record, maps in _read(config, size, source, maps_of):
-        truth = ground_truth(record, canvas)
-        for (name, kernel), so_far in counts.items():
-            so_far.add(score_map(maps[name], canvas, closing=kernel), *truth)
+        truth = ground_truth(record, rules.canvas)
+        for name, kernel in counts:
+            scores = score_map(maps[name], rules.canvas, closing=kernel)
+            counts[name, kernel] += score_image([scores], truth, rules).curves
     return counts
 
 
@@ -151,7 +154,7 @@ def _read(config, size, source, maps_of) -> Iterator[tuple[Record, dict[str, np.
                 progress.update()
 
 
-def best(counts: Mapping[Scored, Counts]) -> Scored:
+def best(counts: Mapping[Scored, Curves]) -> Scored:
     """The maps for which MaxBoxAcc, or PxAP, is highest."""
     return max(counts, key=lambda scored: counts[scored].score or 0.0)
 
@@ -186,8 +189,8 @@ def ablate(
     return scores, next(iter(on_test.values())).images
 
 
-def _scores(counts: Counts, threshold: float) -> dict[str, float]:
-    name = 'GTKnownLoc' if counts.boxes.images else 'mIoU'
+def _scores(counts: Curves, threshold: float) -> dict[str, float]:
+    name = 'GTKnownLoc' if counts.boxed else 'mIoU'
     score = float(counts.curve[counts.nearest(threshold)])
     return {'threshold': threshold, name: score, **counts.oracles()}
 

@@ -22,7 +22,7 @@ import wsol_jax
 from experiments.dgl_ablation import best, count
 from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, read_config
-from wsol_jax.evaluation.counts import Counts
+from wsol_jax.evaluation.curves import Curves
 from wsol_jax.evaluation.stage import choose
 from wsol_jax.models import Network
 from wsol_jax.report.table import heading, markdown
@@ -65,7 +65,7 @@ def search(config: Config, network: Network, splits) -> list[list[str]]:
     layers = config.localize.layers or network.layers()
     makers = {v: partial(recipe_maps, network, layers, VIEWS[v]) for v in _VIEWS.value}
     names = [f'{method} @ {layer}' for method in _METHODS.value for layer in layers]
-    on_val: dict[str, dict[Recipe, Counts]] = {
+    on_val: dict[str, dict[Recipe, Curves]] = {
         view: count(config, network, splits('val'), maps_of, [(name, 0) for name in names])
         for view, maps_of in makers.items()
     }
@@ -80,8 +80,8 @@ def search(config: Config, network: Network, splits) -> list[list[str]]:
 def _row(config, network, splits, view, maps_of, recipe: Recipe, on_val) -> list[str]:
     threshold = choose(on_val)[recipe]
     on_test = count(config, network, splits('test'), maps_of, [recipe])[recipe]
-    known = on_test.boxes.gt_known[on_test.nearest(threshold)]
-    numbers = [on_val[recipe].score, known, on_test.boxes.max_box_acc]
+    known = on_test.gt_known[on_test.nearest(threshold)]
+    numbers = [on_val[recipe].score, known, on_test.max_box_acc]
     shown = [f'{number:.1f}' for number in numbers]
     closing = f'{recipe[1]} px'
     return [view, recipe[0], closing, f'{threshold:.2f}', *shown, str(len(on_val))]

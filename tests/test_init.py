@@ -28,7 +28,7 @@ IMPORTS = {
     'the package': 'import wsol_jax; dir(wsol_jax)',
     'boxes and score maps': 'import wsol_jax; wsol_jax.boxes_from_map, wsol_jax.score_map',
     'evaluator': 'import wsol_jax.evaluation.__main__',
-    'parts of a split': 'from wsol_jax.evaluation.outcomes import outcomes_of',
+    'parts of a split': 'from wsol_jax.evaluation.scoring import score_split_part',
     'records': 'from wsol_jax.data import Record, decode_mask, open_source',
 }
 
@@ -49,8 +49,8 @@ def test_data_know_no_room_above_them():
 def test_counting_processes_do_not_import_the_script_that_starts_them(tmp_path):
     (tmp_path / 'probe.py').write_text(
         'import sys\n'
-        'from wsol_jax.evaluation.outcomes import outcomes_of\n'
-        'from wsol_jax.evaluation.scoremaps import count_scoremaps\n'
+        'from wsol_jax.evaluation.scoring import score_split_part\n'
+        'from wsol_jax.evaluation.scoremaps import score_scoremaps\n'
         f'def probe(_): return [m for m in {HEAVY} if m in sys.modules]\n'
     )
     # The script has JAX, and no guard: a process that ran it again would start others.

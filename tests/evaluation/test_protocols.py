@@ -6,7 +6,14 @@ import cv2
 import numpy as np
 import pytest
 
-from wsol_jax.evaluation.protocols import PROTOCOLS, BoxProtocol, ProtocolCounts, protocol
+from wsol_jax.evaluation.protocols import (
+    NAMES,
+    PROTOCOLS,
+    BoxProtocol,
+    protocol,
+    protocol_right,
+    protocol_scores,
+)
 from wsol_jax.maps.boxes import boxes_from_map
 
 NOTHING = [[0, 0, 0, 0]]
@@ -479,7 +486,7 @@ def test_true_boxes_on_the_canvas():
         assert protocol(name).truth(truth, (20, 40), (20, 40)).tolist() == truth.tolist()
 
 
-# Counts: maps that are their own boxes
+# Scores: maps that are their own boxes
 
 
 def as_it_is(raw, size):
@@ -487,17 +494,22 @@ def as_it_is(raw, size):
 
 
 RIGHT, WRONG = [0, 0, 9, 9], [50, 50, 60, 60]
-SIZES = {'size': (100, 100), 'canvas': (100, 100)}
-ALL = ('GTKnownLoc', 'Top1Loc', 'Top5Loc')
+ALL = NAMES
 
 
-def count(images, **rules):
-    """Counts of (boxes of each class, classes, ranked, label)."""
-    counts = ProtocolCounts(BoxProtocol('test', as_it_is, **rules))
-    for maps, classes, ranked, label in images:
-        raw = np.array(maps, float).reshape(len(classes), -1, 4)
-        counts.add(raw, classes, ranked, label, [RIGHT], **SIZES)
-    return counts
+def scores_of(images, target='ground_truth', **rules):
+    """Scores of (boxes of each class, classes, ranked, label)."""
+    made, right, labels = (
+        BoxProtocol('test', as_it_is, **rules),
+        np.zeros((len(images), 3), bool),
+        [],
+    )
+    for i, (maps, classes, ranked, label) in enumerate(images):
+        raw = np.array(maps, float).reshape(len(classes) or 1, -1, 4)
+        sizes = (100, 100), (100, 100)
+        right[i] = protocol_right(made, raw, classes, ranked, label, [RIGHT], *sizes)
+        labels.append(-1 if label is None else label)
+    return protocol_scores(made, right, np.array(labels, int), target)
 
 
 def known(right, label, ranked=(0, 1, 2, 3, 4)):
@@ -507,9 +519,9 @@ def known(right, label, ranked=(0, 1, 2, 3, 4)):
 def test_micro_and_macro():
     images = [known(True, 0), known(False, 0), known(False, 0), known(True, 1)]
     # Class 0: one of three; class 1, ranked second: one of one.
-    micro = count(images).scores('ground_truth')
+    micro = scores_of(images, 'ground_truth')
     assert micro == pytest.approx({'GTKnownLoc': 50, 'Top1Loc': 25, 'Top5Loc': 50})
-    macro = count(images, macro=True).scores('ground_truth')
+    macro = scores_of(images, 'ground_truth', macro=True)
     expected = {'GTKnownLoc': 100 * (1 / 3 + 1) / 2, 'Top1Loc': 100 / 6, 'Top5Loc': 200 / 3}
     assert macro == pytest.approx(expected)
 
@@ -520,7 +532,7 @@ def test_two_boxes_of_two_classes_and_one_of_the_third(rank, place):
     ranked = [7, 6, 5, 4, 3]
     label = ranked[rank]
     two = [RIGHT, WRONG] if place == 0 else [WRONG, RIGHT]
-    scores = count([([two], [label], ranked, label)], top5=(2, 2, 1, 0, 0)).scores('ground_truth')
+    scores = scores_of([([two], [label], ranked, label)], 'ground_truth', top5=(2, 2, 1, 0, 0))
     assert scores['GTKnownLoc'] == (100 if place == 0 else 0)
     assert scores['Top1Loc'] == (100 if (rank, place) == (0, 0) else 0)
     allowed = {(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)}
@@ -530,57 +542,43 @@ def test_two_boxes_of_two_classes_and_one_of_the_third(rank, place):
 def test_one_box_of_each_of_five_classes():
     ranked = [7, 6, 5, 4, 3, 2]
     for label, expected in ((7, 100), (3, 100), (2, 0), (9, 0)):
-        assert count([known(True, label, ranked)]).scores('ground_truth')['Top5Loc'] == expected
+        assert scores_of([known(True, label, ranked)], 'ground_truth')['Top5Loc'] == expected
         both = [([[WRONG, RIGHT]], [label], ranked, label)]
-        assert count(both).scores('ground_truth') == dict.fromkeys(ALL, 0)
+        assert scores_of(both, 'ground_truth') == dict.fromkeys(ALL, 0)
 
 
 def test_top5_takes_the_map_of_the_label():
     classes = [7, 6, 5, 4, 3]
     maps = [WRONG, WRONG, RIGHT, WRONG, WRONG]
     for label, expected in ((5, 100), (7, 0), (4, 0)):
-        scores = count([(maps, classes, classes, label)]).scores('top5')
+        scores = scores_of([(maps, classes, classes, label)], 'top5')
         assert scores == {'Top1Loc': 0, 'Top5Loc': expected}
-    scores = count([([RIGHT, *maps[1:]], classes, classes, 7)]).scores('top5')
+    scores = scores_of([([RIGHT, *maps[1:]], classes, classes, 7)], 'top5')
     assert scores == {'Top1Loc': 100, 'Top5Loc': 100}
 
 
 def test_top1_needs_the_map_of_the_label():
     ranked = [7, 6, 5, 4, 3]
     for maps_of, label, expected in ((7, 7, 100), (7, 6, 0), (6, 7, 0)):
-        counts = count([([RIGHT], [maps_of], ranked, label)])
-        assert counts.scores('top1') == {'Top1Loc': expected}
-        assert counts.scores('3') == {}
+        images = [([RIGHT], [maps_of], ranked, label)]
+        assert scores_of(images, 'top1') == {'Top1Loc': expected}
+        assert scores_of(images, '3') == {}
 
 
 def test_maps_of_nobody_knows_what_class():
     for label in (None, 0):
-        counts = ProtocolCounts(BoxProtocol('test', as_it_is))
-        counts.add(np.array([[RIGHT]]), [], [], label, [RIGHT], **SIZES)
         expected = {'GTKnownLoc': 100, 'Top1Loc': 0, 'Top5Loc': 0}
-        assert counts.scores('ground_truth') == expected
+        assert scores_of([([RIGHT], [], [], label)]) == expected
 
 
 def test_image_without_a_label():
-    counts = count([([RIGHT], [7], [7, 6], None), known(True, 0)], macro=True)
-    assert counts.scores('top1') == {'Top1Loc': 50}
+    images = [([RIGHT], [7], [7, 6], None), known(True, 0)]
+    assert scores_of(images, 'top1', macro=True) == {'Top1Loc': 50}
 
 
 def test_nothing_counted():
-    assert count([]).scores('ground_truth') == {}
-    assert count([], macro=True).scores('ground_truth') == {}
-
-
-def test_adding_counts_equals_one_pass():
-    rng = np.random.default_rng(3)
-    images = [known(rng.random() < 0.5, int(label)) for label in rng.integers(0, 6, 40)]
-    for macro in (False, True):
-        whole, parts = count(images, macro=macro), [images[:13], images[13:], []]
-        first, *others = (count(part, macro=macro) for part in parts)
-        merged, before = sum(others, first), first.scores('ground_truth')
-        assert merged.scores('ground_truth') == whole.scores('ground_truth')
-        assert first.scores('ground_truth') == before != merged.scores('ground_truth')
-        assert merged.protocol is first.protocol
+    assert scores_of([], 'ground_truth') == {}
+    assert scores_of([], 'ground_truth', macro=True) == {}
 
 
 def test_canvas_or_stored_image():
@@ -591,11 +589,10 @@ def test_canvas_or_stored_image():
         return np.array([[0, 0, *size]])
 
     for original, expected in ((False, (8, 8)), (True, (40, 20))):
-        counts = ProtocolCounts(BoxProtocol('test', whole, original_size=original))
-        truth = [[0, 0, 40, 20]]
-        counts.add(np.zeros((1, 2, 2)), [0], [0], 0, truth, size=(40, 20), canvas=(8, 8))
+        made = BoxProtocol('test', whole, original_size=original)
+        truth, sizes = [[0, 0, 40, 20]], ((40, 20), (8, 8))
+        assert protocol_right(made, np.zeros((1, 2, 2)), [0], [0], 0, truth, *sizes) == (True,) * 3
         assert seen.pop() == expected
-        assert counts.scores('ground_truth') == dict.fromkeys(ALL, 100)
 
 
 def test_a_map_is_made_into_boxes_once():
@@ -605,8 +602,8 @@ def test_a_map_is_made_into_boxes_once():
         calls.append(1)
         return as_it_is(raw, size)
 
-    counts = ProtocolCounts(BoxProtocol('test', counted))
-    counts.add(np.array([[RIGHT]]), [0], [0], 0, [RIGHT], **SIZES)
+    made, sizes = BoxProtocol('test', counted), ((100, 100), (100, 100))
+    protocol_right(made, np.array([[RIGHT]]), [0], [0], 0, [RIGHT], *sizes)
     assert len(calls) == 1
 
 

@@ -15,11 +15,13 @@ import pytest
 from wsol_jax.data import DataError
 from wsol_jax.evaluation.__main__ import main
 from wsol_jax.evaluation.scoremaps import (
-    count_scoremaps,
     evaluate_scoremaps,
+    score_scoremaps,
     scoremap_metrics,
     scoremap_records,
+    scoremap_rules,
 )
+from wsol_jax.evaluation.table import Scores
 
 SIZE = 224
 BOXES = {
@@ -219,8 +221,9 @@ def test_errors_of_other_processes_name_the_file(data):
 def test_counts_of_parts_add_up(data):
     records = scoremap_records(data / 'maps', data / 'metadata')
     thresholds = np.arange(0, 1, 0.05)
-    parts = [count_scoremaps(records[:4], thresholds), count_scoremaps(records[4:], thresholds)]
-    merged = scoremap_metrics(parts[0] + parts[1])
+    rules = scoremap_rules(thresholds)
+    parts = [score_scoremaps(some, rules) for some in (records[:4], records[4:])]
+    merged = scoremap_metrics(Scores.joined(parts))
     assert merged == evaluate_scoremaps(data / 'maps', data / 'metadata', interval=0.05)
 
 

@@ -157,7 +157,7 @@ def test_no_image_at_all(tmp_path):
 def test_image_and_boxes_on_the_canvas(tmp_path):
     source = Listed([record('x', (10, 4, 50, 20), label=3, shade=200)])
     (image,) = gallery_of(tmp_path, source, {A: smooth_maps(7, 1)}).images
-    assert (image.boxes, image.outline, image.mask) == ([[5, 4, 25, 20]], '', None)
+    assert (image.boxes, image.outline) == ([[5, 4, 25, 20]], '')
     assert (image.labels, image.names, image.map_names) == ((3,), ('d',), ('d',))
     picture = np.array(Image.open(io.BytesIO(base64.b64decode(image.jpeg))))
     assert picture.shape == (SIDE, SIDE, 3) and np.abs(picture.astype(int) - 200).max() <= 2

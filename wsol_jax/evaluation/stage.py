@@ -201,6 +201,7 @@ def _write_boxes(
             split.records, split.classes, scores, _stored(table, sizes, setting.size), strict=True
         )
         for label, score, box in zip(*of_image, strict=True)
+        if label >= 0  # an image may have fewer classes than others
     )
     write_csv(path, (*_BOX_COLUMNS, 'x0', 'y0', 'x1', 'y1'), rows)
 

@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 
-from wsol_jax.evaluation.pixel_metrics import PixelCounts
+from wsol_jax.evaluation.curves import Curves
+from wsol_jax.evaluation.scoring import Rules, score_image
 
 FINE = np.arange(0, 1, 0.001)
 
 
 def count(scores, mask, thresholds=FINE):
-    counts = PixelCounts.zero(np.asarray(thresholds))
-    counts.add(np.asarray(scores, float), np.asarray(mask))
-    return counts
+    scores, mask = np.atleast_2d(np.asarray(scores, float)), np.atleast_2d(np.asarray(mask))
+    rules = Rules(scores.shape[::-1], np.asarray(thresholds))
+    return score_image([scores], (np.zeros((0, 4), int), mask), rules).curves
 
 
 def naive_average_precision(pairs, thresholds):
@@ -59,13 +60,13 @@ def images(seed):
 @pytest.mark.parametrize('thresholds', [np.arange(0, 1, 0.01), np.arange(0, 1, 0.2)])
 def test_naive_implementation(thresholds):
     pairs = list(images(0))
-    counts = PixelCounts.zero(thresholds)
+    counts = Curves.zero(thresholds)
     for scores, mask in pairs:
-        counts.add(scores, mask)
+        counts += count(scores, mask, thresholds)
     expected = naive_average_precision(pairs, thresholds)
     assert counts.average_precision == pytest.approx(expected, rel=1e-12)
     assert counts.images == 4
-    for t, value in zip(thresholds, counts.iou, strict=True):
+    for t, value in zip(thresholds, counts.pooled_iou, strict=True):
         tp, fp, fn = (
             sum(int(((s >= t) == p)[m == v].sum()) for s, m in pairs)
             for p, v in ((True, 1), (True, 0), (False, 1))
@@ -76,7 +77,7 @@ def test_naive_implementation(thresholds):
 def test_pooled_over_pixels_not_averaged_over_images():
     pairs = list(images(1))
     parts = [count(*pair) for pair in pairs]
-    merged = parts[0] + parts[1] + parts[2] + parts[3] + PixelCounts.zero(FINE)
+    merged = parts[0] + parts[1] + parts[2] + parts[3] + Curves.zero(FINE)
     assert merged.images == 4
     assert merged.average_precision == pytest.approx(naive_average_precision(pairs, FINE))
     mean = np.mean([p.average_precision for p in parts])
@@ -124,7 +125,7 @@ def test_iou_curve_by_hand():
     mask = [[0, 1, 1, 1], [0, 0, 1, 255]]
     counts = count(scores, mask, [0, 0.25, 0.5, 0.75])
     # >= 0: 4 of 7; >= .25: TP 4, FP 1 of 5; >= .5: TP 3, FN 1; >= .75: TP 1, FN 3.
-    np.testing.assert_allclose(counts.iou, [400 / 7, 80, 75, 25])
+    np.testing.assert_allclose(counts.pooled_iou, [400 / 7, 80, 75, 25])
 
 
 @pytest.mark.parametrize('thresholds', [np.arange(0, 1, 0.01), np.arange(0, 1, 0.2)])
@@ -139,18 +140,18 @@ def test_mean_iou_is_that_of_a_plain_loop_over_images(thresholds):
             found = (scores >= t) & (mask != 255)
             ious.append((found & (mask == 1)).sum() / (found | (mask == 1)).sum())
         assert value == pytest.approx(100 * np.mean(ious))
-    assert np.abs(merged.mean_iou - merged.iou).max() > 0.01
+    assert np.abs(merged.mean_iou - merged.pooled_iou).max() > 0.01
 
 
 def test_mean_iou_by_hand():
     counts = count([[0.9, 0.6, 0.3, 0.9]], [[1, 0, 0, 255]], [0, 0.25, 0.5, 0.75])
     np.testing.assert_allclose(counts.mean_iou, [100 / 3, 100 / 3, 50, 100])
     large = np.full((10, 10), 0.5)  # many pixels weigh no more than few
-    counts.add(large, np.ones((10, 10)))
+    counts += count(large, np.ones((10, 10)), [0, 0.25, 0.5, 0.75])
     np.testing.assert_allclose(counts.mean_iou, [200 / 3, 200 / 3, 75, 50])
     # All 101 foreground pixels found among 103 at .25, among 102 at .5, 1 of 101 at .75.
     np.testing.assert_allclose(
-        counts.iou, np.divide([10100, 10100, 10100, 100], [103, 103, 102, 101])
+        counts.pooled_iou, np.divide([10100, 10100, 10100, 100], [103, 103, 102, 101])
     )
 
 
@@ -163,4 +164,4 @@ def test_ignored_pixels_do_not_count_in_the_mean_iou():
 
 def test_mean_iou_without_foreground_is_zero_and_undefined():
     counts = count(np.ones((3, 3)), np.zeros((3, 3)))
-    assert not counts.defined and not counts.mean_iou.any()
+    assert not counts.masked and not counts.mean_iou.any()
