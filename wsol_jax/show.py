@@ -10,9 +10,9 @@ import numpy as np
 from wsol_jax.data.decode import resize_image
 from wsol_jax.data.images import listed, read_image
 from wsol_jax.localization.methods import METHODS
-from wsol_jax.maps import Key
+from wsol_jax.maps import NO_CLASS, Key
 from wsol_jax.maps.boxes import boxes_from_map
-from wsol_jax.maps.result import NO_CLASS, Localization
+from wsol_jax.maps.result import Localization
 from wsol_jax.maps.score import score_map
 from wsol_jax.names import unknown_name
 from wsol_jax.report.overlay import DPI, Cell, draw_grid, map_title

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wsol_jax.localization.localize import NO_CLASS, localize
+from wsol_jax.localization.localize import localize
 from wsol_jax.localization.targets import (
     SCORES,
     FinerCAM,
@@ -18,6 +18,7 @@ from wsol_jax.localization.targets import (
     target_cotangents,
     target_scores,
 )
+from wsol_jax.maps import NO_CLASS
 
 LOGITS = np.random.default_rng(3).normal(size=(3, 7)).astype(np.float32) * 2
 CLASSES = np.array([[1, 4], [0, 0], [6, 2]])

@@ -203,6 +203,14 @@ def test_half_is_reached_and_an_empty_mask_is_none(tmp_path):
     assert not gallery.overlaps[A][1].any()
 
 
+def test_an_image_with_fewer_classes_than_others(tmp_path):
+    raw = smooth_maps(9, 2, classes=2)
+    raw[1, 1] = 0
+    gallery = gallery_of(tmp_path, named(2), {A: raw}, classes=[[3, 0], [1, -1]])
+    assert [i.map_names for i in gallery.images] == [('d', 'a'), ('b', 'no class')]
+    assert not gallery.maps[A][1, 1].any() and not gallery.boxes[A][1, 1].any()
+
+
 def test_several_classes_an_image(tmp_path):
     raw = smooth_maps(9, 3, classes=5)
     classes = [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [7, 6, 5, 4, 3]]

@@ -15,9 +15,9 @@ from wsol_jax.localization.method import Apply, Classes, Method
 from wsol_jax.localization.plan import MapPlan, backward_rules_told, check_options, make_plan
 from wsol_jax.localization.targets import FreeScore
 from wsol_jax.localization.views import AS_IT_IS, View, image_keys, mirrored, scaled, seen
-from wsol_jax.maps import Key, Maps
+from wsol_jax.maps import NO_CLASS, Key, Maps
 from wsol_jax.maps.fuse import fuse, min_max, resize
-from wsol_jax.maps.result import NO_CLASS, Localization
+from wsol_jax.maps.result import Localization
 from wsol_jax.names import shown
 from wsol_jax.parallel import BATCH, in_batches
 

@@ -22,8 +22,7 @@ from wsol_jax.localization.localize import (
 )
 from wsol_jax.localization.method import Apply
 from wsol_jax.localization.plan import MapPlan, backward_rules_told, make_plan
-from wsol_jax.maps import Key
-from wsol_jax.maps.result import NO_CLASS
+from wsol_jax.maps import NO_CLASS, Key
 from wsol_jax.maps.store import TOP, MapStore, by_column
 from wsol_jax.models import Network, Preprocessing, sides
 from wsol_jax.offline import Pass, check_origin, fill_store

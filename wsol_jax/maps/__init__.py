@@ -3,6 +3,9 @@
 from typing import Any
 
 Key = tuple[str, str]  # (method, layer), by which maps go
+# In place of a class index, where the target is no single class; and in [B,K] where an image has
+# fewer classes than others.
+NO_CLASS = -1
 
 
 class UnknownMap(KeyError):

@@ -8,13 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from wsol_jax.maps import Key, Maps
+from wsol_jax.maps import NO_CLASS, Key, Maps
 from wsol_jax.maps.boxes import boxes_from_map
 from wsol_jax.maps.score import score_map, sizes_of
 
-# In place of a class index, where the target is no single class; and in [B,K] where an image has
-# fewer classes than others.
-NO_CLASS = -1
 _THREADS = 4
 _LINES = 12  # of a repr
 

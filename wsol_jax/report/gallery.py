@@ -17,7 +17,7 @@ from wsol_jax.evaluation.scoring import Rules, score_part
 from wsol_jax.evaluation.split import ImageMaps
 from wsol_jax.evaluation.table import Table, joined
 from wsol_jax.evaluation.truth import ground_truth
-from wsol_jax.maps import Key
+from wsol_jax.maps import NO_CLASS, Key
 from wsol_jax.maps.columns import DONE
 from wsol_jax.maps.score import score_map
 from wsol_jax.maps.store import MapStore
@@ -100,7 +100,10 @@ def collect(config: Config, source: Source, store: MapStore) -> Gallery:
     positions = evenly_spaced(done, config.report.gallery)
     records = [source[int(i)] for i in positions]
     part = ImageMaps.read(store, positions, records)
-    names = [tuple(map(source.class_name, of_image)) for of_image in part.classes.tolist()]
+    names = [
+        tuple('no class' if k == NO_CLASS else source.class_name(k) for k in of_image)
+        for of_image in part.classes.tolist()
+    ]
     images = [_shown(source, *pair, setting.size) for pair in zip(records, names, strict=True)]
     gallery = Gallery(setting.size, images, {}, {}, {})
     for key, table in _scored(part, setting).items() if images else ():
