@@ -683,3 +683,25 @@ def test_faithfulness_of_the_chosen_layers(resnet, tmp_path):
             expected = summarize(scores)
             for name, value in expected.items():
                 assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
+
+
+def test_several_labels_of_an_image_with_an_object_are_an_error(tmp_path):
+    several = replace(record('b.png', INNER), labels=(0, 3))
+    source = Listed([record('a.png', INNER), several])
+    write_store(tmp_path, 'val', source, {A: [NESTED] * 2})
+    with pytest.raises(DataError, match=r'^b\.png has 2 labels; scores of localization need one'):
+        evaluate(CONFIG, {'val': source}, tmp_path)
+    assert not (tmp_path / 'metrics.json').exists()
+
+
+def test_several_labels_without_an_object_count_in_classification(tmp_path):
+    labels = ((0, 3), (2,), (1, 4))
+    source = Listed([replace(record(f'{i}.png'), labels=of) for i, of in enumerate(labels)])
+    top = [[3, 5, 6, 7, 8], [0, 5, 2, 7, 8], [0, 5, 6, 7, 8]]
+    maps = {A: [[NESTED, ELSEWHERE]] * 3}
+    # The second image has one class: its second place is left over and has no box.
+    write_store(tmp_path, 'val', source, maps, top=top, classes=[0, 3, 2, -1, 1, 4])
+    metrics = evaluate(CONFIG, {'val': source}, tmp_path)
+    expected = {'top1': pytest.approx(100 / 3), 'top5': pytest.approx(200 / 3)}
+    assert metrics['classification'] == expected
+    assert [r['class'] for r in read_boxes(tmp_path, 'val')] == ['0', '3', '2', '1', '4']

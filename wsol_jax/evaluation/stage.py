@@ -24,7 +24,7 @@ from wsol_jax.evaluation.frame import evaluate_splits
 from wsol_jax.evaluation.scoring import score_split_part
 from wsol_jax.evaluation.split import SplitMaps
 from wsol_jax.evaluation.table import Scores, Table, joined
-from wsol_jax.maps import Key
+from wsol_jax.maps import NO_CLASS, Key
 from wsol_jax.models import Network
 from wsol_jax.parallel import local_devices
 from wsol_jax.workdir import write_csv
@@ -201,7 +201,7 @@ def _write_boxes(
             split.records, split.classes, scores, _stored(table, sizes, setting.size), strict=True
         )
         for label, score, box in zip(*of_image, strict=True)
-        if label >= 0  # an image may have fewer classes than others
+        if label != NO_CLASS  # an image may have fewer classes than others
     )
     write_csv(path, (*_BOX_COLUMNS, 'x0', 'y0', 'x1', 'y1'), rows)
 

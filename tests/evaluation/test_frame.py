@@ -1,0 +1,74 @@
+"""The frame of the stage evaluate with a task whose result of an image is one number."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import Listed
+
+from wsol_jax.config import EvaluateConfig
+from wsol_jax.data import Record
+from wsol_jax.evaluation.frame import evaluate_splits
+from wsol_jax.maps.columns import DONE, SKIPPED
+from wsol_jax.maps.store import MapStore, by_column
+
+KEY = ('dgl', 'a')
+
+
+def peaks(part, *, setting, chosen):
+    """The largest value of each map, on all but the split to choose on from what was chosen."""
+    return part.maps[KEY].max(axis=(1, 2, 3)) - (0 if chosen is None else chosen)
+
+
+def write_store(workdir, split, values):
+    count = len(values)
+    maps = {KEY: np.float32(values).reshape(count, 1, 1, 1) * np.ones((1, 1, 3, 3), np.float32)}
+    folder = workdir / 'maps' / split
+    store = MapStore.create(folder, count, 'top1', {KEY: (1, 3, 3)}, {KEY: False}, 1)
+    zeros = np.zeros((count, 1), np.int32)
+    facts = {'classes': zeros, 'class_scores': np.float32(zeros), 'top': zeros}
+    status = np.where(np.isnan(values), SKIPPED, DONE)
+    ids = [f'{split}{i}' for i in range(count)]
+    store.write(np.arange(count), ids, status, facts | by_column(maps))
+    return Listed([Record(i, b'', (0,), (3, 3)) for i in ids])
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_task_of_one_number_an_image(tmp_path, processes):
+    # More images than a part has; val is scored first, though it stands last.
+    numbers = {'test': np.arange(100.0), 'val': np.array([3.0, np.nan, 5.0])}
+    sources = {split: write_store(tmp_path, split, values) for split, values in numbers.items()}
+    setting = EvaluateConfig(choose_on='val', processes=processes)
+
+    def rows(splits, scores, chosen):
+        return {'rows': {s.name: scores[s.name].tolist() for s in splits}, 'chosen': chosen}
+
+    metrics = evaluate_splits(
+        setting,
+        sources,
+        tmp_path,
+        score=peaks,
+        join=lambda parts: np.concatenate(list(parts)),
+        choose=lambda found: float(found.max()),
+        summarize=rows,
+    )
+    assert metrics['chosen'] == 5
+    assert metrics['rows'] == {'test': (np.arange(100.0) - 5).tolist(), 'val': [3, 5]}
+    assert metrics['skipped'] == {'test': 0, 'val': 1}
+    assert json.loads((tmp_path / 'metrics.json').read_text()) == metrics
+
+
+def test_nothing_is_chosen_without_a_split_to_choose_on(tmp_path):
+    seen = []
+    evaluate_splits(
+        EvaluateConfig(choose_on='val'),
+        {'test': write_store(tmp_path, 'test', np.array([1.0]))},
+        tmp_path,
+        score=lambda part, setting, chosen: chosen,
+        join=list,
+        choose=lambda found: seen.append(found) or 'nothing',
+        summarize=lambda splits, scores, chosen: {'of': scores['test'], 'chosen': chosen},
+    )
+    assert seen == [None]
+    metrics = json.loads((tmp_path / 'metrics.json').read_text())
+    assert (metrics['of'], metrics['chosen']) == (['nothing'], 'nothing')
