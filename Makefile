@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
 
-.PHONY: demo test check
+.PHONY: demo test test-slow check
 
 demo: $(VENV)/ready
 	$(VENV)/bin/python -m wsol_jax.main --config configs/shapes_resnet.py --workdir $(DEMO)
 
+# Tests in as many processes as there are cores; a file's tests mostly stay in one of them.
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
 test: $(VENV)/ready
-	$(VENV)/bin/python -m pytest
+	$(PYTEST) -m 'not slow'
+
+test-slow: $(VENV)/ready
+	$(PYTEST) -m slow
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -1,5 +1,6 @@
 """Tiny networks and images that several test files share."""
 
+import os
 from dataclasses import replace
 
 import jax
@@ -19,13 +20,21 @@ class Listed(ListedRecords):
         self.class_names = tuple(class_names)
 
 
-@pytest.fixture(scope='module')
-def quick_compilation():
-    """For modules of small programs that run once or twice: most of the time XLA optimizes them."""
-    before = jax.config.read('jax_disable_most_optimizations')
+def pytest_configure():
+    """Small programs that run once or twice: most of the time would go into optimizing them.
+
+    It holds for the processes that tests start, too. `fully_optimized` is for those that need it.
+    """
+    os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
     jax.config.update('jax_disable_most_optimizations', True)
+
+
+@pytest.fixture
+def fully_optimized():
+    """For programs that run for long, or whose numbers depend on how they are compiled."""
+    jax.config.update('jax_disable_most_optimizations', False)
     yield
-    jax.config.update('jax_disable_most_optimizations', before)
+    jax.config.update('jax_disable_most_optimizations', True)
 
 
 @pytest.fixture(scope='session')

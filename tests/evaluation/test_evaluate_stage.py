@@ -628,7 +628,8 @@ def test_no_maps_at_all(tmp_path):
         evaluate(CONFIG, {'val': val_source()}, tmp_path)
 
 
-def test_mobilenet_on_real_images(tmp_path):
+@pytest.mark.slow
+def test_mobilenet_on_real_images(fully_optimized, tmp_path):
     """MaxBoxAcc of trained weights on 300 images of the ILSVRC validation set."""
     if 'WSOL_DATA' not in os.environ:
         pytest.skip('WSOL_DATA is not set: no real images and weights')

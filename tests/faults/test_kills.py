@@ -12,7 +12,7 @@ from test_main import finish
 from test_main_resume import step_of
 from test_parallel import saved
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 # Of the process that wrote them, or in an order of its own.
 _OWN = ('.wsol_jax_workdir', 'progress.csv', 'config.json')

@@ -4,7 +4,7 @@ import pytest
 from runs import begin
 from test_main import finish
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 # Bytes that no file may exceed: config.json is smaller, and of training what it prints; larger are
 # checkpoints, chunks of maps, boxes/test.csv and figures.

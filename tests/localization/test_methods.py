@@ -33,9 +33,6 @@ PLACE = {
 every_method = pytest.mark.parametrize('name', NAMES)
 
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
-
 def close(actual, expected, tolerance=1e-5):
     """Maps [..., h, w], each equal up to `tolerance` times its largest magnitude."""
     expected = np.asarray(expected)

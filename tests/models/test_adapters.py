@@ -22,9 +22,6 @@ SIZE = 32
 HOW = {'input_size': SIZE, 'preprocessing': UNIT}
 
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
-
 class LinenBlock(linen.Module):
     features: int
 

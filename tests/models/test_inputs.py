@@ -23,9 +23,6 @@ from wsol_jax.models.network import sides
 HEIGHT, WIDTH = 8, 12
 
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
-
 class Cnn(nnx.Module):
     def __init__(self, channels, rngs):
         self.conv = nnx.Conv(channels, 5, (3, 3), strides=2, rngs=rngs)

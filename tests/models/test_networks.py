@@ -490,6 +490,8 @@ def imagenette():
     return root / 'weights', np.stack(images), np.array(labels)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures('fully_optimized')
 @pytest.mark.parametrize(('name', 'top1'), [('mobilenet_v1', 70.0), ('squeezenet1_1', 60.3)])
 def test_top1_of_the_published_weights(imagenette, name, top1):
     weights, images, labels = imagenette

@@ -49,9 +49,6 @@ def one_logit():
     return module, from_nnx(module, input_size=8, preprocessing=scale)
 
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
-
 @pytest.mark.parametrize('probability', ['softmax', 'sigmoid', halves])
 def test_dgl_pulls_back_what_the_logits_stand_for(toy, toy_images, probability):
     """In closed form at `late`: the gradient of a class score is its column of the head / 16."""

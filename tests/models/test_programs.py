@@ -61,9 +61,6 @@ class LinenCnn(linen.Module):
         return scale * linen.Dense(3, name='head')(x.mean((1, 2)))
 
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
-
 def train(module, inputs):
     """One step in training mode; everything that training changes, changes."""
     module.train()
