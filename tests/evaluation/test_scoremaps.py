@@ -227,6 +227,14 @@ def test_counts_of_parts_add_up(data):
     assert merged == evaluate_scoremaps(data / 'maps', data / 'metadata', interval=0.05)
 
 
+def test_what_is_kept_of_an_image_does_not_grow_with_the_thresholds(tmp_path):
+    write_maps(tmp_path / 'maps', {'x': np.ones((SIZE, SIZE))})
+    write_masks(tmp_path, {'x': [(first_pixels(0, 9), None)]})
+    records = scoremap_records(tmp_path / 'maps', tmp_path / 'metadata', tmp_path / 'masks')
+    table = score_scoremaps(records, scoremap_rules(np.arange(0, 1, 0.001))).table
+    assert sum(column.nbytes for column in vars(table).values()) < 100
+
+
 def write_masks(root, masks):
     """Masks by image: a list of (mask, ignore or None) per image, as PNGs and metadata."""
     (root / 'masks').mkdir(exist_ok=True)

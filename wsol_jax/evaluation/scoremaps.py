@@ -191,7 +191,7 @@ def score_scoremaps(records: Iterable[Record], rules: Rules) -> Scores:
         rules: of `scoremap_rules`.
 
     Returns:
-        Curves for boxes and for masks; the table is of no threshold.
+        Curves for boxes and for masks; the table is of no threshold and without histograms.
 
     Raises:
         DataError: a map or mask cannot be read or is not valid.
@@ -202,9 +202,12 @@ def score_scoremaps(records: Iterable[Record], rules: Rules) -> Scores:
 def _score(record: Record, rules: Rules) -> Scores:
     assert isinstance(record.image, Path)
     scores, label = read_scoremap(record.image), label_of(record)
-    found = score_image([scores], ground_truth(record, CANVAS), rules)
+    truth = ground_truth(record, CANVAS)
+    found = score_image([scores], truth, rules, masked=truth[1] is not None)
     right = protocols_right(scores[None], record, rules)
-    return found.with_facts(label=-1 if label is None else label, protocols=right)
+    # The curves have the histograms; those of each image, at a thousand thresholds, add up.
+    own = {'label': -1 if label is None else label, 'protocols': right}
+    return found.with_facts(**own, foreground=(), background=())
 
 
 def scoremap_metrics(scores: Scores, protocols: Sequence[str] = ()) -> dict[str, Any]:
