@@ -105,6 +105,8 @@ def decomposed(apply, chain, state, inputs, classes):
         main_layers=chain,
         chunk_size=16,
         keys=image_keys(inputs, 0),
+        state=state,
+        classes=classes,
     )
     return logits, activations, *contributions(run)
 
