@@ -425,7 +425,9 @@ def test_an_unfinished_training_gives_no_network(sources, tmp_path):
 
 def started(config, classes=6):
     source = Shapes('train', 12, size=SIDE, num_classes=classes)
-    return named(nnx.state(loop._initial_module(config, source), (nnx.Param, nnx.BatchStat)))
+    return named(
+        nnx.state(loop._initial_module(config, TrainedMethod(), source), (nnx.Param, nnx.BatchStat))
+    )
 
 
 def starting_from(path, **network):

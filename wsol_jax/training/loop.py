@@ -18,14 +18,13 @@ from wsol_jax.config import Config, ConfigError, TrainConfig
 from wsol_jax.data import (
     Batch,
     DataError,
-    Labels,
     Source,
     evaluation_batches,
     steps_per_epoch,
     training_batches,
 )
 from wsol_jax.data.loader import ReaderKilled
-from wsol_jax.data.records import ReadError
+from wsol_jax.data.records import ReadError, Targets
 from wsol_jax.interrupts import uninterrupted
 from wsol_jax.models import (
     Preprocessing,
@@ -45,7 +44,13 @@ from wsol_jax.training.trained import open_training, record_training, recorded_p
 from wsol_jax.workdir import read_csv, record_origin, remove_scores, write_csv
 
 
-def train(config: Config, train_source: Source, val_source: Source, workdir: Path) -> None:
+def train(
+    config: Config,
+    train_source: Source,
+    val_source: Source,
+    workdir: Path,
+    method: TrainedMethod | None = None,
+) -> None:
     """Trains from the last checkpoint, or from the start, to the last epoch.
 
     Interrupted, it goes on from its last checkpoint: order, augmentation and dropout of the images
@@ -56,6 +61,7 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
         train_source: labelled images.
         val_source: labelled images, for the accuracy after each epoch.
         workdir: for checkpoints and progress.csv.
+        method: how it is trained; None for the one that the config names.
 
     Raises:
         ConfigError: the labels do not fit the network, or a setting the parameters.
@@ -66,10 +72,11 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
     """
     epoch_steps = steps_per_epoch(len(train_source), config.train.batch_size)
     total = config.train.epochs * epoch_steps
+    method = method or make_method(config.train)
     with Checkpoints(workdir) as checkpoints:
         if checkpoints.step() >= total:
             return
-        module = _initial_module(config, train_source, again=checkpoints.step() > 0)
+        module = _initial_module(config, method, train_source, again=checkpoints.step() > 0)
         preprocessing = _preprocessing(config, workdir, again=checkpoints.step() > 0)
         network = as_network(config.network.name, module, preprocessing)
         devices = local_devices(config.parallel)
@@ -77,7 +84,7 @@ def train(config: Config, train_source: Source, val_source: Source, workdir: Pat
         record_origin(workdir, workdir / 'checkpoints')
         remove_scores(workdir)  # they tell of another network
         record_training(workdir, total, preprocessing)
-        setting, method = _with_head(config), make_method(config.train)
+        setting = _with_head(config)
         program = make_program(
             setting,
             method,
@@ -175,7 +182,7 @@ class _Run:
             steps,
             config.data.workers,
             config.augment,
-            Labels(required=True),
+            self._method.targets(required=True),
         )
         with closing(batches):
             noted = map(self._note, batches)
@@ -203,7 +210,14 @@ class _Run:
         self._readable = False
         self._check_finite()
         means = _means(
-            self._program, self._devices, self._state, source, size, self._config, self._skipped
+            self._program,
+            self._devices,
+            self._state,
+            source,
+            size,
+            self._config,
+            self._method.targets(required=False),
+            self._skipped,
         )
         self._log.row('train', 'val', self._step, len(source), **means)
         if last:
@@ -296,6 +310,7 @@ def _means(
     source: Source,
     size: int,
     config: Config,
+    targets: Targets,
     skipped: 'SkipList',
 ) -> dict[str, float]:
     """Means over the images of a split that can be read: of the loss, and of what it names."""
@@ -306,7 +321,7 @@ def _means(
         return batch, program.evaluate(state, _shard(devices, 1, batch))
 
     # In threads: worker processes would start anew after every epoch, beside those of the training.
-    batches = evaluation_batches(source, size, batch_size, targets=Labels())
+    batches = evaluation_batches(source, size, batch_size, targets=targets)
     results: Iterator[tuple[Batch, dict[str, jax.Array]]] = one_ahead(map(launch, batches))
     for batch, values in results:
         found = devices.gather(values)
@@ -345,7 +360,9 @@ class SkipList:
             write_csv(self.path, ('split', 'image_id', 'reason'), rows)
 
 
-def _initial_module(config: Config, source: Source, again: bool = False) -> nnx.Module:
+def _initial_module(
+    config: Config, method: TrainedMethod, source: Source, again: bool = False
+) -> nnx.Module:
     """The network as training starts; with `again` a checkpoint will fill it."""
     if config.data.class_index:
         raise ConfigError('training numbers the classes itself; set config.data.class_index=False')
@@ -358,7 +375,7 @@ def _initial_module(config: Config, source: Source, again: bool = False) -> nnx.
     weights = None if other_run else start
     options = {'seed': config.seed, **net.options}
     module = load_module(net.name, weights, source.num_classes, **options)
-    add_heads(net.name, module, make_method(config.train), config.seed)
+    add_heads(net.name, module, method, config.seed)
     if other_run:
         values = open_training(other_run, net.name).weights('best', 'last')
         fill_module(net.name, module, values, other_run, strict=False)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from wsol_jax.data.records import Labels, Targets
 from wsol_jax.models import Network
 from wsol_jax.models.heads import Heads, Outputs
 
@@ -52,6 +53,14 @@ class TrainedMethod:
         """
         del network, rngs
         return None
+
+    def targets(self, required: bool) -> Targets:
+        """What a batch carries of a record for `loss`: here its one label.
+
+        Args:
+            required: each image must have it, as those that are trained on.
+        """
+        return Labels(required=required)
 
     def augment(self, inputs: jax.Array, batch: Shard, keys: jax.Array) -> tuple[jax.Array, Shard]:
         """What becomes of inputs and targets in training, before the network sees them.
