@@ -9,42 +9,40 @@ from typing import Any
 from flax import nnx
 
 from wsol_jax.config import Config, ConfigError
-from wsol_jax.data import Source, check_training, open_source
-from wsol_jax.evaluation.protocols import protocol
-from wsol_jax.evaluation.stage import evaluate
-from wsol_jax.localization.stage import check_target, localize_split, plan_of
+from wsol_jax.data import Source, open_source
+from wsol_jax.localization.task import LOCALIZATION
 from wsol_jax.models import Network, as_network, build
 from wsol_jax.offline import check_origin
-from wsol_jax.report.results import read_metrics
-from wsol_jax.report.stage import report
+from wsol_jax.task import Task
 from wsol_jax.training.loop import train
-from wsol_jax.training.methods import add_heads, make_method
+from wsol_jax.training.method import TrainedMethod
+from wsol_jax.training.methods import add_heads
 from wsol_jax.training.trained import load_network, trained_network
 from wsol_jax.workdir import locked, open_workdir
 
 Splits = Callable[[str], Source]
 
 
-def run(config: Config, workdir: Path) -> None:
+def run(config: Config, workdir: Path, task: Task = LOCALIZATION) -> None:
     """Runs the stages of an experiment.
 
     Args:
         config: the experiment.
         workdir: where its results go, and where they are taken up again.
+        task: what is learnt and scored.
 
     Raises:
         ConfigError: another process works in the workdir, or a setting is wrong.
     """
-    for name in config.evaluate.protocols:
-        protocol(name)  # a misspelt one is found before anything is done, or given up
-    make_method(config.train)
+    task.check(config)  # what is misspelt is found before anything is done, or given up
+    task.method(config)
     _check_places(config)
     workdir = workdir.expanduser().resolve()  # once: libraries differ in how they take `..`
     if config.data.root and Path(config.data.root).resolve() == workdir:
         raise ConfigError(f'{workdir} is config.data.root; results need a --workdir of their own')
     with locked(workdir):
         open_workdir(workdir, config)
-        _run_stages(config, workdir)
+        _run_stages(config, workdir, task)
 
 
 def _check_places(config: Config) -> None:
@@ -57,48 +55,48 @@ def _check_places(config: Config) -> None:
             )
 
 
-def _run_stages(config: Config, workdir: Path) -> None:
+def _run_stages(config: Config, workdir: Path, task: Task) -> None:
     splits = open_splits(config)
-    classifier = cache(partial(load_classifier, config, workdir))
+    network = cache(partial(load_classifier, config, workdir, task.method(config)))
     if 'train' in config.stages:
-        if 'localize' in config.stages:
-            _check_names(config, splits)
-        train_source, val_source = splits('train'), splits('val')
-        check_training(train_source, val_source)
-        train(config, train_source, val_source, workdir)
+        _train(config, workdir, task, splits)
     if 'localize' in config.stages:
-        network = classifier()
         for split in config.localize.splits:
-            localize_split(config, network, splits(split), split, workdir)
+            task.compute(config, network(), splits(split), split, workdir)
     elif 'evaluate' in config.stages and (workdir / 'checkpoints').exists():
         for split in config.localize.splits:
-            check_origin(classifier(), workdir / 'maps' / split, workdir)
+            check_origin(network(), workdir / 'maps' / split, workdir)
     if 'evaluate' in config.stages and not (workdir / 'metrics.json').exists():
         sources = {s: splits(s) for s in config.localize.splits}
-        scorer = classifier() if config.evaluate.faithfulness else None
-        evaluate(config, sources, workdir, scorer)
+        task.evaluate(config, sources, workdir, network() if task.needs_network(config) else None)
     if 'report' in config.stages:
-        split = config.localize.splits[-1]
-        metrics = read_metrics(workdir, split)
-        print(report(config, metrics, splits(split), workdir))
+        print(task.report(config, splits(config.localize.splits[-1]), workdir))
         print(f'Page: {workdir / "report.html"}')
 
 
-def _check_names(config: Config, splits: Splits) -> None:
-    """Finds a misspelt method, layer, class or split before the training, not after it."""
-    net, classes = config.network, max(splits('train').num_classes, 2)
+def _train(config: Config, workdir: Path, task: Task, splits: Splits) -> None:
+    method = task.method(config)
+    if 'localize' in config.stages:
+        # A misspelt method, layer, class or split is found before the training, not after it.
+        task.check_network(config, _as_built(config, method, splits('train').num_classes))
+        for split in config.localize.splits:
+            splits(split)
+    train_source, val_source = splits('train'), splits('val')
+    task.check_sources(train_source, val_source)
+    train(config, train_source, val_source, workdir, method)
+
+
+def _as_built(config: Config, method: TrainedMethod, num_classes: int) -> Network:
+    """The network that will be trained, without weights."""
+    net = config.network
 
     def built() -> nnx.Module:
-        module = build(net.name, classes, nnx.Rngs(0), **net.options)
-        add_heads(net.name, module, make_method(config.train), config.seed)
+        module = build(net.name, max(num_classes, 2), nnx.Rngs(0), **net.options)
+        add_heads(net.name, module, method, config.seed)
         return module
 
     module = nnx.eval_shape(built)
-    network = as_network(net.name, module, probability=net.probability or None)
-    plan_of(config.localize, network)
-    check_target(config.localize.classes, network)
-    for split in config.localize.splits:
-        splits(split)
+    return as_network(net.name, module, probability=net.probability or None)
 
 
 def open_splits(config: Config) -> Splits:
@@ -133,19 +131,20 @@ def open_split(config: Config, split: str) -> Source:
     return open_source(data.source, data.root, split, **common, **options)
 
 
-def load_classifier(config: Config, workdir: Path) -> Network:
+def load_classifier(config: Config, workdir: Path, method: TrainedMethod | None = None) -> Network:
     """The network trained in the workdir, or the one of `network.weights`.
 
     Args:
         config: the experiment.
         workdir: of the training.
+        method: that it was trained by; None for the one that the config names.
 
     Raises:
         ConfigError: there is neither.
         WeightsError: training there is not finished.
     """
     net = config.network
-    if network := trained_network(config, workdir):
+    if network := trained_network(config, workdir, method):
         return network
     if not net.weights:
         raise ConfigError(

@@ -9,6 +9,7 @@ from conftest import Listed
 from wsol_jax.config import EvaluateConfig
 from wsol_jax.data import Record
 from wsol_jax.evaluation.frame import evaluate_splits
+from wsol_jax.evaluation.split import SplitMaps
 from wsol_jax.maps.columns import DONE, SKIPPED
 from wsol_jax.maps.store import MapStore, by_column
 
@@ -30,14 +31,15 @@ def write_store(workdir, split, values):
     status = np.where(np.isnan(values), SKIPPED, DONE)
     ids = [f'{split}{i}' for i in range(count)]
     store.write(np.arange(count), ids, status, facts | by_column(maps))
-    return Listed([Record(i, b'', (0,), (3, 3)) for i in ids])
+    source = Listed([Record(i, b'', (0,), (3, 3)) for i in ids])
+    return SplitMaps(split, source, store)
 
 
 @pytest.mark.parametrize('processes', [1, 2])
 def test_a_task_of_one_number_an_image(tmp_path, processes):
     # More images than a part has; val is scored first, though it stands last.
     numbers = {'test': np.arange(100.0), 'val': np.array([3.0, np.nan, 5.0])}
-    sources = {split: write_store(tmp_path, split, values) for split, values in numbers.items()}
+    splits = [write_store(tmp_path, split, values) for split, values in numbers.items()]
     setting = EvaluateConfig(choose_on='val', processes=processes)
 
     def rows(splits, scores, chosen):
@@ -45,7 +47,7 @@ def test_a_task_of_one_number_an_image(tmp_path, processes):
 
     metrics = evaluate_splits(
         setting,
-        sources,
+        splits,
         tmp_path,
         score=peaks,
         join=lambda parts: np.concatenate(list(parts)),
@@ -62,7 +64,7 @@ def test_nothing_is_chosen_without_a_split_to_choose_on(tmp_path):
     seen = []
     evaluate_splits(
         EvaluateConfig(choose_on='val'),
-        {'test': write_store(tmp_path, 'test', np.array([1.0]))},
+        [write_store(tmp_path, 'test', np.array([1.0]))],
         tmp_path,
         score=lambda part, setting, chosen: chosen,
         join=list,

@@ -1,15 +1,16 @@
-"""What evaluation reads: the records of a split and its maps, some images at a time."""
+"""What evaluation reads: the records of a split and its results, some images at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from wsol_jax.data import DataError, Record, Source, stored_size
 from wsol_jax.evaluation.processes import AT_ONCE
 from wsol_jax.maps import Key
-from wsol_jax.maps.columns import DONE, SKIPPED
+from wsol_jax.maps.columns import DONE, SKIPPED, Store
 from wsol_jax.maps.store import MapStore
 
 
@@ -59,23 +60,36 @@ class ImageMaps:
         )
 
 
-class SplitMaps:
-    """A split with its maps.
+@dataclass(frozen=True)
+class Results:
+    """Some images with all that is stored of them.
+
+    Attributes:
+        records: of n images, without the bytes of the image.
+        columns: {name: [n, ...]}, as in the store.
+    """
+
+    records: list[Record]
+    columns: dict[str, np.ndarray]
+
+
+class StoredSplit:
+    """A split with what was computed of its images.
 
     Attributes:
         name: of the split.
         source: its records, for the ground truth.
-        store: its maps.
+        store: the results.
         readable: [n] positions of the images that could be read.
         records: what is known of those: their size for certain, without their pixels.
         skipped: how many could not be read.
     """
 
-    def __init__(self, name: str, source: Source, store: MapStore):
+    def __init__(self, name: str, source: Source, store: Store):
         """Opens a split.
 
         Raises:
-            DataError: maps are missing, or they are of other images.
+            DataError: results are missing, or they are of other images.
         """
         self.name, self.source, self.store = name, source, store
         status = store.fact('status')
@@ -105,6 +119,27 @@ class SplitMaps:
                 raise DataError(others)
             if readable[i]:
                 yield replace(record, size=stored_size(record), image=b'')
+
+    def parts(self) -> Iterator[Any]:
+        """What is scored of all readable images in order, some at a time: here `Results`."""
+        columns = {name: self.store.fact(name)[self.readable] for name in self.store.names}
+        for i in range(0, max(len(self.records), 1), AT_ONCE):
+            rows = slice(i, i + AT_ONCE)
+            yield Results(self.records[rows], {n: c[rows] for n, c in columns.items()})
+
+
+class SplitMaps(StoredSplit):
+    """A split with its maps.
+
+    Attributes:
+        store: the maps.
+    """
+
+    store: MapStore
+
+    def __init__(self, name: str, source: Source, store: MapStore):
+        """Opens a split, see `StoredSplit`."""
+        super().__init__(name, source, store)
 
     @property
     def without_object(self) -> int:

@@ -25,6 +25,7 @@ from wsol_jax.evaluation.scoring import score_split_part
 from wsol_jax.evaluation.split import SplitMaps
 from wsol_jax.evaluation.table import Scores, Table, joined
 from wsol_jax.maps import NO_CLASS, Key
+from wsol_jax.maps.store import MapStore
 from wsol_jax.models import Network
 from wsol_jax.parallel import local_devices
 from wsol_jax.workdir import write_csv
@@ -58,7 +59,7 @@ def evaluate(
         raise ValueError('evaluate.faithfulness needs the network')
     return evaluate_splits(
         config.evaluate,
-        sources,
+        [SplitMaps(n, s, MapStore(workdir / 'maps' / n)) for n, s in sources.items()],
         workdir,
         score=score_split_part,
         join=joined,
@@ -119,7 +120,13 @@ def _summary(
     if network and setting.faithfulness:
         _add_faithfulness(rows, splits[-1], network, config)
     _write_curves(splits, scored, workdir / 'curves.csv')
-    return {'localization': rows, **_tables(splits[-1], tables, best)}
+    return {
+        'class': splits[-1].store.target,
+        'classification': splits[-1].classification,
+        'without_object': {split.name: split.without_object for split in splits},
+        'localization': rows,
+        **_tables(splits[-1], tables, best),
+    }
 
 
 def _rows(

@@ -70,6 +70,11 @@ class Store:
             raise DataError(f'{folder / _IDS} lists more than the {self.count} images; delete it')
         self._arrays = {n: opened(folder / n, m) for n, m in arrays_of(index).items()}
 
+    @property
+    def names(self) -> list[str]:
+        """Of the columns, without 'status'."""
+        return [name for name in self._arrays if name != 'status']
+
     @classmethod
     def prepare(
         cls, folder: Path, count: int, columns: Mapping[str, Column], about: Mapping[str, Any]

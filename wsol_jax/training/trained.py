@@ -86,9 +86,13 @@ class Training:
         preprocessing: str | Mapping[str, Any] | Preprocessing | None = None,
         probability: Probability | None = None,
         seed: int = 0,
+        method: 'TrainedMethod | None' = None,
         **options: Any,
     ) -> Network:
-        """Its best or last network, as it was set; see `load_network`."""
+        """Its best or last network, as it was set; see `load_network`.
+
+        `method` is what it was trained by, where no setting tells.
+        """
         from wsol_jax.training.methods import add_heads
 
         done, total = self.steps()
@@ -101,7 +105,7 @@ class Training:
         classes = num_classes or zoo.classes_of(name, values, self.workdir)
         options = self.options('network') | options
         module = zoo.build(name, classes, nnx.Rngs(seed), **options)
-        add_heads(name, module, self.method, seed)
+        add_heads(name, module, method or self.method, seed)
         zoo.fill_module(name, module, values, self.workdir, strict=num_classes is None)
         noted = recorded_preprocessing(self.workdir)
         found = zoo.find_preprocessing(name, None, preprocessing) if preprocessing else noted
@@ -169,12 +173,15 @@ def load_network(
     return zoo.load_network(name, weights, num_classes, **facts)
 
 
-def trained_network(config: Config, workdir: Path) -> Network | None:
+def trained_network(
+    config: Config, workdir: Path, method: 'TrainedMethod | None' = None
+) -> Network | None:
     """The network that the training of an experiment left; None if nothing was trained.
 
     Args:
         config: the experiment.
         workdir: of the training.
+        method: that it was trained by; None for the one that the config names.
 
     Raises:
         WeightsError: training there is not finished.
@@ -184,7 +191,7 @@ def trained_network(config: Config, workdir: Path) -> Network | None:
     training = Training(workdir, flatten(config))
     if not training.steps()[0]:
         return None
-    return training.network(config.network.name, seed=config.seed)
+    return training.network(config.network.name, seed=config.seed, method=method)
 
 
 def record_training(workdir: Path, steps: int, preprocessing: Preprocessing | None) -> None:

@@ -1,0 +1,42 @@
+"""Localization as a task: from image labels to maps, boxes and their scores."""
+
+from pathlib import Path
+
+from wsol_jax.config import Config
+from wsol_jax.data import Source, check_training
+from wsol_jax.evaluation.protocols import protocol
+from wsol_jax.evaluation.stage import evaluate
+from wsol_jax.localization.stage import check_target, localize_split, plan_of
+from wsol_jax.models import Network
+from wsol_jax.report.results import read_metrics
+from wsol_jax.report.stage import report
+from wsol_jax.task import Task
+from wsol_jax.training.methods import make_method
+
+
+def _check(config: Config) -> None:
+    for name in config.evaluate.protocols:
+        protocol(name)
+
+
+def _check_network(config: Config, network: Network) -> None:
+    plan_of(config.localize, network)
+    check_target(config.localize.classes, network)
+
+
+def _report(config: Config, source: Source, workdir: Path) -> str:
+    metrics = read_metrics(workdir, config.localize.splits[-1])
+    return report(config, metrics, source, workdir)
+
+
+LOCALIZATION = Task(
+    name='localization',
+    method=lambda config: make_method(config.train),
+    compute=localize_split,
+    evaluate=evaluate,
+    report=_report,
+    needs_network=lambda config: config.evaluate.faithfulness > 0,
+    check=_check,
+    check_sources=check_training,
+    check_network=_check_network,
+)
