@@ -16,6 +16,7 @@ from wsol_jax.localization import cam
 from wsol_jax.localization.dgl import dgl
 from wsol_jax.localization.gradients import activation_gradients, raw_maps
 from wsol_jax.localization.localize import compute_maps, localize
+from wsol_jax.localization.masking import ss_cam
 from wsol_jax.localization.method import channel_sum, class_score, softmax_probabilities
 from wsol_jax.localization.methods import METHODS, resolve_methods
 from wsol_jax.localization.plan import make_plan
@@ -240,7 +241,7 @@ def test_what_is_drawn_depends_on_the_image_alone(resnet, images):
     def maps_of(rows, seed=0):
         options = {'noise': 2, 'sigma': 0.5, 'seed': seed}
         noisy = localize(resnet, images[rows], ('grad_cam',), ('stage2',), 1, **options).maps
-        drawn = localize(resnet, images[rows], ('random_cam', 'ss_cam'), ('stage4',), 1, seed=seed)
+        drawn = localize(resnet, images[rows], ('random_cam', ss_cam(2)), ('stage4',), 1, seed=seed)
         return [np.asarray(m) for m in (*noisy.values(), *drawn.maps.values())]
 
     whole = maps_of([0, 1, 2])
