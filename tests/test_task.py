@@ -56,7 +56,7 @@ def test_scores_are_those_of_what_is_stored(finished):
 def test_the_page_has_the_scores(finished):
     text = (finished / 'report.html').read_text()
     error = json.loads((finished / 'metrics.json').read_text())['error']['test']
-    assert '<h1>Widths</h1>' in text and f'<td class="number">{error:.1f}</td>' in text
+    assert '<h1>Widths</h1>' in text and f'<td class="number">{error:.4g}</td>' in text
 
 
 def test_a_stopped_run_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatch):
