@@ -3,13 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 from wsol_jax.models import Network, Preprocessing
 from wsol_jax.models.heads import ConvHead, Heads, class_map, outputs_of
-
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 
 
 class Trunk(nnx.Module):

@@ -21,8 +21,6 @@ from wsol_jax.training.method import Shard
 from wsol_jax.training.methods import add_heads
 from wsol_jax.training.methods.acol import ACoL
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
-
 METHOD = ACoL(delta=0.5, width=2)
 FEATURES = np.array([[[4, 0], [2, 1]], [[1, 3], [0, 2]]], np.float32)
 # Columns are classes: the maps of A are the features themselves.
