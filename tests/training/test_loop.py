@@ -48,6 +48,7 @@ from wsol_jax.training import loop
 from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.loop import train
 from wsol_jax.training.method import TrainedMethod
+from wsol_jax.training.methods import make_method
 from wsol_jax.training.trained import load_network, trained_network
 from wsol_jax.workdir import read_csv
 
@@ -425,9 +426,8 @@ def test_an_unfinished_training_gives_no_network(sources, tmp_path):
 
 def started(config, classes=6):
     source = Shapes('train', 12, size=SIDE, num_classes=classes)
-    return named(
-        nnx.state(loop._initial_module(config, TrainedMethod(), source), (nnx.Param, nnx.BatchStat))
-    )
+    module = loop._initial_module(config, make_method(config.train), source)
+    return named(nnx.state(module, (nnx.Param, nnx.BatchStat)))
 
 
 def starting_from(path, **network):
@@ -817,7 +817,7 @@ def test_heads_are_trained_resumed_and_opened_again(by_acol, sources, tmp_path):
     for column in ('accuracy', 'accuracy_b', 'erased', 'loss'):
         found, expected = ([r[column] for r in rows(w, 'val')] for w in (tmp_path, by_acol))
         assert found == expected and all(found)
-    start = loop._initial_module(ACOL, sources[0])
+    start = loop._initial_module(ACOL, make_method(ACOL.train), sources[0])
     moved = saved(by_acol)['params.heads.b.conv1.kernel.value']
     assert np.abs(moved - start.heads.b.conv1.kernel[...]).max() > 1e-4
 
