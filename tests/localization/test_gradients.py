@@ -14,7 +14,7 @@ from flax import nnx
 
 from wsol_jax.localization import cam
 from wsol_jax.localization.dgl import dgl
-from wsol_jax.localization.gradients import activation_gradients, raw_maps
+from wsol_jax.localization.gradients import ZERO, activation_gradients, raw_maps
 from wsol_jax.localization.localize import compute_maps, localize
 from wsol_jax.localization.masking import ss_cam
 from wsol_jax.localization.method import channel_sum, class_score, softmax_probabilities
@@ -343,12 +343,12 @@ def test_layer_without_gradient_is_an_error_that_names_it(toy_with_spare, toy_im
     localize(toy_with_spare, toy_images, ('dgl',), ('early', 'late'))
 
 
-def test_dead_is_told_image_by_image(toy, toy_images):
-    def first_is_dead(state, inputs, perturb=None):
+def test_a_zero_gradient_is_told_image_by_image(toy, toy_images):
+    def first_has_none(state, inputs, perturb=None):
         logits, endpoints = toy.apply(state, inputs, perturb)
         return logits * (jnp.arange(len(inputs)) > 0)[:, None], endpoints
 
     plan = make_plan(toy, ('dgl',), ('early',))
-    program = (first_is_dead, toy.preprocessing, plan, toy.state, toy_images, 1, None)
-    *_, dead = compute_maps(*program)
-    assert dead['early'].tolist() == [True, False, False, False]
+    program = (first_has_none, toy.preprocessing, plan, toy.state, toy_images, 1, None)
+    *_, faults = compute_maps(*program)
+    assert faults['early'].tolist() == [ZERO, 0, 0, 0]

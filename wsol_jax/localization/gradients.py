@@ -125,17 +125,13 @@ def raw_maps(
     cotangents = list(dict.fromkeys(c for m in layers_of for c in m.cotangents))
     layers = _activations_of(layers_of, main_layers)
     pulled_at = _activations_of({m: n for m, n in layers_of.items() if m.cotangents}, main_layers)
-    stands_for: dict[Cotangent, Cotangent] = {
-        class_score: partial(target_cotangents, score),
-        softmax_probabilities: lambda logits, classes: probability(logits)[None],
-    }
     logits, chosen, activations, pulled = activation_gradients(
         apply,
         state,
         inputs,
         classes,
         pulled_at,
-        [stands_for.get(c, c) for c in cotangents],
+        _meant(cotangents, score, probability),
         [n for n in layers if n not in pulled_at],
     )
     gradients = {n: dict(zip(cotangents, g.values(), strict=True)) for n, g in pulled.items()}
@@ -159,9 +155,18 @@ def raw_maps(
         (method.name, n): jnp.broadcast_to(m, (m.shape[0], targets, *m.shape[2:]))
         for (method, n), m in _reduced(terms).items()
     }
-    even = {n for method, at in layers_of.items() for n in at if method.where == 'last'}
-    first = {n: g.get(class_score, next(iter(g.values()))) for n, g in gradients.items()}
-    return logits, chosen, maps, {n: _faults(g, n in even) for n, g in first.items()}
+    return logits, chosen, maps, _all_faults(layers_of, gradients)
+
+
+def _meant(
+    cotangents: Sequence[Cotangent], score: Score, probability: Callable[[jax.Array], jax.Array]
+) -> list[Cotangent]:
+    """The cotangents, with what is explained and the network's probabilities in their places."""
+    stands_for: dict[Cotangent, Cotangent] = {
+        class_score: partial(target_cotangents, score),
+        softmax_probabilities: lambda logits, classes: probability(logits)[None],
+    }
+    return [stands_for.get(c, c) for c in cotangents]
 
 
 def _activations_of(
@@ -174,6 +179,16 @@ def _activations_of(
         for layer in chosen
     ]
     return list(dict.fromkeys(n for names in named for n in names))
+
+
+def _all_faults(
+    layers_of: Mapping[Method, Sequence[str]],
+    gradients: Mapping[str, Mapping[Cotangent, jax.Array]],
+) -> dict[str, jax.Array]:
+    """What is wrong at each layer with gradients, those of the class score if they are there."""
+    even = {n for method, at in layers_of.items() for n in at if method.where == 'last'}
+    first = {n: g.get(class_score, next(iter(g.values()))) for n, g in gradients.items()}
+    return {n: _faults(g, n in even) for n, g in first.items()}
 
 
 def _faults(gradient: jax.Array, even: bool) -> jax.Array:

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from flax.errors import InvalidRngError, ModifyScopeVariableError
 
-from wsol_jax.models.dead import layers_read
 from wsol_jax.models.layers import Perturbations
 from wsol_jax.models.network import (
     Network,
@@ -25,6 +24,7 @@ from wsol_jax.models.network import (
     sides,
 )
 from wsol_jax.models.taps import Forward, ModelError, Recorder, Tokens, add_taps
+from wsol_jax.models.unread import layers_read
 from wsol_jax.names import unknown_name
 
 CallOptions = tuple[tuple[str, Any], ...]
