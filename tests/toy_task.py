@@ -82,4 +82,4 @@ def report(config, source, workdir):
     return f'Mean error: {error}'
 
 
-WIDTHS = Task('widths', lambda config: WidthRegression(), compute, evaluate, report)
+WIDTHS = Task(lambda config: WidthRegression(), compute, evaluate, report)

@@ -78,7 +78,7 @@ def _train(config: Config, workdir: Path, task: Task, splits: Splits) -> None:
     method = task.method(config)
     if 'localize' in config.stages:
         # A misspelt method, layer, class or split is found before the training, not after it.
-        task.check_network(config, _as_built(config, method, splits('train').num_classes))
+        task.check_network(config, _as_built(config, method, splits('train')))
         for split in config.localize.splits:
             splits(split)
     train_source, val_source = splits('train'), splits('val')
@@ -86,12 +86,12 @@ def _train(config: Config, workdir: Path, task: Task, splits: Splits) -> None:
     train(config, train_source, val_source, workdir, method)
 
 
-def _as_built(config: Config, method: TrainedMethod, num_classes: int) -> Network:
-    """The network that will be trained, without weights."""
-    net = config.network
+def _as_built(config: Config, method: TrainedMethod, source: Source) -> Network:
+    """The network that will be trained on a source, without weights."""
+    net, num_logits = config.network, method.num_logits(source)
 
     def built() -> nnx.Module:
-        module = build(net.name, max(num_classes, 2), nnx.Rngs(0), **net.options)
+        module = build(net.name, num_logits, nnx.Rngs(0), **net.options)
         add_heads(net.name, module, method, config.seed)
         return module
 

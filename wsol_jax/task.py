@@ -24,7 +24,6 @@ class Task:
     the page are the same for all.
 
     Attributes:
-        name: of the task.
         method: config -> how its network is trained: which targets a batch carries of a record,
             which heads the network gets, the loss and what it names, and what tells the best epoch.
             An error of it is one of the config.
@@ -40,7 +39,6 @@ class Task:
         check_network: (config, network without weights) finds misspelt names before training.
     """
 
-    name: str
     method: Callable[[Config], TrainedMethod]
     compute: Callable[[Config, Network, Source, str, Path], Store]
     evaluate: Callable[[Config, Mapping[str, Source], Path, Network | None], dict[str, Any]]

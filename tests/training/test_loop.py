@@ -650,6 +650,29 @@ def test_labels_that_cannot_be_trained_on(tmp_path, sources):
         train(CONFIG, plain, plain, tmp_path / 'b')
 
 
+class OfNoClass(TrainedMethod):
+    """Learns from images alone."""
+
+    best: ClassVar = ('loss', 'min')
+
+    def num_logits(self, train):
+        return 1
+
+    def targets(self, required):
+        return lambda record: {}
+
+    def loss(self, outputs, batch, step):
+        return outputs.logits[:, 0] ** 2, {}
+
+
+def test_a_method_without_labels_needs_no_classes(sources, tmp_path):
+    images = Listed([replace(sources[0][i], labels=()) for i in range(12)], '')
+    config = replace(CONFIG, train=replace(TRAIN, epochs=1))
+    train(config, images, images, tmp_path, OfNoClass())
+    assert load_network('tiny', tmp_path).num_classes == 1
+    assert [row['accuracy'] for row in rows(tmp_path, 'val')] == ['']
+
+
 class Broken(Shapes):
     """Some images do not decode."""
 

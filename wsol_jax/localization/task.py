@@ -30,7 +30,6 @@ def _report(config: Config, source: Source, workdir: Path) -> str:
 
 
 LOCALIZATION = Task(
-    name='localization',
     method=lambda config: make_method(config.train),
     compute=localize_split,
     evaluate=evaluate,

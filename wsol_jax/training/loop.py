@@ -58,8 +58,8 @@ def train(
 
     Args:
         config: the experiment.
-        train_source: labelled images.
-        val_source: labelled images, for the accuracy after each epoch.
+        train_source: images with the targets that the method takes, such as labels.
+        val_source: likewise; its images tell the best epoch.
         workdir: for checkpoints and progress.csv.
         method: how it is trained; None for the one that the config names.
 
@@ -275,8 +275,9 @@ _finite = jax.jit(partial(jax.tree.map, lambda x: jnp.all(jnp.isfinite(x))))
 
 def _tell_of_chance(means: Mapping[str, float], source: Source) -> None:
     accuracy = means.get('accuracy')
-    if accuracy is not None and _at_chance(accuracy, len(source), source.num_classes):
-        logging.warning(_AT_CHANCE, accuracy, source.num_classes)
+    classes = source.num_classes
+    if accuracy is not None and classes and _at_chance(accuracy, len(source), classes):
+        logging.warning(_AT_CHANCE, accuracy, classes)
 
 
 def _at_chance(accuracy: float, images: int, classes: int) -> bool:
@@ -366,15 +367,11 @@ def _initial_module(
     """The network as training starts; with `again` a checkpoint will fill it."""
     if config.data.class_index:
         raise ConfigError('training numbers the classes itself; set config.data.class_index=False')
-    if source.num_classes < 2:
-        raise ConfigError(
-            f'training needs labels of at least 2 classes, found {source.num_classes}'
-        )
     net, start = config.network, None if again else _start(config)
     other_run = start if start and start.is_dir() else None
     weights = None if other_run else start
     options = {'seed': config.seed, **net.options}
-    module = load_module(net.name, weights, source.num_classes, **options)
+    module = load_module(net.name, weights, method.num_logits(source), **options)
     add_heads(net.name, module, method, config.seed)
     if other_run:
         values = open_training(other_run, net.name).weights('best', 'last')

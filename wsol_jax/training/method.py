@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from wsol_jax.data.records import Labels, Targets
+from wsol_jax.config import ConfigError
+from wsol_jax.data.records import Labels, Source, Targets
 from wsol_jax.models import Network
 from wsol_jax.models.heads import Heads, Outputs
 
@@ -18,8 +19,8 @@ class Shard(NamedTuple):
 
     Attributes:
         images: uint8 RGB [B,s,s,3].
-        targets: of `Batch`: 'labels' int32 [B,1].
-        valid: bool [B]; the others count neither in the loss nor in the accuracy.
+        targets: of `Batch`, see `TrainedMethod.targets`: 'labels' int32 [B,1], if no others.
+        valid: bool [B]; the others count neither in the loss nor in what it names.
         index: int32 [B], positions in the source: each image has random keys of its own.
     """
 
@@ -53,6 +54,18 @@ class TrainedMethod:
         """
         del network, rngs
         return None
+
+    def num_logits(self, train: Source) -> int:
+        """How many logits the network has, for the data set of training: here one a class.
+
+        Raises:
+            ConfigError: there is nothing to tell apart.
+        """
+        if train.num_classes < 2:
+            raise ConfigError(
+                f'training needs labels of at least 2 classes, found {train.num_classes}'
+            )
+        return train.num_classes
 
     def targets(self, required: bool) -> Targets:
         """What a batch carries of a record for `loss`: here its one label.
