@@ -355,7 +355,7 @@ NETWORKS = 'inception_v3, resnet10, resnet18, resnet34, resnet50, resnet101'
         (['train.method=acl'], "unknown method in config.train.method 'acl'; did you mean 'acol'?"),
         (['localize.methods=("acol",)'], "unknown localization method 'acol'; "),
         (['train.init_from=D'], 'D: holds no checkpoints; give the workdir of a training'),
-        (['stages=evaluate'], 'no maps in W/maps/val; run the stage localize first'),
+        (['stages=evaluate'], 'no results in W/maps/val; run the stage localize first'),
         (['network.probability=sigmiod'], "unknown probability 'sigmiod'; did you mean 'sigmoid'?"),
         (['stages=report'], 'W/metrics.json is missing; run the stage evaluate before report'),
     ],

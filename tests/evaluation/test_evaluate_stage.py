@@ -610,7 +610,7 @@ def test_incomplete_maps_are_an_error(tmp_path):
     source = val_source()
     status = [DONE, PENDING, DONE, PENDING]
     write_store(tmp_path, 'val', source, {A: [NESTED] * 4}, status=status)
-    with pytest.raises(DataError, match='maps of 2 of the 4 images; run the stage localize first'):
+    with pytest.raises(DataError, match='results of 2 of the 4 images; run the stage localize'):
         evaluate(CONFIG, {'val': source}, tmp_path)
     assert not (tmp_path / 'metrics.json').exists()
 
@@ -619,7 +619,7 @@ def test_maps_of_other_images_are_an_error(tmp_path):
     source = val_source()
     write_store(tmp_path, 'val', source, {A: [NESTED] * 4})
     for records in (source.records[:3], source.records[::-1]):
-        with pytest.raises(DataError, match='maps of other images'):
+        with pytest.raises(DataError, match='results of other images'):
             evaluate(CONFIG, {'val': Listed(records)}, tmp_path)
 
 

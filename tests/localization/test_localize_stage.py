@@ -314,9 +314,9 @@ def test_other_images_of_a_source_that_reads_them_one_by_one(resnet, source, tmp
     localize_split(settings(), resnet, Counted(source.records), 'val', tmp_path)
     next((tmp_path / 'maps/val/classes').glob('1.*')).unlink()
     renamed = [replace(r, image_id=f'new/{r.image_id}') for r in source.records]
-    with pytest.raises(DataError, match='maps of other images'):
+    with pytest.raises(DataError, match='results of other images'):
         localize_split(settings(), resnet, Counted(renamed), 'val', tmp_path)
-    with pytest.raises(DataError, match='maps of other images'):
+    with pytest.raises(DataError, match='results of other images'):
         localize_split(settings(), resnet, Listed(renamed), 'val', tmp_path)
 
 

@@ -204,7 +204,7 @@ def test_a_chunk_that_fills_slowly_is_written_before_it_is_whole(tmp_path, monke
 def test_maps_of_other_things_are_refused(tmp_path):
     create(tmp_path / 's')
     for changed in ({'count': 4}, {'target': 'top2'}, {'shapes': {BLOCK: (2, 3, 4)}}):
-        with pytest.raises(DataError, match='other images, methods, layers or classes'):
+        with pytest.raises(DataError, match='results of other images or settings'):
             create(tmp_path / 's', **changed)
 
 
@@ -215,10 +215,10 @@ def test_other_images_are_refused(tmp_path):
     store.expect(IDS)
     store.expect(IDS[2:], 2)
     for ids, first in ((IDS[::-1], 0), (['new.png'], 1)):
-        with pytest.raises(DataError, match='maps of other images'):
+        with pytest.raises(DataError, match='results of other images'):
             store.expect(ids, first)
     index, names, *rows = batch([2, 3])
-    with pytest.raises(DataError, match='maps of other images'):
+    with pytest.raises(DataError, match='results of other images'):
         store.write(index, ['x/1.png', names[1]], *rows)
     assert store.pending().tolist() == [3, 4]
 
@@ -367,7 +367,7 @@ def test_an_index_of_another_shape_is_one_line(tmp_path, index):
     full(tmp_path / 's')
     (tmp_path / 's/index.json').write_text(json.dumps(index))
     for use in (MapStore, create):
-        with pytest.raises(DataError, match=r'index.json is no index of maps') as error:
+        with pytest.raises(DataError, match=r'index.json is no index of') as error:
             use(tmp_path / 's')
         assert '\n' not in str(error.value)
     (tmp_path / 's/index.json').unlink()

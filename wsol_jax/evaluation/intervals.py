@@ -33,7 +33,7 @@ def pxap_interval(foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
     """Interval [2] of PxAP in percent.
 
     Args:
-        foreground: [n, bins] histogram of scores of each image, see `PixelCounts`.
+        foreground: [n, bins] histogram of scores of each image, as of `Table`.
         background: likewise.
     """
     draws = [average_precision(w @ foreground, w @ background) for w in _weights(len(foreground))]

@@ -96,7 +96,7 @@ class StoredSplit:
         missing = int(np.sum((status != DONE) & (status != SKIPPED)))
         if missing:
             raise DataError(
-                f'{store.folder} has maps of {store.count - missing} of the '
+                f'{store.folder} has results of {store.count - missing} of the '
                 f'{store.count} images; run the stage localize first'
             )
         self.readable = np.flatnonzero(status == DONE)
@@ -105,7 +105,7 @@ class StoredSplit:
 
     def _known(self, readable: np.ndarray) -> Iterator[Record]:
         """Reads each record once: some sources hand out the whole image with it."""
-        others = f'{self.store.folder} has maps of other images than split {self.name}'
+        others = f'{self.store.folder} has results of other images than split {self.name}'
         if len(self.source) != self.store.count:
             raise DataError(others)
         if len(self.store.image_ids) < self.store.count:

@@ -59,7 +59,7 @@ class Store:
             DataError: it is damaged, or of another version.
         """
         if not (folder / 'index.json').exists():
-            raise FileNotFoundError(f'no maps in {folder}; run the stage localize first')
+            raise FileNotFoundError(f'no results in {folder}; run the stage localize first')
         self.folder = folder
         index = read_index(folder)
         self.count: int = index['images']
@@ -96,8 +96,8 @@ class Store:
         there = (folder / 'index.json').exists()
         if there and read_index(folder) != index:
             raise DataError(
-                f'{folder} holds maps of other images, methods, layers or classes than the run '
-                'has now; delete that folder'
+                f'{folder} holds results of other images or settings, such as methods, layers or '
+                'classes, than the run has now; delete that folder'
             )
         fresh = not folder.exists()
         for name, metadata in arrays_of(index).items():
@@ -110,7 +110,7 @@ class Store:
         return store
 
     def expect(self, image_ids: Sequence[str], first: int = 0) -> None:
-        """Checks that maps there are of these images, which stand in the source from `first` on.
+        """Checks that results there are of these images, which stand in the source from `first` on.
 
         Raises:
             DataError: they are of others.
@@ -118,7 +118,7 @@ class Store:
         known = self.image_ids[first : first + len(image_ids)]
         if known != list(image_ids[: len(known)]):
             raise DataError(
-                f'{self.folder} holds maps of other images than the split has now; '
+                f'{self.folder} holds results of other images than the split has now; '
                 'delete that folder'
             )
 

@@ -56,7 +56,7 @@ def read_index(folder: Path) -> dict[str, Any]:
             'delete that folder and run the stage localize again'
         )
     if not _is_index(index):
-        raise DataError(f'{file} is no index of maps of this version; delete it and {AGAIN}')
+        raise DataError(f'{file} is no index of results of this version; delete it and {AGAIN}')
     return index
 
 
