@@ -125,7 +125,7 @@ class NetworkConfig:
 @documented
 @dataclass(frozen=True)
 class TrainConfig:
-    """Minimizing the cross-entropy of the image labels.
+    """How the network is trained: by default on the cross-entropy of the image labels.
 
     Where none of optimizer, learning_rate and multipliers is set, the `Config` that this becomes
     part of sets a recipe: AdamW at 2e-4 with a head 5 times as fast where training starts from
@@ -226,7 +226,8 @@ class TrainConfig:
     )
     keep: str = setting(
         'best',
-        "the checkpoint to localize with: 'best' accuracy on val, or 'last'",
+        "the checkpoint to localize with: 'best' on val (of accuracy, unless the training method "
+        "says otherwise), or 'last'",
         'maps',
         choices=('best', 'last'),
     )
@@ -356,7 +357,7 @@ class EvaluateConfig:
         Range(0, 1_000_000_000),
     )
     processes: int = setting(
-        1, 'how many count at once; does not change the scores', 'nothing', Range(1, 256)
+        1, 'processes that score at once; does not change the scores', 'nothing', Range(1, 256)
     )
 
 
