@@ -96,7 +96,7 @@ def inception_run():
     return Run(network, network.preprocessing(images), [3, 0], LAYERS)
 
 
-@pytest.fixture(params=['resnet', 'inception'])
+@pytest.fixture(params=['resnet', pytest.param('inception', marks=pytest.mark.slow)])
 def run_and_layers(request):
     """A run with its last layer and one in the middle."""
     run = request.getfixturevalue(f'{request.param}_run')
@@ -267,6 +267,7 @@ def test_map_shapes_at_mixed_6e(size, padding, side):
 
 
 # 9
+@pytest.mark.slow
 def test_branches_sum_to_their_concatenation(inception_run):
     run = inception_run
     for e in (run.e, run.p):

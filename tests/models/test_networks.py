@@ -58,6 +58,12 @@ def zeros(network, batch=1):
     return {k: jnp.zeros((batch, *shape)) for k, shape in network.endpoints(SIZE).items()}
 
 
+# To compile these two takes most of the time.
+SOME = [
+    pytest.param(n, marks=pytest.mark.slow) if n in ('inception_v3', 'vgg16') else n for n in RUN
+]
+
+
 def inception_endpoints(side):
     """Section 3 of the DGL notes, as published."""
     a = {'5b': (64, 64, 96, 32), '5c': (64, 64, 96, 64), '5d': (64, 64, 96, 64)}
@@ -171,7 +177,7 @@ def test_parameter_counts(name, count):
     assert sum(leaf.size for leaf in leaves) == count
 
 
-@pytest.mark.parametrize('name', RUN)
+@pytest.mark.parametrize('name', SOME)
 def test_every_endpoint_moves_the_logits(name):
     network, apply = running(name)
     none = zeros(network)
@@ -185,7 +191,7 @@ def test_every_endpoint_moves_the_logits(name):
         np.testing.assert_allclose(taps[endpoint], activations[endpoint] + step, rtol=1e-4)
 
 
-@pytest.mark.parametrize('name', RUN)
+@pytest.mark.parametrize('name', SOME)
 def test_step_at_the_last_layer_is_linear(name):
     """Behind the last layer is only an average and a classifier: d logits = mean(d) W."""
     network, apply = running(name)
@@ -203,6 +209,7 @@ def test_step_at_the_last_layer_is_linear(name):
     np.testing.assert_allclose(moved - plain, expected, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_branch_is_a_slice_of_its_block():
     network, apply = running('inception_v3')
     none = zeros(network)
@@ -215,7 +222,7 @@ def test_branch_is_a_slice_of_its_block():
     np.testing.assert_array_equal(taps['Mixed_6e'], np.concatenate(branches, axis=-1))
 
 
-@pytest.mark.parametrize('name', RUN)
+@pytest.mark.parametrize('name', SOME)
 def test_batch_of_two_is_two_batches_of_one(name):
     network, apply = running(name)
     pair, endpoints = apply(network.state, inputs(2), zeros(network, 2))
@@ -247,7 +254,9 @@ def test_endpoints_keep_their_order_and_add():
     assert list(endpoints.finish()) == ['b', 'a']
 
 
-@pytest.mark.parametrize('name', ['inception_v3', 'squeezenet1_1'])
+@pytest.mark.parametrize(
+    'name', [pytest.param('inception_v3', marks=pytest.mark.slow), 'squeezenet1_1']
+)
 def test_dropout_only_in_training(name):
     module = build(name, CLASSES, nnx.Rngs(0))
     module.train()
