@@ -91,7 +91,7 @@ class _Heads(Heads):
 
     def _erased(self, maps: jax.Array, classes: jax.Array) -> jax.Array:
         """Where A finds a class: bool [B,H,W]; nowhere in a map that is the same everywhere."""
-        return jax.lax.stop_gradient(min_max(class_map(maps, classes))) >= self.delta
+        return min_max(class_map(maps, classes)) >= self.delta
 
 
 def _without(erased: jax.Array, features: jax.Array) -> jax.Array:
