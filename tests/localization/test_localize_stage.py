@@ -164,10 +164,12 @@ def test_a_skipped_image_that_can_be_read_later_is_taken_up(
     resnet, source, with_broken, whole, tmp_path
 ):
     localize_split(settings(), resnet, with_broken, 'val', tmp_path)
-    skipped = contents(tmp_path / 'maps/val')
+    skipped, scores = contents(tmp_path / 'maps/val'), tmp_path / 'metrics.json'
+    scores.write_text('{}')
     localize_split(settings(), resnet, with_broken, 'val', tmp_path)
-    assert contents(tmp_path / 'maps/val') == skipped
+    assert contents(tmp_path / 'maps/val') == skipped and scores.exists()
     store = localize_split(settings(), resnet, source, 'val', tmp_path)
+    assert not scores.exists()  # they tell of the images without that one
     assert store.skipped() == {} and store.fact('status').tolist() == COUNT * [DONE]
     for name in FACTS:
         np.testing.assert_allclose(store.fact(name), whole[1].fact(name), rtol=1e-5)
