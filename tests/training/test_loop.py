@@ -616,6 +616,9 @@ def test_a_workdir_that_is_not_what_was_asked_for_is_one_line(opened, tmp_path):
     )
     (empty / 'checkpoints').mkdir()
     assert message(empty) == f'{empty / "checkpoints"}: holds no finished checkpoint'
+    (opened / 'checkpoints/steps.json').write_text('{"steps": [12]}')
+    expected = f'{opened / "checkpoints/steps.json"}: tells no number of steps; delete it'
+    assert message(opened).startswith(expected)
     (opened / 'checkpoints/steps.json').unlink()  # older versions noted none
     record = json.loads((opened / 'config.json').read_text())
     record['config']['train.epochs'] = 5
@@ -632,7 +635,9 @@ def test_a_network_without_batch_norm_and_a_batch_larger_than_the_data(sources, 
     config = replace(
         CONFIG, network=network, train=replace(TRAIN, batch_size=40, epochs=2, ema=0.0)
     )
+    (tmp_path / 'metrics.json').write_text('{}')
     train(config, *sources, tmp_path)
+    assert not (tmp_path / 'metrics.json').exists()  # it told of another network
     assert steps(tmp_path) == [('train', 1), ('val', 1), ('train', 2), ('val', 2)]
     start = load_network('tiny', num_classes=6, norm=False)
     found = named(network_of(tmp_path, sources, config).state)

@@ -53,13 +53,20 @@ class Training:
         return {k.removeprefix(start): v for k, v in self.config.items() if k.startswith(start)}
 
     def steps(self) -> tuple[int, int]:
-        """Of the last checkpoint, and of the whole training: 0 where nothing tells."""
+        """Of the last checkpoint, and of the whole training: 0 where nothing tells.
+
+        Raises:
+            WeightsError: what is noted of the training is damaged.
+        """
         from wsol_jax.training.checkpoints import Checkpoints
 
         with Checkpoints(self.workdir, read_only=True) as checkpoints:
             done = checkpoints.step()
-        if (self.workdir / _STEPS).exists():
-            return done, int(read_json(self.workdir / _STEPS).get('steps', 0))
+        if (note := self.workdir / _STEPS).exists():
+            total = read_json(note).get('steps')
+            if type(total) is not int:
+                raise WeightsError(f'{note}: tells no number of steps; delete it and run again')
+            return done, total
         rows = read_progress(self.workdir)  # older versions noted none
         ends = [int(r['step']) for r in rows if (r['stage'], r['split']) == ('train', 'val')]
         return done, self.config.get('train.epochs', 0) * min(ends, default=0)
