@@ -32,6 +32,7 @@ from wsol_jax.localization.localize import (
     compute_maps,
     emptied,
     filled_up,
+    given_classes,
     is_single,
     top_count,
 )
@@ -141,6 +142,7 @@ class ExportedMaps:
         """
         height, width, channels = self.header.input_shape
         given, indices = listed(images, channels), None
+        classes = given_classes(classes)
         if classes is not None:
             indices = class_indices(classes, len(given), self.header.num_classes)
         each = batches(given, (height, width), batch_size, channels)

@@ -233,6 +233,30 @@ def of_all_classes(toy, toy_images):
 HIRES = 'hires_cam', 'early'
 
 
+@pytest.mark.parametrize(
+    'classes',
+    [
+        (row for row in [[1, 2], [3], [0], [5, 4, 2]]),
+        np.array([[1, 2], [3], [0], [5, 4, 2]], object),
+        [range(1, 3), np.array(3), jnp.array([0]), (5, 4, 2)],
+    ],
+)
+def test_lists_of_classes_come_in_many_forms(toy, toy_images, classes):
+    result = localize(toy, toy_images, ('dgl',), ('early',), classes)
+    assert result.classes.tolist() == [[1, 2, -1], [3, -1, -1], [0, -1, -1], [5, 4, 2]]
+
+
+@pytest.mark.parametrize('wrong', [None, {1, 2}, [[1], [2, 3]], [], [1.0, 2.0], 'a', [2**70]])
+def test_a_list_of_classes_that_is_none_is_named(toy, toy_images, wrong):
+    with pytest.raises(ValueError, match=r'^classes\[1\] must be one class index or several, got'):
+        localize(toy, toy_images, ('dgl',), ('early',), [[1, 2], wrong, [3], [4]])
+
+
+def test_the_map_of_a_head_that_the_network_does_not_have(toy, toy_images):
+    with pytest.raises(ValueError, match="unknown localization method 'acol'.* no trained head"):
+        localize(toy, toy_images, ('acol',))
+
+
 def test_several_classes_are_the_sum_of_their_scores(toy, toy_images, of_all_classes):
     labels = np.array([[1, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0], [1] * 6, [0, 0, 1, 0, 1, 1]], bool)
     for flip in (False, True):

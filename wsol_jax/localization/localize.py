@@ -1,6 +1,6 @@
 """Localization maps of any network: the compiled program, and the call for notebooks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -187,6 +187,7 @@ def localize(
     """
     check_network(network)
     check_options(localize, options)
+    classes = given_classes(classes)
     channels, shape = network.input_shape[2], resized_shape(network.input_shape[:2], resize)
     given = listed(images, channels)
     plan = make_plan(network, methods, layers, **options)
@@ -268,18 +269,34 @@ def class_indices(classes: Any, batch: int, num_classes: int) -> np.ndarray:
     return indices.reshape(batch, -1).astype(np.int32)
 
 
+def given_classes(classes: Any) -> Any:
+    """Classes as `class_indices` takes them: lists for iterators and for arrays of objects."""
+    if isinstance(classes, np.ndarray) and classes.dtype == object:
+        return classes.tolist()
+    return list(classes) if isinstance(classes, Iterator) else classes
+
+
 def _is_ragged(classes: Any) -> bool:
     """Whether some images have more classes than others."""
-    return isinstance(classes, list | tuple) and len({np.size(some) for some in classes}) > 1
+    return isinstance(classes, list | tuple) and _array(classes) is None
+
+
+def _array(values: Any) -> np.ndarray | None:
+    """None of what is no array: its parts differ in length."""
+    try:
+        return np.asarray(values)
+    except ValueError:
+        return None
 
 
 def _padded(classes: Sequence[Any]) -> np.ndarray:
-    rows = [np.atleast_1d(some) for some in classes]
-    for i, row in enumerate(rows):
-        if row.ndim > 1 or not row.size or row.dtype.kind not in 'iu' or row.min() < 0:
-            raise ValueError(
-                f'classes[{i}] must be one class index or several, got {shown(classes[i])}'
-            )
+    rows: list[np.ndarray] = []
+    for i, some in enumerate(classes):
+        row = None if (array := _array(some)) is None else np.atleast_1d(array)
+        whole = row is not None and row.ndim == 1 and row.dtype.kind in 'iu'
+        if row is None or not (whole and row.size and row.min() >= 0):
+            raise ValueError(f'classes[{i}] must be one class index or several, got {shown(some)}')
+        rows.append(row)
     padded = np.full((len(rows), max(map(len, rows))), NO_CLASS)
     for row, place in zip(rows, padded, strict=True):
         place[: len(row)] = row

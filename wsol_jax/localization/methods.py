@@ -103,5 +103,6 @@ def _by_name(name: str, alpha: float, own: Method | None) -> Method:
         return own
     if name not in METHODS:
         known = [*METHODS, *([own.name] if own else [])]
-        raise ValueError(unknown_name('localization method', name, known))
+        without = '' if own else '; the network has no trained head, which would have a map, too'
+        raise ValueError(unknown_name('localization method', name, known) + without)
     return METHODS[name](alpha) if name in ('dgl', 'sgl_g2') else METHODS[name]()
