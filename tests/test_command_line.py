@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 # A disk that is full for many files at once, again and again: what is left of them comes late.
 FULL = """import resource, signal, sys
 from pathlib import Path
@@ -58,3 +60,13 @@ run_command(main)
     assert run.returncode == 0
     for message in ('RuntimeError: a bug', 'RuntimeError: another'):
         assert message in run.stderr.splitlines()
+
+
+@pytest.mark.parametrize('module', ['main --help', 'models'])
+def test_who_reads_a_few_lines_only_sees_no_error(module):
+    """`python -m wsol_jax.main --help | head -3`, whose `head` ends first."""
+    command = [sys.executable, '-u', '-m', *f'wsol_jax.{module}'.split()]
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as run:
+        run.stdout.close()
+        assert (run.stderr.read(), run.wait(100)) == (b'', 0)

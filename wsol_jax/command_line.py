@@ -13,7 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from wsol_jax.config import ConfigError, check_key
-from wsol_jax.interrupts import exit_code, stop_like_ctrl_c
+from wsol_jax.interrupts import exit_code, readers_may_leave, stop_like_ctrl_c
 from wsol_jax.names import shortened
 from wsol_jax.settings import Config
 
@@ -96,8 +96,9 @@ def _check_flags(argv: Sequence[str]) -> str:
         flags.DEFINE_boolean(name, False, '', short_name=short, flag_values=plain)
     arguments = plain(argv, known_only=True)
     if plain.help or plain.helpshort or plain.helpfull:
-        app.usage(shorthelp=not plain.helpfull, writeto_stdout=True)
-        print(f'Settings:\n{settings_help()}')
+        with readers_may_leave():
+            app.usage(shorthelp=not plain.helpfull, writeto_stdout=True)
+            print(f'Settings:\n{settings_help()}')
         sys.exit(0)
     for argument in arguments:
         if override := re.match(r'--?(?:no)?config\.([^=]*)', argument):

@@ -10,6 +10,7 @@ from flax import nnx
 
 from wsol_jax.config import Config, ConfigError
 from wsol_jax.data import Source, open_source
+from wsol_jax.interrupts import readers_may_leave
 from wsol_jax.localization.task import LOCALIZATION
 from wsol_jax.models import Network, as_network, build
 from wsol_jax.offline import check_origin
@@ -70,8 +71,9 @@ def _run_stages(config: Config, workdir: Path, task: Task) -> None:
         sources = {s: splits(s) for s in config.localize.splits}
         task.evaluate(config, sources, workdir, network() if task.needs_network(config) else None)
     if 'report' in config.stages:
-        print(task.report(config, splits(config.localize.splits[-1]), workdir))
-        print(f'Page: {workdir / "report.html"}')
+        text = task.report(config, splits(config.localize.splits[-1]), workdir)
+        with readers_may_leave():
+            print(text, f'Page: {workdir / "report.html"}', sep='\n')
 
 
 def _train(config: Config, workdir: Path, task: Task, splits: Splits) -> None:

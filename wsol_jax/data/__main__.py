@@ -8,7 +8,7 @@ from wsol_jax.data.files import printable
 from wsol_jax.data.records import ORIENTATIONS, DataError
 from wsol_jax.data.tfds import prepare
 from wsol_jax.data.tfds_builders import BUILDERS
-from wsol_jax.interrupts import exit_code, stop_like_ctrl_c
+from wsol_jax.interrupts import exit_code, readers_may_leave, stop_like_ctrl_c
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _check(root: str, orientation: str) -> int:
     report = check_folder(root, orientation)
-    print(report.text())
+    with readers_may_leave():
+        print(report.text())
     return 1 if report.problems else 0
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from flax import nnx
 
+from wsol_jax.interrupts import readers_may_leave
 from wsol_jax.models.network import Network, sides
 from wsol_jax.models.zoo import DEFAULT_CLASSES, NETWORKS, RECIPES, build
 
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f'--size {chosen.size}; it must be at least {SMALLEST}')
     try:
         names = [chosen.name] if chosen.name else NETWORKS
-        print('\n\n'.join(describe(name, chosen.size) for name in names))
+        with readers_may_leave():
+            print('\n\n'.join(describe(name, chosen.size) for name in names))
     except ValueError as error:
         parser.error(str(error))
 
