@@ -217,6 +217,11 @@ def test_wrong_config_files(tmp_path, file, message):
             "tiny.py sets no 'padding' that could be overridden; "
             'give all of them: --config.network.options="{...}"',
         ),
+        (
+            'train.options.dleta=0.7',
+            "tiny.py sets no 'dleta' that could be overridden; "
+            'give all of them: --config.train.options="{...}"',
+        ),
         ('localize.scales=a', "config.localize.scales[0] must be of type float, got 'a'"),
         ('localize.splits=()', 'config.localize.splits must name at least one, and none twice'),
         (
@@ -354,6 +359,10 @@ NETWORKS = 'inception_v3, resnet10, resnet18, resnet34, resnet50, resnet101'
         ),
         (['train.method=acl'], "unknown method in config.train.method 'acl'; did you mean 'acol'?"),
         (['localize.methods=("acol",)'], "unknown localization method 'acol'; "),
+        (
+            ['train.method=acol', 'localize.methods=("acol","cam")'],
+            'config.localize.methods: cam reads the weights of a linear layer, and acol trains ',
+        ),
         (['train.init_from=D'], 'D: holds no checkpoints; give the workdir of a training'),
         (['stages=evaluate'], 'no results in W/maps/val; run the stage localize first'),
         (['network.probability=sigmiod'], "unknown probability 'sigmiod'; did you mean 'sigmoid'?"),

@@ -84,7 +84,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         positional = flags.FLAGS(argv)
         getattr(CONFIG.value, 'keys', None)  # raises what was put off when the file was loaded
     except Exception as error:  # the config file is code: it may raise anything
-        raise ConfigError(shortened(_flags_message(file, error))) from error
+        raise ConfigError(shortened(_flags_message(file, argv, error))) from error
     return positional
 
 
@@ -111,7 +111,7 @@ def _check_flags(argv: Sequence[str]) -> str:
     return file
 
 
-def _flags_message(file: str, error: Exception) -> str:
+def _flags_message(file: str, argv: Sequence[str], error: Exception) -> str:
     """One line; for an error inside the config file, with its line number."""
     causes = list(_causes(error))
     for cause in causes:
@@ -123,7 +123,8 @@ def _flags_message(file: str, error: Exception) -> str:
     if isinstance(error, flags.Error) and '\n' not in str(error):
         return str(error)
     if isinstance(causes[-1], KeyError):
-        options = '--config.network.options="{...}"'
+        found = re.search(r'--?config\.(\w+)\.options\.', '\n'.join(argv))
+        options = f'--config.{found[1] if found else "network"}.options="{{...}}"'
         return f'{file} sets no {causes[-1]} that could be overridden; give all of them: {options}'
     return f'{file}: {_one_line(causes[-1])}'
 

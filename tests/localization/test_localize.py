@@ -253,7 +253,7 @@ def test_a_list_of_classes_that_is_none_is_named(toy, toy_images, wrong):
 
 
 def test_the_map_of_a_head_that_the_network_does_not_have(toy, toy_images):
-    with pytest.raises(ValueError, match="unknown localization method 'acol'.* no trained head"):
+    with pytest.raises(ValueError, match=r"unknown localization method 'acol'.* no trained head"):
         localize(toy, toy_images, ('acol',))
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from wsol_jax.config import Config
+from wsol_jax.config import Config, ConfigError
 from wsol_jax.data import Source, check_training
 from wsol_jax.evaluation.protocols import protocol
 from wsol_jax.evaluation.stage import evaluate
@@ -20,7 +20,14 @@ def _check(config: Config) -> None:
 
 
 def _check_network(config: Config, network: Network) -> None:
-    plan_of(config.localize, network)
+    plan = plan_of(config.localize, network)
+    last = [m.name for fused in plan.methods for m in fused if m.where == 'last']
+    if last and network.own_map:
+        name = network.own_map.name
+        raise ConfigError(
+            f'config.localize.methods: {last[0]} reads the weights of a linear layer, and {name} '
+            f'trains heads that take its place; ask for {name!r} or grad_cam instead'
+        )
     check_target(config.localize.classes, network)
 
 
