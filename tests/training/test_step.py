@@ -361,9 +361,11 @@ def test_a_loss_that_breaks_its_contract_is_told():
     class Wrong(TrainedMethod):
         values: tuple = ()
         shape: tuple = (8,)
+        best: tuple = ('accuracy', 'max')
 
         def loss(self, outputs, batch, step):
-            return jnp.zeros(self.shape), {n: jnp.zeros(s) for n, s in self.values}
+            found = jnp.zeros(self.shape), {n: jnp.zeros(s) for n, s in self.values}
+            return found if self.shape else found[0]
 
     module = Tiny(nnx.Rngs(0), norm=False)
     facts = {'preprocessing': Preprocessing((128.0,) * 3, (64.0,) * 3), 'input_size': 4}
@@ -371,6 +373,9 @@ def test_a_loss_that_breaks_its_contract_is_told():
     for options, message in [
         ({'shape': (8, 3)}, r'the loss of Wrong must be \[B\] or a number, got \[8, 3\]'),
         ({'values': (('step', (8,)),)}, "the loss of Wrong names a value 'step', which is taken"),
+        ({'values': (('right', (8,)),)}, "the loss of Wrong names a value 'right', which is taken"),
+        ({'shape': ()}, 'the loss of Wrong must return the losses and a dict of named values'),
+        ({'best': ('loss', 'least')}, "best of Wrong must be the 'max' or the 'min', got 'least'"),
         ({'values': (('share', ()),)}, r"'share' of Wrong must be \[B\], got \[\]"),
         ({'values': (('acuracy', (8,)),)}, "told by an unknown value 'accuracy'; did you mean "),
     ]:

@@ -25,8 +25,8 @@ from wsol_jax.training.optimizer import (
 )
 
 _OWN = 0x0E7  # sets the keys that a method draws with apart from those of dropout
-# Columns of progress.csv that are no values of a loss.
-RESERVED = ('loss', 'images', 'images_per_second', 'stage', 'split', 'step')
+# Columns of progress.csv that are no values of a loss; and what older checkpoints have of a row.
+RESERVED = ('loss', 'images', 'images_per_second', 'stage', 'split', 'step', 'right')
 
 
 class Measured(NamedTuple):
@@ -157,7 +157,11 @@ def _measured(
     classes = labels[:, 0] if labels is not None and labels.shape[1] == 1 else None
     found = outputs_of(module, inputs, None, classes)
     logits, extras = jax.tree.map(_single, (found.logits, found.extras))
-    losses, values = method.loss(Outputs(logits, found.endpoints, extras), shard, step)
+    given = method.loss(Outputs(logits, found.endpoints, extras), shard, step)
+    if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], dict)):
+        kind = type(method).__name__
+        raise ValueError(f'the loss of {kind} must return the losses and a dict of named values')
+    losses, values = given
     _check_values(method, values, jnp.shape(losses), shard.valid.shape)
     return losses, values
 
@@ -181,6 +185,8 @@ def _check_values(
             raise ValueError(f'the loss of {kind} names a value {name!r}, which is taken')
         if jnp.shape(value) != images:
             raise ValueError(f'{name!r} of {kind} must be [B], got {list(jnp.shape(value))}')
+    if method.best[1] not in ('max', 'min'):
+        raise ValueError(f"best of {kind} must be the 'max' or the 'min', got {method.best[1]!r}")
     if method.best[0] not in ('loss', *values):
         known = unknown_name('value', method.best[0], ('loss', *values))
         raise ValueError(f'the best epoch of {kind} is told by an {known}')
