@@ -1,13 +1,14 @@
 """A task that is not localization goes through training, resume, evaluation and the page."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_task import WIDTHS, width_of
+from toy_task import WIDTHS, WidthRegression, width_of
 
 from wsol_jax.config import read_config
-from wsol_jax.data import Shapes, decode_image
+from wsol_jax.data import DataError, Shapes, decode_image, training_batches
 from wsol_jax.maps.columns import Store
 from wsol_jax.run import load_classifier, run
 from wsol_jax.training.checkpoints import Checkpoints
@@ -73,3 +74,26 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatc
     run(CONFIG, tmp_path / 'W', WIDTHS)
     for name in ('metrics.json', 'report.html'):
         assert (tmp_path / 'W' / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_record_that_is_wrong_costs_no_step(finished, tmp_path):
+    def targets(record):
+        if record.image_id == late:
+            raise DataError(f'{late}: no width')
+        return width_of(record)
+
+    class Picky(WidthRegression):
+        def targets(self, required):
+            return targets
+
+    batches = training_batches(Shapes('train', 22, size=32), 32, 8, CONFIG.seed, range(3))
+    late = list(batches)[2].image_ids[3]
+    config = replace(CONFIG, train=replace(CONFIG.train, checkpoint_every=1000))
+    with pytest.raises(DataError, match='no width'):
+        run(config, tmp_path / 'W', replace(WIDTHS, method=lambda config: Picky()))
+    with Checkpoints(tmp_path / 'W', read_only=True) as checkpoints:
+        assert checkpoints.step() == 1
+    late = ''
+    run(config, tmp_path / 'W', replace(WIDTHS, method=lambda config: Picky()))
+    metrics = (tmp_path / 'W/metrics.json').read_bytes()
+    assert metrics == (finished / 'metrics.json').read_bytes()

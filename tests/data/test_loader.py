@@ -353,3 +353,22 @@ def test_a_read_that_fails_is_tried_again(tmp_path, monkeypatch, number, fails, 
         lasting = {0: f'{file}: Permission denied'}
         assert next(batches).errors == (lasting if number == errno.EACCES else {})
     assert len(tried) == tries
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_targets_of_another_shape_name_the_image(workers):
+    with pytest.raises(DataError, match=r"00002.png: target 'x' has shape \[2\], that .* \[1\]"):
+        list(evaluation_batches(Shapes('val', 4), SIZE, 4, workers=workers, targets=uneven))
+
+
+def test_a_target_that_an_image_lacks_is_named():
+    with pytest.raises(DataError, match=r"00001.png: target 'x' has none, that .*00000.png \[1\]"):
+        list(evaluation_batches(Shapes('val', 4), SIZE, 4, targets=lacking))
+
+
+def uneven(record):
+    return {'x': np.zeros(1 + (record.image_id == 'val/00002.png'), np.float32)}
+
+
+def lacking(record):
+    return {'x': np.zeros(1)} if record.image_id == 'val/00000.png' else {}

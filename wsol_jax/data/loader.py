@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 
 from wsol_jax.data.augment import AugmentConfig, augment
 from wsol_jax.data.decode import decode_image, resize_image
-from wsol_jax.data.records import UNLABELLED, BadImage, Pixels, ReadError, Record, Source, Targets
+from wsol_jax.data.records import (
+    UNLABELLED,
+    BadImage,
+    DataError,
+    Pixels,
+    ReadError,
+    Record,
+    Source,
+    Targets,
+)
 from wsol_jax.interrupts import deaf_children, end_with_parent
 
 THREADS = 8
@@ -281,9 +290,22 @@ def _collate(items: list[_Item], size: tuple[int, int], batch_size: int) -> Batc
         if item.image is not None:
             images[row], valid[row] = item.image, True
     errors = {item.position: item.error for item in items if item.error}
-    targets = {k: _padded([i.targets[k] for i in items], batch_size) for k in items[0].targets}
+    targets = {name: _padded(_targets(items, name), batch_size) for name in items[0].targets}
     names = (*(item.image_id for item in items), *([''] * (batch_size - len(items))))
     return Batch(images, targets, index, valid, errors, names)
+
+
+def _targets(items: Sequence[_Item], name: str) -> list[NDArray[Any]]:
+    """What each image has of a target."""
+    first = np.shape(items[0].targets[name])
+    for item in items:
+        if name not in item.targets or np.shape(item.targets[name]) != first:
+            has = f'shape {list(np.shape(item.targets[name]))}' if name in item.targets else 'none'
+            raise DataError(
+                f'{item.image_id}: target {name!r} has {has}, that of {items[0].image_id} '
+                f'{list(first)}; a batch needs one shape'
+            )
+    return [np.asarray(item.targets[name]) for item in items]
 
 
 def _padded(rows: Sequence[NDArray[Any]], count: int) -> NDArray[Any]:

@@ -165,7 +165,7 @@ class _Run:
                         self._one_step(shard, progress)
                     if self._step % self._epoch_steps == 0:
                         self._end_epoch(val_source, size, last=self._step == total)
-        except (KeyboardInterrupt, ReadError, ReaderKilled):
+        except (KeyboardInterrupt, DataError, ReadError, ReaderKilled):
             # Not where an epoch ends: going on from there would leave its evaluation out.
             if self._step % self._epoch_steps:
                 self._save()
