@@ -16,6 +16,7 @@ from wsol_jax.data import DataError, Record, Shapes, WsolFolder, decode_image, r
 from wsol_jax.evaluation.boxes import rescale_boxes
 from wsol_jax.evaluation.faithfulness import faithfulness, summarize
 from wsol_jax.evaluation.stage import evaluate
+from wsol_jax.evaluation.truth import label_of
 from wsol_jax.localization.localize import localize
 from wsol_jax.localization.stage import localize_split
 from wsol_jax.maps.boxes import boxes_from_map
@@ -693,6 +694,12 @@ def test_several_labels_of_an_image_with_an_object_are_an_error(tmp_path):
     with pytest.raises(DataError, match=r'^b\.png has 2 labels; scores of localization need one'):
         evaluate(CONFIG, {'val': source}, tmp_path)
     assert not (tmp_path / 'metrics.json').exists()
+
+
+def test_several_labels_of_an_image_with_a_mask_are_an_error():
+    several = replace(record('b.png', masks=((b'', None),)), labels=(0, 3))
+    with pytest.raises(DataError, match=r'^b\.png has 2 labels; scores of localization need one'):
+        label_of(several)
 
 
 def test_several_labels_without_an_object_count_in_classification(tmp_path):

@@ -60,3 +60,7 @@ def test_heads_leave_the_network_as_it_is():
         f'heads.{head}.{layer}' for head in 'ab' for layer in ('classifier', 'conv1', 'conv2')
     ]
     assert not np.array_equal(found['heads.a.conv1.kernel'], found['heads.b.conv1.kernel'])
+    other = build('resnet10', 3, nnx.Rngs(4), width=2)
+    add_heads('resnet10', other, ACoL(width=4), 5)
+    moved = weights(other)['heads.a.conv1.kernel']
+    assert not np.array_equal(found['heads.a.conv1.kernel'], moved)  # the seed's
