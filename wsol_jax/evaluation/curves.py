@@ -52,10 +52,8 @@ class Curves:
     @classmethod
     def zero(cls, thresholds: np.ndarray) -> 'Curves':
         """Of no image."""
-        per_iou, bins = (
-            np.zeros((len(IOUS), len(thresholds)), int),
-            np.zeros(len(thresholds) + 2, int),
-        )
+        per_iou = np.zeros((len(IOUS), len(thresholds)), int)
+        bins = np.zeros(len(thresholds) + 2, int)
         return cls(thresholds, per_iou, per_iou, bins, bins, np.zeros(len(thresholds)))
 
     def __add__(self, other: 'Curves') -> 'Curves':

@@ -111,13 +111,10 @@ class Table:
     def curves(self) -> Curves:
         """What the images add up to at every threshold; its histograms have T + 2 bins."""
         levels = np.array(IOUS)[:, None, None]
-        bins, kinds = (
-            np.zeros((2, len(self.thresholds) + 2), int),
-            (self.foreground, self.background),
-        )
+        bins = np.zeros((2, len(self.thresholds) + 2), int)
         ious = np.zeros((len(self), len(self.thresholds)))
         if self.foreground.size:
-            bins[:] = [kind.sum(axis=0) for kind in kinds]
+            bins[:] = self.foreground.sum(axis=0), self.background.sum(axis=0)
             ious[:] = np.nan_to_num(self.mask_overlap[:, 0])
         return Curves(
             self.thresholds,
