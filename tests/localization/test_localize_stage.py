@@ -15,6 +15,7 @@ from wsol_jax.data.records import NamedClasses
 from wsol_jax.evaluation.stage import evaluate
 from wsol_jax.localization.localize import localize
 from wsol_jax.localization.stage import localize_split
+from wsol_jax.localization.task import LOCALIZATION
 from wsol_jax.maps import columns as store_module
 from wsol_jax.maps.columns import DONE, SKIPPED
 from wsol_jax.maps.store import MapStore
@@ -236,6 +237,15 @@ def test_all_labels_of_an_image_are_localized(resnet, with_broken, whole, tmp_pa
             scale = np.abs(map_).max()
             found = store.read(key, k, k + 1)[0, at]
             np.testing.assert_allclose(found, map_, rtol=0, atol=5e-6 * scale)
+
+
+def test_what_cannot_be_scored_is_told_before_its_maps_are_computed(resnet, source, tmp_path):
+    records = Listed([several(record, k) for k, record in enumerate(source.records[:4])])
+    with pytest.raises(DataError, match=r'00001.png has 2 labels; scores of localization need one'):
+        LOCALIZATION.compute(settings(), resnet, records, 'val', tmp_path)
+    assert not (tmp_path / 'maps').exists()
+    config = replace(settings(), stages=('localize',))
+    assert LOCALIZATION.compute(config, resnet, records, 'val', tmp_path).pending().size == 0
 
 
 def test_a_second_label_the_network_does_not_have(resnet, source, tmp_path):

@@ -4,9 +4,12 @@ from pathlib import Path
 
 from wsol_jax.config import Config, ConfigError
 from wsol_jax.data import Source, check_training
+from wsol_jax.data.records import ListedRecords
 from wsol_jax.evaluation.protocols import protocol
 from wsol_jax.evaluation.stage import evaluate
+from wsol_jax.evaluation.truth import label_of
 from wsol_jax.localization.stage import check_target, localize_split, plan_of
+from wsol_jax.maps.store import MapStore
 from wsol_jax.models import Network
 from wsol_jax.report.results import read_metrics
 from wsol_jax.report.stage import report
@@ -31,6 +34,15 @@ def _check_network(config: Config, network: Network) -> None:
     check_target(config.localize.classes, network)
 
 
+def _compute(
+    config: Config, network: Network, source: Source, split: str, workdir: Path
+) -> MapStore:
+    if 'evaluate' in config.stages and isinstance(source, ListedRecords):
+        for i in range(len(source)):  # now: the maps take longer
+            label_of(source[i])
+    return localize_split(config, network, source, split, workdir)
+
+
 def _report(config: Config, source: Source, workdir: Path) -> str:
     metrics = read_metrics(workdir, config.localize.splits[-1])
     return report(config, metrics, source, workdir)
@@ -38,7 +50,7 @@ def _report(config: Config, source: Source, workdir: Path) -> str:
 
 LOCALIZATION = Task(
     method=lambda config: make_method(config.train),
-    compute=localize_split,
+    compute=_compute,
     evaluate=evaluate,
     report=_report,
     needs_network=lambda config: config.evaluate.faithfulness > 0,
