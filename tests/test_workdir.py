@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from wsol_jax import workdir as workdir_module
 from wsol_jax.config import ConfigError, LocalizeConfig, TrainConfig, flatten, read_config
 from wsol_jax.data.files import MARKER
 from wsol_jax.workdir import (
@@ -304,3 +305,19 @@ def test_what_older_versions_did_without_a_setting(tmp_path, source, orientation
     message = r"made with data\.orientation='stored', now it is 'auto'"
     with pytest.raises(ConfigError, match=message):
         open_workdir(tmp_path, config)
+
+
+def test_a_run_leaves_the_index_of_the_repository_alone(tmp_path, monkeypatch):
+    """Git would write it anew, under a lock, when only the time of a file has changed."""
+    git = ['git', '-C', str(tmp_path), '-c', 'user.name=n', '-c', 'user.email=e@x']
+    file = tmp_path / 'a.py'
+    file.write_text('')
+    for command in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'A file']):
+        subprocess.run(git + command, check=True)
+    os.utime(file, (1, 1))
+    before = (tmp_path / '.git/index').read_bytes()
+    monkeypatch.setattr(workdir_module, '__file__', str(file))
+    assert len(workdir_module._git_revision()) == 12
+    assert (tmp_path / '.git/index').read_bytes() == before
+    file.write_text('changed')
+    assert workdir_module._git_revision().endswith('-dirty')

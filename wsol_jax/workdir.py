@@ -246,8 +246,14 @@ def _environment() -> dict[str, Any]:
 
 
 def _git_revision() -> str:
-    here = Path(__file__).parent
-    command = ['git', '-C', str(here), 'describe', '--always', '--dirty', '--abbrev=12']
+    # `describe --dirty` takes a lock: commits beside it fail, and a killed run leaves it behind.
+    revision = _git('describe', '--always', '--abbrev=12')
+    changed = revision and _git('status', '--porcelain', '--untracked-files=no')
+    return f'{revision}-dirty' if changed else revision
+
+
+def _git(*arguments: str) -> str:
+    command = ['git', '--no-optional-locks', '-C', str(Path(__file__).parent), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
