@@ -757,7 +757,8 @@ def test_broken_images_and_padding_of_val_do_not_count(tmp_path):
 
     program = loop.Program(None, None, tells)
     devices, skipped = loop.local_devices('jit'), loop.SkipList(tmp_path)
-    arguments = (program, devices, None, broken('val', 14, (4,)), SIDE, CONFIG, skipped)
+    source = broken('val', 14, (4,))
+    arguments = (program, devices, None, source, SIDE, CONFIG, Labels(), skipped)
     # Image 10 is the only four of 13 that is left.
     assert loop._means(*arguments) == {'loss': 7.0, 'is_four': pytest.approx(100 / 13)}
 
