@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         from_linen,
         from_nnx,
     )
-    from wsol_jax.show import show
+    from wsol_jax.pictures import show
     from wsol_jax.training.trained import load_network
 
 __all__ = [
@@ -71,7 +71,7 @@ __getattr__, __dir__ = lazy(
         'load_network': 'training.trained',
         'localize': 'localization.localize',
         'score_map': 'maps.score',
-        'show': 'show',
+        'show': 'pictures',
         **dict.fromkeys(('data', 'evaluation', 'localization', 'maps', 'models', 'report'), ''),
     },
 )

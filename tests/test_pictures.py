@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from wsol_jax import Localization, boxes_from_map
+from wsol_jax.pictures import show
 from wsol_jax.report.overlay import BOX_COLOR, TRUE_COLOR, blend
-from wsol_jax.show import show
 
 # Viridis at 0, 3 / 4 and 1, as published.
 DARK, UPPER, BRIGHT = np.array([[0x44, 0x01, 0x54], [0x5D, 0xC8, 0x63], [0xFD, 0xE7, 0x25]])
