@@ -78,6 +78,7 @@ def alive(pid):
 
 
 @pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='looks for processes in /proc')
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('number', 'whom', 'code'),
     [

@@ -17,6 +17,8 @@ from test_parallel import saved
 from wsol_jax.maps.columns import CHUNK
 from wsol_jax.maps.store import MapStore
 
+pytestmark = pytest.mark.slow  # runs that are killed, and go on
+
 INTERRUPTED = 'interrupted; the same command goes on from here\n'
 
 

@@ -60,6 +60,7 @@ def test_the_page_has_the_scores(finished):
     assert '<h1>Widths</h1>' in text and f'<td class="number">{error:.4g}</td>' in text
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatch):
     saved = Checkpoints.save
 
@@ -76,6 +77,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatc
         assert (tmp_path / 'W' / name).read_bytes() == (finished / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_record_that_is_wrong_costs_no_step(finished, tmp_path):
     def targets(record):
         if record.image_id == late:

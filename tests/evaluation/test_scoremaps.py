@@ -485,6 +485,7 @@ def running(process):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='finds processes in /proc')
 @pytest.mark.parametrize('victim', ['worker', 'command'])
 def test_killed_in_the_middle(tmp_path, victim):
