@@ -51,6 +51,8 @@ SIGNS = {  # that a stage is at work: a number that grows
 def kill_in(stage, folder, pause):
     """Goes on with a run and kills it soon after a sign of life of a stage."""
     workdir, sign = folder / 'W', SIGNS[stage]
+    if stage == 'evaluate':  # may have ended before it was killed
+        (workdir / 'metrics.json').unlink(missing_ok=True)
     before, deadline = sign(workdir), time.monotonic() + 100
     process = begin(folder)
     while sign(workdir) <= before:
