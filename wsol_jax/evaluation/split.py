@@ -137,10 +137,6 @@ class SplitMaps(StoredSplit):
 
     store: MapStore
 
-    def __init__(self, name: str, source: Source, store: MapStore):
-        """Opens a split, see `StoredSplit`."""
-        super().__init__(name, source, store)
-
     @property
     def without_object(self) -> int:
         """How many readable images have no box and no mask, where others have some.

@@ -24,7 +24,7 @@ from wsol_jax.data import (
     training_batches,
 )
 from wsol_jax.data.loader import ReaderKilled
-from wsol_jax.data.records import ReadError, Targets
+from wsol_jax.data.records import Targets
 from wsol_jax.interrupts import uninterrupted
 from wsol_jax.models import (
     Preprocessing,
@@ -165,7 +165,7 @@ class _Run:
                         self._one_step(shard, progress)
                     if self._step % self._epoch_steps == 0:
                         self._end_epoch(val_source, size, last=self._step == total)
-        except (KeyboardInterrupt, DataError, ReadError, ReaderKilled):
+        except (KeyboardInterrupt, DataError, ReaderKilled):
             # Not where an epoch ends: going on from there would leave its evaluation out.
             if self._step % self._epoch_steps:
                 self._save()
