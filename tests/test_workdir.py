@@ -284,6 +284,17 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     assert [p.name for p in (tmp_path / 'c').iterdir()] == ['d.json']
 
 
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    unfinished = [tmp_path / n for n in ('.metrics.json.7', 'boxes/.val.csv.31', 'maps/t/.a.csv.5')]
+    others = [tmp_path / n for n in ('boxes/val.csv', 'boxes/.val.csv', 'note.7', 'maps/t/top/0.0')]
+    for file in (*unfinished, *others):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    with locked(tmp_path):
+        assert [file.exists() for file in unfinished] == [False] * 3
+        assert all(file.exists() for file in others)
+
+
 @pytest.mark.parametrize(
     ('source', 'orientation', 'refused'),
     [

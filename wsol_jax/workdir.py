@@ -42,6 +42,7 @@ _PACKAGES = (
     'numpy',
     'opencv-python-headless',
 )
+_UNFINISHED = re.compile(r'\..+\.\d+')  # the temporary names of `written_whole`
 # What a spreadsheet takes for a formula, also behind apostrophes: those of the text stay apart.
 _FORMULA = re.compile(r"'*[=+\-@\s\uff1d\uff0b\uff0d\uff20]")
 
@@ -70,7 +71,16 @@ def locked(path: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps(_this_process()) + '\n')
         file.flush()
+        _remove_unfinished(path)
         yield
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Removes what killed processes were writing: under the lock there is nobody else."""
+    for folder in ('.', 'boxes', 'figures', 'checkpoints', 'maps/*'):
+        for file in path.glob(f'{folder}/.*'):
+            if _UNFINISHED.fullmatch(file.name) and file.is_file():
+                file.unlink(missing_ok=True)
 
 
 def _lock(path: Path, file: IO[str]) -> None:
