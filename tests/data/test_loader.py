@@ -1,6 +1,5 @@
 import errno
 import os
-import pickle
 import threading
 import time
 from dataclasses import replace
@@ -21,7 +20,6 @@ from wsol_jax.data import (
 )
 from wsol_jax.data.augment import AugmentConfig, augment
 from wsol_jax.data.files import open_file
-from wsol_jax.data.loader import TrainingOrder
 from wsol_jax.data.records import ReadError
 
 SIZE = 28
@@ -269,18 +267,21 @@ def test_worker_processes_start_once(source):
     assert len(pids) == 1 and os.getpid() not in pids
 
 
-def test_the_order_of_a_long_training_is_small(monkeypatch):
-    made = []
-    new = np.random.default_rng
-    monkeypatch.setattr(np.random, 'default_rng', lambda seed: made.append(seed) or new(seed))
-    order = TrainingOrder(1000, 10, 7, range(100, 10**9))
-    assert len(order) == 10 * (10**9 - 100)
-    keys = [order[k] for k in range(2000)]
-    assert [epoch for epoch, _ in keys] == [1] * 1000 + [2] * 1000
-    assert [order[k] for k in (999, 1000)] == keys[999:1001] and made == [[7, 1], [7, 2]]
-    assert order[2000][0] == 3 and order[0] == keys[0] and made[2:] == [[7, 3], [7, 1]]
-    stored = pickle.dumps(order)
-    assert len(stored) < 200 and pickle.loads(stored)[1234] == keys[1234]
+@pytest.mark.parametrize('workers', [0, 2])
+def test_an_image_that_is_drawn_again_in_an_epoch_is_augmented_anew(source, workers):
+    """Three images of one class and one of another, which stands in every second place."""
+    records = Listed(replace(source[k], labels=(int(k == 2),)) for k in range(4))
+    facts = {'targets': Labels(), 'balanced': True, 'workers': workers}
+    batches = list(training_batches(records, SIZE, 2, 5, range(2, 6), **facts))
+    turns = {}
+    for step, batch in zip(range(2, 6), batches, strict=True):
+        assert sorted(batch.targets['labels'][:, 0]) == [0, 1] and batch.valid.all()
+        for k, image in zip(batch.index.tolist(), batch.images, strict=True):
+            turn = turns[step // 2, k] = turns.get((step // 2, k), 0) + 1
+            rng = np.random.default_rng([5, step // 2, k, turn])
+            expected = augment(decode_image(source[k]), SIZE, AugmentConfig(), rng)
+            np.testing.assert_array_equal(image, expected)
+    assert turns[1, 2] == turns[2, 2] == 2 and set(turns.values()) == {1, 2}
 
 
 def test_the_augmentation_is_chosen(source):

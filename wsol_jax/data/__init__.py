@@ -20,7 +20,8 @@ from wsol_jax.names import lazy, unknown_name
 
 if TYPE_CHECKING:
     from wsol_jax.data.check import Report, check_folder, check_training
-    from wsol_jax.data.loader import Batch, evaluation_batches, steps_per_epoch, training_batches
+    from wsol_jax.data.loader import Batch, evaluation_batches, training_batches
+    from wsol_jax.data.order import steps_per_epoch
     from wsol_jax.data.shapes import Shapes
     from wsol_jax.data.tfds import TfdsSource
 
@@ -60,7 +61,7 @@ __getattr__, __dir__ = lazy(
         'check_training': 'check',
         'Batch': 'loader',
         'evaluation_batches': 'loader',
-        'steps_per_epoch': 'loader',
+        'steps_per_epoch': 'order',
         'training_batches': 'loader',
         'Shapes': 'shapes',
         'TfdsSource': 'tfds',

@@ -1,11 +1,10 @@
 """Batches of decoded images from any source, read ahead by grain."""
 
-import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from wsol_jax.data.augment import AugmentConfig, augment
 from wsol_jax.data.decode import decode_image, resize_image
+from wsol_jax.data.order import Draw, TrainingOrder, images_of_classes
 from wsol_jax.data.records import (
     UNLABELLED,
     BadImage,
@@ -124,11 +124,14 @@ def training_batches(
     workers: int = 0,
     setting: AugmentConfig = _AUGMENT,
     targets: Targets = _nothing,
+    balanced: bool = False,
 ) -> Generator[Batch]:
     """The shuffled, augmented batches of some steps of a training, over all its epochs.
 
     Step k belongs to epoch k // m with m = `steps_per_epoch`: every image once in m steps.
     The order depends on (seed, epoch); the augmentation of an image on (seed, epoch, index) only.
+    Balanced, as many images are drawn in m steps, as often of each class that has some; one that
+    is drawn again in an epoch is augmented anew.
     The last batch of an epoch is filled up with the first images of the same order, their `valid`
     being False: batch normalization sees real images, the loss leaves them out. An image that does
     not decode keeps its place likewise, with another's pixels and the reason in `errors`.
@@ -142,8 +145,13 @@ def training_batches(
         workers: as in `evaluation_batches`; they start once, and read ahead over epochs.
         setting: the augmentation.
         targets: as in `evaluation_batches`.
+        balanced: draw every class equally often; all labels are read first.
+
+    Raises:
+        DataError: an image has no label, by which it is to be drawn.
     """
-    order = TrainingOrder(len(source), batch_size, seed, steps)
+    classes = images_of_classes(source) if balanced else ()
+    order = TrainingOrder(len(source), batch_size, seed, steps, classes)
     load = partial(_load_augmented, source, size, setting, seed, targets)
     items = _read_ahead(order, load, batch_size, workers)
     with closing(items):
@@ -151,52 +159,6 @@ def training_batches(
             batch = _collate(list(islice(items, batch_size)), (size, size), batch_size)
             valid = order.valid(step) & batch.valid
             yield replace(batch, images=_stood_in_for(batch), valid=valid)
-
-
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """How many batches hold each of `count` images once; the last one is filled up."""
-    return math.ceil(count / batch_size)
-
-
-class TrainingOrder:
-    """Which image stands where in the batches of a training: a sequence of (epoch, index).
-
-    Small and picklable however many steps there are; keeps the order of the two newest epochs.
-
-    Args:
-        count: images in the source.
-        batch_size: images in a batch.
-        seed: of the experiment.
-        steps: as in `training_batches`.
-    """
-
-    def __init__(self, count: int, batch_size: int, seed: int, steps: range) -> None:
-        self._arguments = (count, batch_size, seed, steps)
-        self._count, self._batch_size, self._steps = count, batch_size, steps
-        self._epoch_steps = steps_per_epoch(count, batch_size)
-        self._shuffled = lru_cache(maxsize=2)(partial(_shuffled, count, seed))
-
-    def __reduce__(self) -> tuple[type['TrainingOrder'], tuple[int, int, int, range]]:
-        # A cache cannot be pickled: a worker process makes its own.
-        return TrainingOrder, self._arguments
-
-    def __len__(self) -> int:
-        return len(self._steps) * self._batch_size
-
-    def __getitem__(self, position: int) -> tuple[int, int]:
-        batch, row = divmod(position, self._batch_size)
-        epoch, step = divmod(self._steps[batch], self._epoch_steps)
-        place = (step * self._batch_size + row) % self._count
-        return epoch, int(self._shuffled(epoch)[place])
-
-    def valid(self, step: int) -> NDArray[np.bool_]:
-        """Which rows [batch_size] of a step come first in their epoch, and so count."""
-        first = step % self._epoch_steps * self._batch_size
-        return first + np.arange(self._batch_size) < self._count
-
-
-def _shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def _stood_in_for(batch: Batch) -> Pixels:
@@ -272,11 +234,11 @@ def _load_augmented(
     setting: AugmentConfig,
     seed: int,
     targets: Targets,
-    key: tuple[int, int],
+    draw: Draw,
 ) -> _Item:
-    epoch, index = key
-    # The trailing 1 keeps this stream apart from the shuffle's: zeros at the end change nothing.
-    rng = np.random.default_rng([seed, epoch, index, 1])
+    epoch, index, turn = draw
+    # 1 and more keep this stream apart from the shuffle's: zeros at the end change nothing.
+    rng = np.random.default_rng([seed, epoch, index, 1 + turn])
     crop = partial(augment, size=size, setting=setting, rng=rng)
     return _load(source, crop, size + setting.margin, targets, index)
 
