@@ -29,7 +29,7 @@ class WidthHead(Heads):
         self.reads = (network.last_layer,)
         self.linear = nnx.Linear(network.shapes[network.last_layer][-1], 1, rngs=rngs)
 
-    def __call__(self, endpoints, classes):
+    def __call__(self, endpoints, classes, trunk):
         return {'logits': self.linear(jnp.mean(endpoints[self.reads[0]], axis=(1, 2)))}
 
 
@@ -43,7 +43,7 @@ class WidthRegression(TrainedMethod):
     def heads(self, network, rngs):
         return WidthHead(network, rngs)
 
-    def loss(self, outputs, batch, step):
+    def loss(self, outputs, batch, update):
         error = outputs.logits[:, 0] - batch.targets['width']
         return error**2, {'error': jnp.abs(error)}
 

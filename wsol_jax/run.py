@@ -12,12 +12,12 @@ from wsol_jax.config import Config, ConfigError
 from wsol_jax.data import Source, open_source
 from wsol_jax.interrupts import readers_may_leave
 from wsol_jax.localization.task import LOCALIZATION
-from wsol_jax.models import Network, as_network, build
+from wsol_jax.models import Network, as_network
 from wsol_jax.offline import check_origin
 from wsol_jax.task import Task
 from wsol_jax.training.loop import train
 from wsol_jax.training.method import TrainedMethod
-from wsol_jax.training.methods import add_heads
+from wsol_jax.training.methods import make_module
 from wsol_jax.training.trained import load_network, trained_network
 from wsol_jax.workdir import locked, open_workdir
 
@@ -93,9 +93,7 @@ def _as_built(config: Config, method: TrainedMethod, source: Source) -> Network:
     net, num_logits = config.network, method.num_logits(source)
 
     def built() -> nnx.Module:
-        module = build(net.name, num_logits, nnx.Rngs(0), **net.options)
-        add_heads(net.name, module, method, config.seed)
-        return module
+        return make_module(net.name, None, num_logits, method, config.seed, net.options)
 
     module = nnx.eval_shape(built)
     return as_network(net.name, module, probability=net.probability or None)

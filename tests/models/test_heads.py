@@ -6,7 +6,17 @@ import numpy as np
 from flax import nnx
 
 from wsol_jax.models import Network, Preprocessing
-from wsol_jax.models.heads import ConvHead, Heads, class_map, outputs_of
+from wsol_jax.models.heads import (
+    ConvHead,
+    Heads,
+    MapGenerator,
+    area,
+    class_map,
+    erased,
+    frozen,
+    outputs_of,
+)
+from wsol_jax.models.layers import ConvNorm, Dropout, Endpoints
 
 
 class Trunk(nnx.Module):
@@ -20,7 +30,7 @@ class Trunk(nnx.Module):
 class Means(Heads):
     """Logits are the mean colours, and there is the class that was given."""
 
-    def __call__(self, endpoints, classes):
+    def __call__(self, endpoints, classes, trunk):
         found = {'logits': endpoints['x'].mean((1, 2))}
         return found if classes is None else found | {'given': classes}
 
@@ -64,3 +74,82 @@ def test_the_map_of_a_class_is_what_cam_would_be():
     labels = jnp.array([3, 0])
     expected = jnp.einsum('bhwk,kb->bhw', hidden, weights[:, labels])
     np.testing.assert_allclose(class_map(head(features), labels), expected, rtol=1e-4, atol=1e-6)
+
+
+class Two(nnx.Module):
+    """Two layers with batch statistics and dropout; its logits are the mean of the second."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(3)
+        self.one = ConvNorm(3, 4, 1, rngs=rngs)
+        self.two = ConvNorm(4, 5, 1, relu=False, rngs=rngs)
+        self.dropout = Dropout(0.5, rngs=rngs)
+
+    def __call__(self, inputs, perturb=None):
+        endpoints = Endpoints(perturb)
+        x = endpoints.tap('one', self.one(inputs))
+        x = endpoints.tap('two', self.two(self.dropout(x)))
+        return x.mean((1, 2)), endpoints.finish()
+
+
+def halved(changes):
+    """What is left of the gradient of a score of `Two` with respect to its weights and inputs."""
+
+    def score(weights, inputs):
+        module = nnx.merge(graph, weights, rest, copy=True)
+        return jnp.sum(frozen(module)(inputs, changes)[0] ** 2)
+
+    graph, weights, rest = nnx.split(Two(), nnx.Param, ...)
+    return jax.grad(score, (0, 1))(weights, jnp.asarray(INPUTS))
+
+
+def test_a_frozen_copy_hands_gradients_to_its_inputs_alone():
+    of_weights, of_inputs = halved({})
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_weights))
+    assert np.abs(of_inputs).max() > 1e-3
+    one = jnp.ones((2, 4, 4, 4))
+    assert not np.any(halved({'one': lambda _: one})[1])  # replaced: nothing before it counts
+
+
+def test_a_frozen_copy_uses_batch_statistics_and_leaves_no_trace():
+    module, copy = Two(), nnx.clone(module := Two())
+    logits, _ = frozen(module)(INPUTS)
+    np.testing.assert_array_equal(module.one.bn.mean[...], 0)
+    np.testing.assert_array_equal(logits, copy(INPUTS)[0])  # same draws, statistics of the batch
+    assert np.any(copy.one.bn.mean[...])
+    np.testing.assert_array_equal(module(INPUTS)[0], logits)  # nor was a draw used up
+
+
+class Doubling(Heads):
+    """Doubles what goes on from an endpoint, and looks again with nothing there."""
+
+    def changes(self):
+        return {'one': lambda x: 2 * x}
+
+    def __call__(self, endpoints, classes, trunk):
+        empty, _ = trunk.again({'one': jnp.zeros_like})
+        return {'x': endpoints['one'], 'empty': empty, 'inputs': trunk.inputs}
+
+
+def test_heads_change_an_endpoint_and_run_the_network_again():
+    module = Two()
+    module.eval()
+    expected = module.one(INPUTS)
+    extra = jnp.full((2, 4, 4, 4), 0.25)
+    for perturb, base in (({}, expected), ({'one': extra}, expected + 0.25)):
+        module.heads = Doubling()
+        logits, endpoints, extras = outputs_of(module, INPUTS, perturb)
+        np.testing.assert_allclose(endpoints['one'], base, rtol=1e-6)
+        np.testing.assert_allclose(logits, module.two(2 * base).mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(extras['empty'], 0, atol=1e-7)  # of two: no bias, mean 0
+    np.testing.assert_array_equal(extras['inputs'], INPUTS)
+
+
+def test_shared_pieces_by_hand():
+    generator = MapGenerator(2, 3, rngs=nnx.Rngs(0))
+    generator.conv.kernel[...] = jnp.zeros((3, 3, 2, 3)).at[1, 1, 0].set(jnp.array([0.0, 1, -1]))
+    maps = generator(jnp.full((1, 2, 2, 2), np.log(3)))
+    np.testing.assert_allclose(maps[0, 1, 1], [0.5, 0.75, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(area(maps[..., 1]), [0.75], rtol=1e-6)
+    where = jnp.array([[[True, False], [False, False]]])
+    assert erased(jnp.ones((1, 2, 2, 2)), where)[0, ..., 1].tolist() == [[0, 1], [1, 1]]

@@ -254,6 +254,33 @@ def test_endpoints_keep_their_order_and_add():
     assert list(endpoints.finish()) == ['b', 'a']
 
 
+def test_endpoints_hand_on_what_a_function_makes_of_them():
+    added, double = jnp.array([10.0]), lambda x: 2 * x
+    endpoints = Endpoints({'a': double, 'b': (added, double)})
+    found = [float(endpoints.tap(name, jnp.array([1.0]))[0]) for name in 'ab']
+    endpoints.show('c', jnp.array([3.0]))
+    assert found == [2, 22]
+    assert {k: float(v[0]) for k, v in endpoints.finish().items()} == {'a': 1, 'b': 11, 'c': 3}
+    with pytest.raises(ValueError, match=r"'a' has shape \(2,\), it must be .*\(1,\)"):
+        Endpoints({'a': lambda _: jnp.zeros(2)}).tap('a', added)
+    for change in (added, double):
+        with pytest.raises(ValueError, match="'c' can be read alone"):
+            Endpoints({'c': change}).show('c', added)
+
+
+@pytest.mark.parametrize('name', ['resnet10', 'mobilenet_v1'])
+def test_what_lies_before_a_replaced_endpoint_is_not_computed(name):
+    network, _ = running(name)
+    late = network.layers()[-2]
+    value = jnp.ones((1, *network.endpoints(SIZE)[late]))
+
+    def flops(perturb):
+        logits = jax.jit(lambda s, x: network.apply(s, x, perturb)[0])
+        return logits.lower(network.state, inputs()).compile().cost_analysis()['flops']
+
+    assert flops({late: lambda _: value}) < 0.45 * flops({})
+
+
 @pytest.mark.parametrize(
     'name', [pytest.param('inception_v3', marks=pytest.mark.slow), 'squeezenet1_1']
 )

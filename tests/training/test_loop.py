@@ -666,7 +666,7 @@ class OfNoClass(TrainedMethod):
     def targets(self, required):
         return lambda record: {}
 
-    def loss(self, outputs, batch, step):
+    def loss(self, outputs, batch, update):
         return outputs.logits[:, 0] ** 2, {}
 
 
@@ -794,8 +794,8 @@ class OfMyOwn(TrainedMethod):
 
     best: ClassVar = ('share', 'min')
 
-    def loss(self, outputs, batch, step):
-        losses, _ = super().loss(outputs, batch, step)
+    def loss(self, outputs, batch, update):
+        losses, _ = super().loss(outputs, batch, update)
         mean = jax.numpy.sum(losses * batch.valid) / jax.numpy.maximum(batch.valid.sum(), 1)
         return mean, {'share': jax.nn.softmax(outputs.logits)[:, 0]}
 

@@ -48,10 +48,10 @@ def tiny_program(setting=SETTING, norm=True, rate=0.5):
     return program_of(setting, Tiny(nnx.Rngs(0), norm, rate))
 
 
-def program_of(setting, module):
+def program_of(setting, module, method=None):
     facts = {'preprocessing': Preprocessing((128.0,) * 3, (64.0,) * 3), 'input_size': 4}
     network = Network.from_module(module, name='tiny', **facts)
-    return compiled(setting, module, network), network
+    return compiled(setting, module, network, method), network
 
 
 def compiled(setting, module, network, method=None):
@@ -158,6 +158,27 @@ def test_what_is_frozen_stays_bit_by_bit():
     assert not np.allclose(states[-1].params['head']['kernel'], states[0].params['head']['kernel'])
     # Their running statistics are used: the loss is that of the network in inference.
     assert float(sums[0].mean_loss) == pytest.approx(cross_entropy(network(IMAGES)[0], 0), rel=1e-5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Freezing(TrainedMethod):
+    """Freezes all but the head."""
+
+    @property
+    def freeze(self):
+        return ('conv', 'norm', 'dropout')
+
+
+def test_a_method_freezes_like_the_settings_and_without_dropout():
+    networks = [Tiny(nnx.Rngs(0), rate=0.5) for _ in range(2)]
+    networks[1].dropout.rate = 0.0
+    facts = (replace(SETTING, freeze=()), networks[0]), (SETTING, networks[1])
+    programs = [program_of(*both, method=Freezing())[0] for both in facts]
+    (states, sums), (_, others) = map(steps_of, programs)
+    for name in ('conv', 'norm'):
+        assert_close(states[-1].params[name], states[0].params[name], rtol=0, atol=0)
+    assert_close(sums, others, rtol=1e-6)
+    assert not np.allclose(states[-1].params['head']['kernel'], states[0].params['head']['kernel'])
 
 
 def test_a_frozen_kernel_below_a_trained_norm_leaves_its_statistics_to_the_batch():
@@ -318,8 +339,8 @@ class Drawing(TrainedMethod):
         targets = batch.targets | {'noise': noise.mean((1, 2, 3))}
         return inputs + noise, batch._replace(targets=targets)
 
-    def loss(self, outputs, batch, step):
-        losses, values = super().loss(outputs, batch, step)
+    def loss(self, outputs, batch, update):
+        losses, values = super().loss(outputs, batch, update)
         noise = batch.targets.get('noise', jnp.zeros(len(losses)))
         return losses, values | {'noise': noise, 'of_one': noise * (batch.index == 23)}
 
@@ -363,7 +384,7 @@ def test_a_loss_that_breaks_its_contract_is_told():
         shape: tuple = (8,)
         best: tuple = ('accuracy', 'max')
 
-        def loss(self, outputs, batch, step):
+        def loss(self, outputs, batch, update):
             found = jnp.zeros(self.shape), {n: jnp.zeros(s) for n, s in self.values}
             return found if self.shape else found[0]
 

@@ -1,7 +1,8 @@
 """Heads that a training method adds to a network, and what a network with heads gives."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,43 @@ class Outputs(NamedTuple):
     extras: Mapping[str, jax.Array]
 
 
+@dataclass(frozen=True)
+class Trunk:
+    """The network below the heads, for one batch of B images.
+
+    Attributes:
+        module: `module(inputs, perturb) -> (logits, endpoints)`, in its mode of now.
+        inputs: [B,H,W,3], preprocessed.
+    """
+
+    module: Any
+    inputs: jax.Array
+
+    def again(self, changes: Perturbations) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Runs the network as a frozen evaluator of what `changes` put in; see `frozen`.
+
+        Where a function replaces an endpoint, only what follows it is computed.
+
+        Args:
+            changes: see `Endpoints`.
+
+        Returns:
+            (logits [B,C], endpoints).
+        """
+        return frozen(self.module)(self.inputs, changes)
+
+
+def frozen(module: Any) -> Any:
+    """A copy that changes nothing: gradients reach its inputs, but no weight.
+
+    In training mode it uses the statistics of its batch, and what it makes of the moving ones is
+    lost with it; it draws what the module itself draws next.
+    """
+    parts: tuple[Any, ...] = nnx.split(module, nnx.Param, ...)
+    graph, weights, others = parts
+    return nnx.merge(graph, jax.tree.map(jax.lax.stop_gradient, weights), others, copy=True)
+
+
 class Heads(nnx.Module):
     """What is attached to a network's module as its attribute `heads`: the base class.
 
@@ -37,16 +75,22 @@ class Heads(nnx.Module):
     reads: tuple[str, ...] = ()
     map_name: str = ''
 
+    def changes(self) -> Perturbations:
+        """What is done at endpoints of the network on its way, see `Endpoints`; here nothing."""
+        return {}
+
     def __call__(
-        self, endpoints: Mapping[str, jax.Array], classes: jax.Array | None
+        self, endpoints: Mapping[str, jax.Array], classes: jax.Array | None, trunk: Trunk
     ) -> dict[str, jax.Array]:
-        """Extras by name; 'logits' among them takes the place of the network's.
+        """Extras by name; 'logits' among them takes the place of the network's. Here none.
 
         Args:
             endpoints: of the network, {name: [B,H,W,K]}.
             classes: [B], the label of each image; None where logits alone are wanted.
+            trunk: the network itself, to run again.
         """
-        raise NotImplementedError
+        del endpoints, classes, trunk
+        return {}
 
     def map(self, endpoints: Mapping[str, jax.Array], classes: jax.Array) -> jax.Array:
         """Localization maps of given classes, without a gradient.
@@ -80,9 +124,30 @@ class ConvHead(nnx.Module):
         return self.classifier(x).astype(jnp.float32)
 
 
+class MapGenerator(nnx.Module):
+    """A 3x3 convolution and a sigmoid: maps in (0, 1) of features from the middle of a network."""
+
+    def __init__(self, features: int, num_maps: int, *, rngs: nnx.Rngs):
+        self.conv = conv(features, num_maps, 3, kernel_init=glorot_uniform, rngs=rngs)
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """[B,H,W,K] -> [B,H,W,num_maps], float32."""
+        return nnx.sigmoid(self.conv(features).astype(jnp.float32))
+
+
 def class_map(maps: jax.Array, classes: jax.Array) -> jax.Array:
     """The map of one class of each image: [B,H,W,C], [B] -> [B,H,W]."""
     return jnp.take_along_axis(maps, classes[:, None, None, None], axis=-1)[..., 0]
+
+
+def erased(features: jax.Array, where: jax.Array) -> jax.Array:
+    """Features [B,H,W,K] with zeros where `where`, bool [B,H,W], is set; no gradient there."""
+    return jnp.where(where[..., None], 0, features)
+
+
+def area(maps: jax.Array) -> jax.Array:
+    """The share of the image that a map covers, its mean: [B,H,W] -> [B]."""
+    return jnp.mean(maps, axis=(1, 2))
 
 
 def outputs_of(
@@ -99,9 +164,16 @@ def outputs_of(
         perturb: added at endpoints; the heads see it, too.
         classes: for the heads, see `Heads`.
     """
-    logits, endpoints = module(inputs, perturb)
     heads = getattr(module, 'heads', None)
     if not isinstance(heads, Heads):
+        logits, endpoints = module(inputs, perturb)
         return Outputs(logits, endpoints, {})
-    extras = heads(endpoints, classes)
+    logits, endpoints = module(inputs, _joined(perturb or {}, heads.changes()))
+    extras = heads(endpoints, classes, Trunk(module, inputs))
     return Outputs(extras.pop('logits', logits), endpoints, extras)
+
+
+def _joined(perturb: Perturbations, changes: Perturbations) -> Perturbations:
+    """What is added from outside, then what the heads do there."""
+    both: Any = {n: (perturb[n], changes[n]) for n in perturb.keys() & changes.keys()}
+    return {**perturb, **changes, **both}

@@ -1,7 +1,7 @@
 """What the networks are made of: endpoint taps, convolution blocks, pooling."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,9 @@ from jax.custom_derivatives import SymbolicZero
 
 from wsol_jax.names import unknown_name
 
-Perturbations = Mapping[str, jax.Array]
+# What is done at an endpoint: an array is added to it; then a function makes of it what goes on.
+Change = jax.Array | Callable[[jax.Array], jax.Array]
+Perturbations = Mapping[str, Change | tuple[jax.Array, Callable[[jax.Array], jax.Array]]]
 Pads = str | Sequence[tuple[int, int]]
 
 glorot_uniform = nnx.initializers.glorot_uniform()
@@ -42,29 +44,38 @@ def near_identity(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
 
 
 class Endpoints:
-    """Records the activations of one forward pass and adds perturbations to them."""
+    """Records the activations of one forward pass and perturbs them."""
 
     def __init__(self, perturb: Perturbations | None = None):
-        self._perturb = dict(perturb or {})
+        given = {n: p if isinstance(p, tuple) else (p,) for n, p in (perturb or {}).items()}
+        self._added = {n: x for n, parts in given.items() for x in parts if not callable(x)}
+        self._functions = {n: f for n, parts in given.items() for f in parts if callable(f)}
         self._seen: dict[str, jax.Array] = {}
 
     def tap(self, name: str, x: jax.Array) -> jax.Array:
-        """Adds `perturb[name]` to `x` if there is one, records the sum and returns it.
+        """Adds to `x`, records the sum, and returns what a function makes of it.
+
+        A function that returns another array puts it in place of the activation: what nobody else
+        reads of the layers before it is then not computed.
 
         Raises:
-            ValueError: the perturbation has another shape than `x` (a perturbation that
-                broadcasts over the batch would sum the gradient over it).
+            ValueError: what is added, or what a function returns, has another shape than `x` (a
+                perturbation that broadcasts over the batch would sum the gradient over it).
         """
-        if name in self._perturb:
-            extra = self._perturb[name]
-            if jnp.shape(extra) != x.shape:
-                raise ValueError(
-                    f'perturbation at endpoint {name!r} has shape {jnp.shape(extra)}, '
-                    f'it must be that of the activation, {x.shape}'
-                )
-            x = x + extra
+        if name in self._added:
+            x = x + _shaped(self._added[name], name, x)
         self._seen[name] = x
-        return x
+        return _shaped(self._functions[name](x), name, x) if name in self._functions else x
+
+    def show(self, name: str, x: jax.Array) -> None:
+        """Records what can be read, but not perturbed, such as attention.
+
+        Raises:
+            ValueError: it is perturbed.
+        """
+        if name in self._added or name in self._functions:
+            raise ValueError(f'endpoint {name!r} can be read alone: nothing is pulled back to it')
+        self._seen[name] = x
 
     def finish(self) -> dict[str, jax.Array]:
         """Every recorded activation, from input to output.
@@ -72,10 +83,19 @@ class Endpoints:
         Raises:
             ValueError: a perturbation was given for an endpoint that does not exist.
         """
-        for name in self._perturb:
+        for name in (*self._added, *self._functions):
             if name not in self._seen:
                 raise ValueError(unknown_name('endpoint', name, self._seen))
         return self._seen
+
+
+def _shaped(value: jax.Array, name: str, x: jax.Array) -> jax.Array:
+    if jnp.shape(value) != x.shape:
+        raise ValueError(
+            f'perturbation at endpoint {name!r} has shape {jnp.shape(value)}, '
+            f'it must be that of the activation, {x.shape}'
+        )
+    return value
 
 
 def conv(
@@ -143,31 +163,43 @@ def convolve(
     return fast(x, kernel)
 
 
-class Dropout(nnx.Module):
-    """Dropout (Srivastava et al., JMLR 2014) with a key of its own for every image.
+class Random(nnx.Module):
+    """What draws at random in training, with a key of its own for every image.
 
-    Which values an image loses does not depend on how a batch is split over devices or steps.
+    What an image draws does not depend on how a batch is split over devices or steps.
 
     Attributes:
         key: one key, or one for each image [B].
-        deterministic: pass everything through, as in inference.
+        deterministic: nothing is to be drawn, as in inference.
     """
 
-    def __init__(self, rate: float, *, rngs: nnx.Rngs):
-        self.rate = rate
+    def __init__(self, *, rngs: nnx.Rngs):
         self.deterministic = False
         self.key = nnx.RngKey(rngs.dropout(), tag='dropout')
+
+    def keys(self, count: int) -> jax.Array:
+        """The keys of a batch of this many images: [B]."""
+        keys = self.key[...]
+        if not keys.ndim:  # called outside the training stage: every call draws anew
+            drawn = jax.random.split(keys, 1 + count)
+            self.key[...], keys = drawn[0], drawn[1:]
+        return keys
+
+
+class Dropout(Random):
+    """Dropout (Srivastava et al., JMLR 2014)."""
+
+    def __init__(self, rate: float, *, rngs: nnx.Rngs):
+        super().__init__(rngs=rngs)
+        self.rate = rate
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B,...] -> [B,...]; what is kept is scaled by 1 / (1 - rate)."""
         if self.deterministic:
             return x
-        keys = self.key[...]
-        if not keys.ndim:  # called outside the training stage: every call draws anew
-            drawn = jax.random.split(keys, 1 + len(x))
-            self.key[...], keys = drawn[0], drawn[1:]
-        kept = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.rate, x.shape[1:]))(keys)
-        return jnp.where(kept, x / (1 - self.rate), 0)
+        keep = 1 - self.rate
+        kept = jax.vmap(lambda k: jax.random.bernoulli(k, keep, x.shape[1:]))(self.keys(len(x)))
+        return jnp.where(kept, x / keep, 0)
 
 
 class ConvNorm(nnx.Module):

@@ -31,14 +31,13 @@ from wsol_jax.models import (
     as_network,
     fill_module,
     find_preprocessing,
-    load_module,
 )
 from wsol_jax.models.zoo import RECIPES
 from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.progress import ProgressLog
 from wsol_jax.training.checkpoints import Checkpoints, Row
 from wsol_jax.training.method import Shard, TrainedMethod
-from wsol_jax.training.methods import add_heads, make_method
+from wsol_jax.training.methods import make_method, make_module
 from wsol_jax.training.step import Measured, Program, make_program
 from wsol_jax.training.trained import open_training, record_training, recorded_preprocessing
 from wsol_jax.workdir import read_csv, record_origin, remove_scores, write_csv
@@ -368,14 +367,15 @@ def _initial_module(
     if config.data.class_index:
         raise ConfigError('training numbers the classes itself; set config.data.class_index=False')
     net, start = config.network, None if again else _start(config)
-    other_run = start if start and start.is_dir() else None
-    weights = None if other_run else start
-    options = {'seed': config.seed, **net.options}
-    module = load_module(net.name, weights, method.num_logits(source), **options)
-    add_heads(net.name, module, method, config.seed)
-    if other_run:
-        values = open_training(other_run, net.name).weights('best', 'last')
-        fill_module(net.name, module, values, other_run, strict=False)
+    other = open_training(start, net.name) if start and start.is_dir() else None
+    weights = None if other else start
+    classes = method.num_logits(source)
+    module = make_module(net.name, weights, classes, method, config.seed, net.options)
+    if other:
+        values = other.weights('best', 'last')
+        fill_module(net.name, module, values, other.workdir, strict=False)
+    if not again:
+        method.begin(module, other)
     return module
 
 

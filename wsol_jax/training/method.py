@@ -1,7 +1,9 @@
 """What a training method is: its heads, what it does to a batch, its loss; the plain classifier."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,9 @@ from wsol_jax.config import ConfigError
 from wsol_jax.data.records import Labels, Source, Targets
 from wsol_jax.models import Network
 from wsol_jax.models.heads import Heads, Outputs
+
+if TYPE_CHECKING:
+    from wsol_jax.training.trained import Training
 
 
 class Shard(NamedTuple):
@@ -30,6 +35,19 @@ class Shard(NamedTuple):
     index: Any
 
 
+class Update(NamedTuple):
+    """The update that a loss is computed for.
+
+    Attributes:
+        step: how many updates were made before it.
+        total: sums over the images of one device -> sums over those of all devices; on val the
+            same. A loss that divides such sums is the same on any number of devices.
+    """
+
+    step: jax.Array
+    total: Callable[[Any], Any]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainedMethod:
     """How a network is trained: here as a plain classifier; the others inherit what they keep.
@@ -39,11 +57,18 @@ class TrainedMethod:
     Attributes:
         best: the value of val by which the best epoch is told, and whether the highest or the
             lowest is; 'loss' or a name that `loss` gives.
+        network_options: those that its network must be built with.
         label_smoothing: of the one-hot labels; from `train.label_smoothing`.
     """
 
     best: ClassVar[tuple[str, Literal['max', 'min']]] = ('accuracy', 'max')
+    network_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     label_smoothing: float = 0.0
+
+    @property
+    def freeze(self) -> tuple[str, ...]:
+        """What the method freezes beside `train.freeze`, likewise."""
+        return ()
 
     def heads(self, network: Network, rngs: nnx.Rngs) -> Heads | None:
         """What is attached to the network, if anything: more outputs, and a map of its own.
@@ -54,6 +79,18 @@ class TrainedMethod:
         """
         del network, rngs
         return None
+
+    def begin(self, module: nnx.Module, start: 'Training | None') -> None:
+        """What is done once, before the first step; what it sets is in the checkpoints then.
+
+        Args:
+            module: the network with its heads, filled with what training starts from.
+            start: the training that it starts from; None for weights of a file, or random ones.
+
+        Raises:
+            ConfigError: the method cannot start from there.
+        """
+        del module, start
 
     def num_logits(self, train: Source) -> int:
         """How many logits the network has, for the data set of training: here one a class.
@@ -88,24 +125,27 @@ class TrainedMethod:
         return inputs, batch
 
     def loss(
-        self, outputs: Outputs, batch: Shard, step: jax.Array
+        self, outputs: Outputs, batch: Shard, update: Update
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The loss, in training as on val, and what is logged beside it.
 
         Args:
             outputs: of the network with its heads; logits and extras in float32.
             batch: of the same images.
-            step: how many updates were made.
+            update: that it is computed for.
 
         Returns:
-            The losses [B], or one number that is a mean over the valid images, finite even where
-            there are none (on val, and under pmap, of the images that one device has); and values
-            [B] by name, whose means over the valid images are logged.
+            The losses [B], or one number for the whole batch, finite even where no image is valid
+            (on val a mean over the images that one device has); and values [B] by name, whose means
+            over the valid images are logged.
         """
-        del step
-        labels = labels_of(batch)
-        losses = cross_entropy(outputs.logits, labels, self.label_smoothing)
-        return losses, {'accuracy': accuracy(outputs.logits, labels)}
+        del update
+        losses = self.classification(outputs.logits, batch)
+        return losses, {'accuracy': accuracy(outputs.logits, labels_of(batch))}
+
+    def classification(self, logits: jax.Array, batch: Shard) -> jax.Array:
+        """The losses of classification, as the settings of training say: logits [B,C] -> [B]."""
+        return cross_entropy(logits, labels_of(batch), self.label_smoothing)
 
 
 def labels_of(batch: Shard) -> jax.Array:
@@ -129,3 +169,13 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """100 where the highest logit is that of the label, else 0: [B]."""
     return jnp.where(jnp.argmax(logits, axis=-1) == labels, 100.0, 0.0)
+
+
+def batch_mean(values: jax.Array, batch: Shard, update: Update) -> jax.Array:
+    """The mean over the valid images of all devices: values [B] -> one number; 0 if there are none.
+
+    Its gradient is right where the loss of the method is one number: a device counts by its images.
+    """
+    sums = jnp.sum(jnp.where(batch.valid, values, 0)), jnp.sum(batch.valid)
+    total, count = update.total(sums)
+    return total / jnp.maximum(count, 1)

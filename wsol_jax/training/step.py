@@ -1,6 +1,7 @@
 """One step of training, compiled: loss, gradient, update."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,11 +13,12 @@ from flax import nnx
 from wsol_jax.config import TrainConfig
 from wsol_jax.models import Preprocessing
 from wsol_jax.models.heads import Outputs, outputs_of
+from wsol_jax.models.layers import Random
 from wsol_jax.models.network import Thaw, freeze
 from wsol_jax.names import unknown_name
 from wsol_jax.parallel import Devices
 from wsol_jax.training.checkpoints import TrainState
-from wsol_jax.training.method import Shard, TrainedMethod
+from wsol_jax.training.method import Shard, TrainedMethod, Update
 from wsol_jax.training.optimizer import (
     check_patterns,
     is_frozen,
@@ -84,6 +86,7 @@ def make_program(
     """
     names = [parameter_name(path) for path, _ in nnx.to_flat_state(nnx.state(module, nnx.Param))]
     check_patterns(setting, names)
+    setting = replace(setting, freeze=(*setting.freeze, *method.freeze))
     thaw, _ = freeze(module)
     _set_modes(module, setting, devices.axis)
     graph, params, stats, keys = split_module(module)
@@ -92,7 +95,7 @@ def make_program(
     trainable, _ = _split_frozen(params, setting.freeze)
     ema = params if setting.ema else None
     state = TrainState(jnp.int32(0), params, stats, optimizer.init(trainable), ema)
-    loss = partial(_loss, method, seed, graph, keys, preprocessing)
+    loss = partial(_loss, method, seed, graph, keys, preprocessing, devices)
     step = partial(_step, setting, loss, optimizer, devices)
     evaluate = partial(_evaluate, method, thaw, preprocessing)
     return Program(state, devices.step(step), devices.per_image(evaluate))
@@ -113,6 +116,8 @@ def _set_modes(module: nnx.Module, setting: TrainConfig, axis: str | None) -> No
             part.axis_name = axis
             frozen = is_frozen(parameter_name((*path, 'scale')), setting.freeze)
             part.use_running_average = frozen
+        if isinstance(part, Random):
+            part.deterministic = is_frozen(parameter_name((*path, 'key')), setting.freeze)
 
 
 def _split_frozen(params: Any, freeze: Sequence[str]) -> tuple[Any, Any]:
@@ -131,6 +136,7 @@ def _loss(
     graph: Any,
     keys: Any,
     preprocessing: Preprocessing,
+    devices: Devices,
     trainable: Any,
     fixed: Any,
     stats: Any,
@@ -144,20 +150,21 @@ def _loss(
     module = nnx.merge(graph, nnx.merge_state(trainable, fixed), stats, keys, copy=True)
     own_keys = _image_keys(jax.random.fold_in(jax.random.key(seed), _OWN), step, shard.index)
     inputs, shard = method.augment(preprocessing(shard.images), shard, own_keys)
-    losses, values = _measured(method, module, inputs, shard, step)
+    update = Update(step, devices.total)
+    losses, values = _measured(method, module, inputs, shard, update)
     sums = {n: jnp.sum(jnp.where(shard.valid, v, 0)) for n, v in values.items()}
     return jnp.sum(losses * shard.valid) / count, (split_module(module)[2], sums)
 
 
 def _measured(
-    method: TrainedMethod, module: nnx.Module, inputs: jax.Array, shard: Shard, step: jax.Array
+    method: TrainedMethod, module: nnx.Module, inputs: jax.Array, shard: Shard, update: Update
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The losses [B] or their mean, and the named values [B]."""
     labels = shard.targets.get('labels')
     classes = labels[:, 0] if labels is not None and labels.shape[1] == 1 else None
     found = outputs_of(module, inputs, None, classes)
     logits, extras = jax.tree.map(_single, (found.logits, found.extras))
-    given = method.loss(Outputs(logits, found.endpoints, extras), shard, step)
+    given = method.loss(Outputs(logits, found.endpoints, extras), shard, update)
     if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], dict)):
         kind = type(method).__name__
         raise ValueError(f'the loss of {kind} must return the losses and a dict of named values')
@@ -261,5 +268,6 @@ def _evaluate(
     shard: Shard,
 ) -> dict[str, jax.Array]:
     module = thaw(nnx.State.merge(state.evaluated().params, state.stats))
-    losses, values = _measured(method, module, preprocessing(shard.images), shard, state.step)
+    update = Update(state.step, lambda sums: sums)  # each device looks at its own images
+    losses, values = _measured(method, module, preprocessing(shard.images), shard, update)
     return {'loss': jnp.broadcast_to(losses, shard.valid.shape), **values}

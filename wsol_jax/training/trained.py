@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flax import nnx
 
 from wsol_jax.config import Config, TrainConfig, flatten
 from wsol_jax.models import zoo
@@ -100,7 +99,7 @@ class Training:
 
         `method` is what it was trained by, where no setting tells.
         """
-        from wsol_jax.training.methods import add_heads
+        from wsol_jax.training.methods import make_module
 
         done, total = self.steps()
         if 0 < done < total:
@@ -111,8 +110,7 @@ class Training:
         values = self.weights(self.config.get('train.keep', 'best'))
         classes = num_classes or zoo.classes_of(name, values, self.workdir)
         options = self.options('network') | options
-        module = zoo.build(name, classes, nnx.Rngs(seed), **options)
-        add_heads(name, module, method or self.method, seed)
+        module = make_module(name, None, classes, method or self.method, seed, options)
         zoo.fill_module(name, module, values, self.workdir, strict=num_classes is None)
         noted = recorded_preprocessing(self.workdir)
         found = zoo.find_preprocessing(name, None, preprocessing) if preprocessing else noted

@@ -49,7 +49,7 @@ def heads():
 
 
 def extras_of(heads, features, labels=LABELS):
-    return heads({'x': jnp.stack([features] * len(labels))}, jnp.asarray(labels))
+    return heads({'x': jnp.stack([features] * len(labels))}, jnp.asarray(labels), None)
 
 
 def test_logits_and_what_is_erased_by_hand(heads):
@@ -57,12 +57,12 @@ def test_logits_and_what_is_erased_by_hand(heads):
     np.testing.assert_allclose(extras['logits'], LOGITS_A, rtol=1e-6)
     np.testing.assert_allclose(extras['logits_b'], LOGITS_B, rtol=1e-6)
     assert extras['erased'].tolist() == [0.5, 0.5]
-    assert list(heads({'x': FEATURES[None]}, None)) == ['logits']
+    assert list(heads({'x': FEATURES[None]}, None, None)) == ['logits']
 
 
 def test_the_loss_by_hand(heads):
     extras = extras_of(heads, FEATURES)
-    losses, values = METHOD.loss(Outputs(extras.pop('logits'), {}, extras), BATCH, 0)
+    losses, values = METHOD.loss(Outputs(extras.pop('logits'), {}, extras), BATCH, None)
     expected = [
         np.log1p(np.exp(-1 / 4)) + np.log1p(np.exp(-6 / 4)),
         np.log1p(np.exp(1 / 4)) + np.log1p(np.exp(7 / 4)),
@@ -114,7 +114,7 @@ CLASSES = np.array([[0, 2], [1, 1], [2, 0], [1, 2]])
 def test_the_logits_of_a_network_are_those_of_its_heads(network):
     logits, endpoints = network(IMAGES)
     module = network.apply.thaw(network.state)
-    expected = module.heads({'stage4': endpoints['stage4']}, None)['logits']
+    expected = module.heads({'stage4': endpoints['stage4']}, None, None)['logits']
     np.testing.assert_allclose(logits, expected, rtol=1e-6)
     assert not np.allclose(logits, module.fc(endpoints['stage4'].mean((1, 2))), atol=1e-3)
 

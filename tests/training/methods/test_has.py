@@ -63,6 +63,6 @@ def test_targets_and_loss_are_those_of_the_plain_classifier():
     batch = jax.tree.map(lambda x: x[:2], BATCH)
     assert HaS().augment(jnp.ones((2, 4, 4, 3)), batch, keys(2))[1] is batch
     outputs = Outputs(jnp.array([[1.0, 2.0], [3.0, 0.0]]), {}, {})
-    found, expected = (m.loss(outputs, batch, 0) for m in (HaS(), TrainedMethod()))
+    found, expected = (m.loss(outputs, batch, None) for m in (HaS(), TrainedMethod()))
     for one, two in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_array_equal(one, two)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ from flax import nnx
 
 from wsol_jax.config import ConfigError, TrainConfig
 from wsol_jax.fields import converted, value_fault
-from wsol_jax.models import as_network
+from wsol_jax.models import as_network, load_module
+from wsol_jax.models.zoo import RECIPES
 from wsol_jax.names import unknown_name
 from wsol_jax.training.method import TrainedMethod
 from wsol_jax.training.methods.acol import ACoL
@@ -45,6 +47,41 @@ def _checked(field: Field[Any], value: Any, where: str) -> Any:
     if fault := value_fault(field.metadata['setting'], where, value):
         raise ConfigError(fault)
     return value
+
+
+def make_module(
+    name: str,
+    weights: Path | None,
+    num_classes: int,
+    method: TrainedMethod,
+    seed: int,
+    options: Mapping[str, Any],
+) -> nnx.Module:
+    """A network's module as a method trains it, with its heads; in training mode.
+
+    Args:
+        name: of the network.
+        weights: a file, whose head may differ; None for random weights.
+        num_classes: the length of the logits.
+        method: of training.
+        seed: of the experiment.
+        options: of the network; those of the method come first.
+
+    Raises:
+        ConfigError: the network has no option that the method needs.
+        ValueError: see `models.load_module`.
+    """
+    needed = method.network_options
+    known = RECIPES[name].options if name in RECIPES else needed  # an unknown one is told below
+    if missing := [o for o in needed if o not in known]:
+        fit = ', '.join(n for n, recipe in RECIPES.items() if set(needed) <= set(recipe.options))
+        raise ConfigError(
+            f'config.network.name={name!r} has no {missing[0]}, which this training needs; '
+            f'it fits {fit}'
+        )
+    module = load_module(name, weights, num_classes, seed=seed, **{**options, **needed})
+    add_heads(name, module, method, seed)
+    return module
 
 
 def add_heads(name: str, module: nnx.Module, method: TrainedMethod, seed: int) -> None:

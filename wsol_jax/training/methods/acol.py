@@ -10,9 +10,9 @@ from flax import nnx
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.maps.fuse import min_max
 from wsol_jax.models import Network
-from wsol_jax.models.heads import ConvHead, Heads, Outputs, class_map
+from wsol_jax.models.heads import ConvHead, Heads, Outputs, Trunk, area, class_map, erased
 from wsol_jax.models.layers import global_average_pool
-from wsol_jax.training.method import Shard, TrainedMethod, accuracy, cross_entropy, labels_of
+from wsol_jax.training.method import Shard, TrainedMethod, Update, accuracy, labels_of
 
 
 @documented
@@ -38,16 +38,15 @@ class ACoL(TrainedMethod):
         return _Heads(network, self.delta, self.width, rngs)
 
     def loss(
-        self, outputs: Outputs, batch: Shard, step: jax.Array
+        self, outputs: Outputs, batch: Shard, update: Update
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The sum of both cross-entropies; logged beside it: A's accuracy, B's, the share erased.
 
         See `TrainedMethod.loss`.
         """
-        del step
+        del update
         labels, of_b = labels_of(batch), outputs.extras['logits_b']
-        losses = [cross_entropy(z, labels, self.label_smoothing) for z in (outputs.logits, of_b)]
-        return losses[0] + losses[1], {
+        return self.classification(outputs.logits, batch) + self.classification(of_b, batch), {
             'accuracy': accuracy(outputs.logits, labels),
             'accuracy_b': accuracy(of_b, labels),
             'erased': outputs.extras['erased'],
@@ -65,17 +64,18 @@ class _Heads(Heads):
         self.b = ConvHead(features, width, network.num_classes, rngs=rngs)
 
     def __call__(
-        self, endpoints: Mapping[str, jax.Array], classes: jax.Array | None
+        self, endpoints: Mapping[str, jax.Array], classes: jax.Array | None, trunk: Trunk
     ) -> dict[str, jax.Array]:
         """'logits'; with classes 'logits_b' [B,C] and 'erased' [B], the share of positions, too."""
+        del trunk
         features = endpoints[self.reads[0]]
         maps = self.a(features)
         extras = {'logits': global_average_pool(maps)}
         if classes is None:
             return extras
-        erased = self._erased(maps, classes)
-        extras['logits_b'] = global_average_pool(self.b(_without(erased, features)))
-        return extras | {'erased': jnp.mean(erased, axis=(1, 2))}
+        found = self._found(maps, classes)
+        extras['logits_b'] = global_average_pool(self.b(erased(features, found)))
+        return extras | {'erased': area(found)}
 
     def map(self, endpoints: Mapping[str, jax.Array], classes: jax.Array) -> jax.Array:
         """The larger of A's and B's map of each class, each scaled to [0, 1]; see `Heads.map`."""
@@ -83,16 +83,12 @@ class _Heads(Heads):
         maps = self.a(features)
 
         def fused(classes: jax.Array) -> jax.Array:
-            others = self.b(_without(self._erased(maps, classes), features))
+            others = self.b(erased(features, self._found(maps, classes)))
             both = min_max(class_map(maps, classes)), min_max(class_map(others, classes))
             return jnp.maximum(*both)
 
         return jax.vmap(fused, 1, 1)(classes)
 
-    def _erased(self, maps: jax.Array, classes: jax.Array) -> jax.Array:
+    def _found(self, maps: jax.Array, classes: jax.Array) -> jax.Array:
         """Where A finds a class: bool [B,H,W]; nowhere in a map that is the same everywhere."""
         return min_max(class_map(maps, classes)) >= self.delta
-
-
-def _without(erased: jax.Array, features: jax.Array) -> jax.Array:
-    return jnp.where(erased[..., None], 0, features)
