@@ -152,6 +152,7 @@ def make_plan(
     own = network.own_map
     resolved = resolve_methods(methods, asked.alpha, of_head(own) if own else None)
     _check_distinct(resolved)
+    _check_last_layer(resolved, network)
     if asked.eigen_smooth:
         resolved = tuple(tuple(map(_smoothed, fused)) for fused in resolved)
     return MapPlan(
@@ -254,6 +255,15 @@ def _check_distinct(methods: tuple[tuple[Method, ...], ...]) -> None:
     for method in (m for fused in methods for m in fused):
         if by_name.setdefault(method.name, method) != method:
             raise ValueError(f'two different methods are called {method.name!r}; rename one')
+
+
+def _check_last_layer(methods: tuple[tuple[Method, ...], ...], network: 'Network') -> None:
+    last = [m.name for fused in methods for m in fused if m.where == 'last']
+    if last and network.last_layer in network.unread:
+        raise ValueError(
+            f'{last[0]} is defined on the layer before global average pooling, and {network.name} '
+            'classifies by its class token: ask for grad_cam instead'
+        )
 
 
 def _smoothed(method: Method) -> Method:

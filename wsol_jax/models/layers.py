@@ -197,9 +197,20 @@ class Dropout(Random):
         """[B,...] -> [B,...]; what is kept is scaled by 1 / (1 - rate)."""
         if self.deterministic:
             return x
-        keep = 1 - self.rate
-        kept = jax.vmap(lambda k: jax.random.bernoulli(k, keep, x.shape[1:]))(self.keys(len(x)))
+        keep, shape = 1 - self.rate, self._shape(x)
+        kept = jax.vmap(lambda k: jax.random.bernoulli(k, keep, shape))(self.keys(len(x)))
         return jnp.where(kept, x / keep, 0)
+
+    def _shape(self, x: jax.Array) -> tuple[int, ...]:
+        """Of what is drawn for one image."""
+        return x.shape[1:]
+
+
+class DropPath(Dropout):
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): all of an image or nothing."""
+
+    def _shape(self, x: jax.Array) -> tuple[int, ...]:
+        return (1,) * (x.ndim - 1)
 
 
 class ConvNorm(nnx.Module):

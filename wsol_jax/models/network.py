@@ -64,6 +64,8 @@ class Network:
             programs are compiled anew for every other function. None is 'sigmoid' for one logit,
             else 'softmax'.
         own_map: of the heads that it was trained with; None for none.
+        unread: endpoints that no logit depends on, which are no main ones: those of the patches
+            behind the last attention where the classifier reads the class token alone.
 
     Raises:
         ValueError: `probability` is none of these.
@@ -80,6 +82,7 @@ class Network:
     main: tuple[str, ...] | None = None
     probability: Probability | None = None
     own_map: OwnMap | None = None
+    unread: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         usual = 'sigmoid' if self.num_classes == 1 else 'softmax'
@@ -107,6 +110,7 @@ class Network:
         last_layer: str | None = None,
         probability: Probability | None = None,
         own_map: OwnMap | None = None,
+        unread: tuple[str, ...] = (),
     ) -> 'Network':
         """A network of its pure function; the arguments are the attributes of the same name.
 
@@ -141,6 +145,7 @@ class Network:
             main,
             probability,
             own_map,
+            unread,
         )
 
     @classmethod
@@ -164,6 +169,9 @@ class Network:
         if isinstance(heads, Heads) and heads.map_name:
             function = by_identity_unless_hashable(_HeadsMap(thaw))
             own_map = OwnMap(heads.map_name, function, heads.reads)
+        unread = getattr(module, 'unread', ())
+        if isinstance(heads, Heads) and not set(heads.reads).isdisjoint(unread):
+            unread = ()
         return cls.from_apply(
             by_identity_unless_hashable(_ModuleApply(thaw)),
             state,
@@ -172,6 +180,7 @@ class Network:
             input_size=input_size,
             probability=probability,
             own_map=own_map,
+            unread=unread,
         )
 
     def __call__(
@@ -213,7 +222,8 @@ class Network:
 
     def layers(self) -> tuple[str, ...]:
         """The main endpoints, from input to output: all layers that are used by default."""
-        return self.main or main_endpoints(self.shapes)
+        main = self.main or main_endpoints(self.shapes)
+        return tuple(name for name in main if name not in self.unread)
 
 
 @dataclass(frozen=True)

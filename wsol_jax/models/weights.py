@@ -243,7 +243,8 @@ def module_name(key: str, table: Table, known: Iterable[str]) -> str | None:
     for pattern, replacement in table:
         key = re.sub(pattern, replacement, key)
     path, _, leaf = key.rpartition('.')
-    names = (f'{path}.{other}' for other in LEAVES.get(leaf, ()))
+    # Without a path it is a parameter of the network itself, such as a class token.
+    names = [f'{path}.{other}' for other in LEAVES.get(leaf, ())] if path else [leaf]
     return next((name for name in names if name in known), None)
 
 
@@ -253,7 +254,7 @@ def _to_flax(tensor: np.ndarray, ndim: int) -> np.ndarray:
         tensor = tensor[:, :, 0, 0]
     if tensor.ndim == 4:
         return tensor.transpose(2, 3, 1, 0)
-    return tensor.T
+    return tensor.T if tensor.ndim == 2 else tensor
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:

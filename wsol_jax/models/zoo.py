@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from wsol_jax.models import inception, mobilenet, resnet, squeezenet, vgg
+from wsol_jax.models import inception, mobilenet, resnet, squeezenet, vgg, vit
 from wsol_jax.models.network import Network, Probability, Size
 from wsol_jax.models.preprocessing import (
     PREPROCESSINGS,
@@ -30,7 +30,8 @@ from wsol_jax.models.weights import (
 from wsol_jax.names import shown, unknown_name
 
 _LARGEST = 1_000_000  # of classes and of widths
-_COUNTS = ('width', 'output_stride')  # options of networks that are numbers
+# Options of networks that are whole numbers.
+_COUNTS = ('width', 'output_stride', 'heads', 'depth', 'patch', 'image_size')
 
 SYMMETRIC, CAFFE, IMAGENET = (PREPROCESSINGS[n] for n in ('symmetric', 'caffe', 'imagenet'))
 
@@ -76,6 +77,21 @@ def _resnet(depth: int) -> Recipe:
     )
 
 
+def _vit(
+    width: int, heads: int, preprocessing: Preprocessing, or_else: Preprocessing | None = None
+) -> Recipe:
+    return Recipe(
+        partial(vit.ViT, width=width, heads=heads),
+        preprocessing,
+        224,
+        vit.WEIGHT_NAMES,
+        vit.HEAD,
+        'head.bias',
+        options=('width', 'heads', 'depth', 'patch', 'image_size', 'drop_path'),
+        or_else=or_else,
+    )
+
+
 RECIPES: Mapping[str, Recipe] = {
     'inception_v3': Recipe(
         inception.InceptionV3,
@@ -105,6 +121,12 @@ RECIPES: Mapping[str, Recipe] = {
         'classifier.1.bias',
         or_else=IMAGENET,
     ),
+    'deit_tiny': _vit(192, 3, IMAGENET),
+    'deit_small': _vit(384, 6, IMAGENET),
+    # AugReg's weights, timm's own, want SYMMETRIC; DINO's, of which there is no tiny one, IMAGENET.
+    'vit_tiny': _vit(192, 3, SYMMETRIC, or_else=IMAGENET),
+    'vit_small': _vit(384, 6, IMAGENET, or_else=SYMMETRIC),
+    'vit_base': _vit(768, 12, IMAGENET, or_else=SYMMETRIC),
 }
 NETWORKS = tuple(RECIPES)
 
@@ -117,7 +139,8 @@ def build(name: str, num_classes: int, rngs: nnx.Rngs, **options: Any) -> nnx.Mo
         num_classes: length of the logits.
         rngs: for the initial weights and for dropout.
         **options: `padding` ('same' or 'torchvision') and `added` ('glorot' or 'identity') of
-            inception_v3; `width` and `output_stride` (32, 16 or 8) of the resnets.
+            inception_v3; `width` and `output_stride` (32, 16 or 8) of the resnets; those of
+            `vit.ViT` of the vision transformers.
 
     Raises:
         ValueError: an unknown name or option, naming the nearest right one, or a number out of
@@ -155,8 +178,8 @@ def load_network(
 
     Args:
         name: one of NETWORKS.
-        weights: .safetensors, .pth or .pt file under torchvision's names; None keeps the random
-            weights of `seed`.
+        weights: .safetensors, .pth or .pt file under torchvision's names, of vision transformers
+            timm's; None keeps the random weights of `seed`.
         num_classes: None reads it from the file, which must then fit entirely (1000
             without a file). A number lets the file's head differ: what does not fit there
             keeps its initial value and is logged.
@@ -312,14 +335,16 @@ def as_network(
         module: of that network.
         preprocessing: None for that of its random weights.
         probability: see `load_network`.
-        input_size: of its images; None for that of its published weights.
+        input_size: of its images; None for that of its published weights, or of its
+            `image_size`.
     """
     recipe = _recipe(name)
+    own_size = getattr(module, 'image_size', recipe.input_size)
     return Network.from_module(
         module,
         name=name,
         preprocessing=preprocessing or recipe.preprocessing,
-        input_size=input_size or recipe.input_size,
+        input_size=input_size or own_size,
         probability=probability,
     )
 
