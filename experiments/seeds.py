@@ -21,7 +21,7 @@ from wsol_jax.report.table import columns, heading, markdown
 from wsol_jax.run import run
 from wsol_jax.workdir import locked, open_workdir, read_json, write_text
 
-_SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds: 0, 1, ...', lower_bound=1)
+SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds: 0, 1, ...', lower_bound=1)
 _RESULTS = ('metrics.json', 'report.html')
 
 
@@ -80,7 +80,7 @@ def main(_: Sequence[str]) -> None:
     config, folder = read_config(CONFIG.value), Path(WORKDIR.value)
     runs = [
         scores_of(dataclasses.replace(config, seed=seed), folder / f'seed_{seed}')
-        for seed in range(_SEEDS.value)
+        for seed in range(SEEDS.value)
     ]
     text = table(runs)
     write_text(folder / 'seeds.md', text + '\n')

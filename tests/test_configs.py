@@ -2,6 +2,7 @@
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 from functools import cache
@@ -12,9 +13,10 @@ from absl import flags
 from flax import nnx
 from ml_collections import config_flags
 
-from wsol_jax.config import read_config
+from wsol_jax.config import ConfigError, read_config
 from wsol_jax.localization.localize import make_plan
-from wsol_jax.models import as_network, build
+from wsol_jax.models import as_network
+from wsol_jax.training.methods import make_method, make_module
 from wsol_jax.training.optimizer import check_patterns, make_schedule, parameter_name
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +25,9 @@ VARIANTS = ('inception_v3', 'resnet50', 'vgg16')
 OF_VARIANTS = ('ilsvrc', 'cub', 'openimages30k')
 CASES = [f'{stem}:{name}' for stem in OF_VARIANTS for name in VARIANTS]
 CASES += [file.stem for file in FILES]
+# Those of training methods tell their variants.
+TRAINED = {f.stem: tuple(runpy.run_path(str(f)).get('VARIANTS', ())) for f in FILES}
+CASES += [f'{stem}:{name}' for stem, names in TRAINED.items() for name in names]
 
 
 @pytest.fixture(autouse=True)
@@ -41,12 +46,13 @@ def load(case, *overrides):
 
 
 @cache
-def module(name, options):
-    return nnx.eval_shape(lambda: build(name, 10, nnx.Rngs(0), **dict(options)))
+def module(name, options, method):
+    return nnx.eval_shape(lambda: make_module(name, None, 10, method, 0, dict(options)))
 
 
 def module_of(config):
-    return module(config.network.name, tuple(config.network.options.items()))
+    options = tuple(config.network.options.items())
+    return module(config.network.name, options, make_method(config.train))
 
 
 def parameters_of(config):
@@ -89,6 +95,15 @@ def test_a_wrong_variant_is_one_line_with_the_right_ones(tmp_path):
     assert run.returncode == 2 and len(run.stderr.strip().splitlines()) == 1
     assert "unknown variant 'resnet5'; did you mean 'resnet50'?" in run.stderr
     assert run.stderr.strip().endswith(', '.join(VARIANTS)) and not (tmp_path / 'x').exists()
+
+
+@pytest.mark.parametrize('stem', [stem for stem, names in TRAINED.items() if names])
+def test_a_wrong_training_method_is_named(stem):
+    module = runpy.run_path(str(ROOT / f'configs/{stem}.py'))
+    with pytest.raises(ConfigError, match=r"^unknown variant 'bass'"):
+        module['get_config']('bass')
+    starts = module.get('STARTS', {})
+    assert {*starts, *starts.values()} <= {*TRAINED[stem]}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+r"""Every training method on one network, split and budget: 30 classes of CUB-200-2011.
+
+    WSOL_DATA=DATA python -m wsol_jax.main --config configs/cub30_trained.py:bas --workdir DIR
+    python -m experiments.trained_methods --configs configs/cub30_trained.py --workdir DIR
+
+DATA holds `cub30/` in the layout of wsolevaluation and `weights/mobilenet_v1.safetensors`.
+The variant is a name of VARIANTS. MobileNetV1 starts from its ImageNet weights; `conv_0` to block 6
+keep them, so that a run takes minutes on two CPU cores.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+from wsol_jax.config import ConfigError, default_config
+from wsol_jax.names import unknown_name
+
+# Variant -> train.method and its options.
+VARIANTS = {
+    'plain': ('', {}),
+    'has': ('has', {}),
+    'acol': ('acol', {'width': 256}),
+}
+
+
+def get_config(variant: str = 'plain') -> ConfigDict:
+    """The experiment with one of VARIANTS."""
+    if variant not in VARIANTS:
+        raise ConfigError(unknown_name('variant', variant, VARIANTS))
+    data = os.environ.get('WSOL_DATA', 'data')
+    config = default_config()
+    config.data.source = 'wsol_folder'
+    config.data.root = f'{data}/cub30'
+    config.network.name = 'mobilenet_v1'
+    config.network.weights = f'{data}/weights/mobilenet_v1.safetensors'
+    config.train.method, config.train.options = VARIANTS[variant]
+    config.train.epochs = 8
+    config.train.batch_size = 32
+    config.train.optimizer = 'adamw'
+    config.train.learning_rate = 2e-4
+    config.train.head = 5.0
+    config.train.freeze = ('conv_0', r'dw_[1-6]\.', r'pw_[1-6]\.')
+    config.localize.methods = ('cam', 'dgl', 'layer_cam')
+    config.localize.layers = ('pw_9', 'pw_10', 'pw_11', 'pw_13')
+    return config
