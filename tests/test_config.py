@@ -84,6 +84,8 @@ def test_every_setting_can_be_set_and_is_kept(path):
         'train.schedule': 'poly',
         'train.step_epochs': [2.5, 4.0],
         'train.multipliers': [['^fc', 10.0], ['bias$', 2.0]],
+        'train.loss': 'sigmoid',
+        'train.class_weights': [1.0, 2.5],
         'train.dtype': 'bfloat16',
         'train.keep': 'last',
         'train.clip': 1.5,

@@ -77,9 +77,12 @@ def saved(workdir, kind='last'):
 
 
 def config_of(parallel, norm):
-    """Batches with norm are shared evenly by eight devices, those without are not."""
+    """Batches with norm are shared evenly by eight devices, those without are not.
+
+    Those without are of several labels, balanced and weighted.
+    """
     setting = TrainConfig(epochs=2, learning_rate=0.1, ema=0.5, clip=5.0, log_every=1)
-    batch = {'batch_size': 8} if norm else {'batch_size': 6, 'accumulate': 2}
+    batch = {'batch_size': 8} if norm else {'batch_size': 6, 'accumulate': 2} | SEVERAL
     return Config(
         parallel=parallel,
         network=NetworkConfig('tiny', input_size=SIDE, options={'norm': norm}),
@@ -88,22 +91,23 @@ def config_of(parallel, norm):
     )
 
 
-def labelled():
-    """Images to localize, every third of which has two labels."""
-    records = [Shapes('val', 11, size=SIDE)[k] for k in range(11)]
+def labelled(split='val', count=11):
+    """Images, every third of which has two labels."""
+    records = [Shapes(split, count, size=SIDE)[k] for k in range(count)]
     some = [replace(r, labels=(*r.labels, 5 - r.labels[0])) for r in records[::3]]
     return Listed([some[k // 3] if k % 3 == 0 else r for k, r in enumerate(records)], 'abcdef')
 
 
 def stages(folder, parallel):
     """Two trainings and a localization, each with an uneven last batch."""
-    sources = Shapes('train', 20, size=SIDE), Shapes('val', 11, size=SIDE)
-    for norm in (True, False):
+    of_one = Shapes('train', 20, size=SIDE), Shapes('val', 11, size=SIDE)
+    for norm, sources in ((True, of_one), (False, (labelled('train', 20), labelled()))):
         train(config_of(parallel, norm), *sources, folder / f'norm={norm}')
     network = load_network('tiny', num_classes=6, seed=2)
     localize_split(config_of(parallel, True), network, labelled(), 'val', folder / 'localized')
 
 
+SEVERAL = {'loss': 'sigmoid', 'class_weights': (1.0, 2.0, 0.5, 1.0, 1.0, 3.0), 'balanced': True}
 METHODS = ('dgl', 'layer_cam', 'eigen_cam', 'score_cam', 'random_cam')
 COLLECTIVE = r' (all-[a-z]+|reduce-scatter|collective-[a-z]+)(-start)?\('
 

@@ -38,7 +38,8 @@ def test_every_setting_is_declared_with_its_meaning():
 def test_every_number_has_a_range_that_holds_its_default():
     ranged = {
         *('seed', 'augment.margin', 'augment.jitter', 'network.input_size', 'train.step_epochs'),
-        *('train.multipliers', 'data.shapes_counts', 'localize.scales', 'localize.alpha'),
+        *('train.class_weights', 'train.multipliers'),
+        *('data.shapes_counts', 'localize.scales', 'localize.alpha'),
     }
     for key, known in SETTINGS.items():
         found = numbers(default(key))

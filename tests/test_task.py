@@ -85,7 +85,7 @@ def test_a_record_that_is_wrong_costs_no_step(finished, tmp_path):
         return width_of(record)
 
     class Picky(WidthRegression):
-        def targets(self, required):
+        def targets(self, source, required):
             return targets
 
     batches = training_batches(Shapes('train', 22, size=32), 32, 8, CONFIG.seed, range(3))

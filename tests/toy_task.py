@@ -37,7 +37,7 @@ class WidthHead(Heads):
 class WidthRegression(TrainedMethod):
     best = ('error', 'min')
 
-    def targets(self, required):
+    def targets(self, source, required):
         return width_of
 
     def heads(self, network, rngs):

@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import nnx
 
-from wsol_jax.config import Config, ConfigError
+from wsol_jax.config import Config, ConfigError, flatten
 from wsol_jax.data import Source, open_source
 from wsol_jax.interrupts import readers_may_leave
 from wsol_jax.localization.task import LOCALIZATION
@@ -18,7 +18,7 @@ from wsol_jax.task import Task
 from wsol_jax.training.loop import train
 from wsol_jax.training.method import TrainedMethod
 from wsol_jax.training.methods import make_module
-from wsol_jax.training.trained import load_network, trained_network
+from wsol_jax.training.trained import load_network, probability_of, trained_network
 from wsol_jax.workdir import locked, open_workdir
 
 Splits = Callable[[str], Source]
@@ -84,7 +84,7 @@ def _train(config: Config, workdir: Path, task: Task, splits: Splits) -> None:
         for split in config.localize.splits:
             splits(split)
     train_source, val_source = splits('train'), splits('val')
-    task.check_sources(train_source, val_source)
+    task.check_sources(config, train_source, val_source)
     train(config, train_source, val_source, workdir, method)
 
 
@@ -96,7 +96,7 @@ def _as_built(config: Config, method: TrainedMethod, source: Source) -> Network:
         return make_module(net.name, None, num_logits, method, config.seed, net.options)
 
     module = nnx.eval_shape(built)
-    return as_network(net.name, module, probability=net.probability or None)
+    return as_network(net.name, module, probability=probability_of(flatten(config)))
 
 
 def open_splits(config: Config) -> Splits:

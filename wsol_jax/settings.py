@@ -114,7 +114,7 @@ class NetworkConfig:
     probability: str = setting(
         '',
         "what the logits stand for: 'softmax', 'sigmoid' (every class for itself), or '' for "
-        "'sigmoid' where there is one logit and 'softmax' where there are more",
+        "'sigmoid' where there is one logit or train.loss trained it so, else 'softmax'",
         'checkpoints',
     )
     options: Mapping[str, Any] = setting(
@@ -204,7 +204,27 @@ class TrainConfig:
         'checkpoints',
         Range(0, 1_000_000_000),
     )
+    loss: str = setting(
+        'softmax',
+        "'softmax' is the cross-entropy of the one label of an image, 'sigmoid' that of every "
+        'class for itself, averaged over the classes: for images of several labels',
+        'checkpoints',
+        choices=('softmax', 'sigmoid'),
+    )
     label_smoothing: float = setting(0.0, 'of the one-hot labels', 'checkpoints', _BELOW_ONE)
+    class_weights: tuple[float, ...] = setting(
+        (),
+        "factors on the loss, one for each class: 'softmax' takes that of the image's label, "
+        "'sigmoid' has one on the term of every class; () for none",
+        'checkpoints',
+        Range(0, 1_000_000),
+    )
+    balanced: bool = setting(
+        False,
+        'draw the images of every class equally often, as many of all together as train has in an '
+        'epoch; else every image once',
+        'checkpoints',
+    )
     freeze: tuple[str, ...] = setting(
         (),
         'regexes; parameters whose names start with one get no gradient. Batch normalisation '

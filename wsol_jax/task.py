@@ -35,7 +35,8 @@ class Task:
             `wsol_jax.report.frame`.
         needs_network: config -> whether `evaluate` does.
         check: (config) finds what is wrong with settings before anything is done.
-        check_sources: (train source, val source) finds what is wrong with them before training.
+        check_sources: (config, train source, val source) finds what is wrong with these before
+            training.
         check_network: (config, network without weights) finds misspelt names before training.
     """
 
@@ -45,5 +46,5 @@ class Task:
     report: Callable[[Config, Source, Path], str]
     needs_network: Callable[[Config], bool] = lambda _: False
     check: Callable[[Config], None] = _nothing
-    check_sources: Callable[[Source, Source], None] = _nothing
+    check_sources: Callable[[Config, Source, Source], None] = _nothing
     check_network: Callable[[Config, Network], None] = _nothing

@@ -416,7 +416,8 @@ def test_sound_splits_can_be_trained_on(root):
         (
             several_labels,
             "'c.png' in train: 0, 1 (1 such images); "
-            'training a classifier takes one label an image',
+            'training a classifier takes one label an image, unless '
+            "config.train.loss='sigmoid'",
         ),
     ],
 )
@@ -425,6 +426,11 @@ def test_splits_that_cannot_be_trained_on(root, harm, said):
     with pytest.raises(DataError) as error:
         check_training(split(root, 'train'), split(root, 'val'))
     assert str(error.value) == said
+
+
+def test_several_labels_can_be_trained_on_where_they_may_be(root):
+    several_labels(root)
+    check_training(split(root, 'train'), split(root, 'val'), several=True)
 
 
 def test_a_class_of_val_alone_counts(root):

@@ -663,7 +663,7 @@ class OfNoClass(TrainedMethod):
     def num_logits(self, train):
         return 1
 
-    def targets(self, required):
+    def targets(self, source, required):
         return lambda record: {}
 
     def loss(self, outputs, batch, update):

@@ -44,8 +44,8 @@ DEEP = 'images of more than 8 bits, which are scaled to 8'
 TRANSPARENT = 'images with transparency, which are put on white'
 MASK_SIZE = 'masks of another size than their image, which are stretched over it'
 OBJECTLESS = 'images without an object in localization.txt; they count for classification alone'
-SEVERAL = 'images with several labels; training a classifier takes one each'
-_ONE_LABEL = 'training a classifier takes one label an image'
+SEVERAL = 'images with several labels; training a classifier takes one each, or the loss sigmoid'
+_ONE_LABEL = "training a classifier takes one label an image, unless config.train.loss='sigmoid'"
 
 _Splits = Mapping[str, Source]
 
@@ -83,7 +83,7 @@ class Report:
         return '\n'.join([*lines, f'{count or "no"} problem{"s" * (count != 1)} found'])
 
 
-def check_training(train: Source, val: Source) -> None:
+def check_training(train: Source, val: Source, several: bool = False) -> None:
     """Refuses splits that cannot be trained on honestly, from their records alone.
 
     Looks at folders only: examples of TFDS would have to be read from disk, shapes to be drawn. It
@@ -94,6 +94,7 @@ def check_training(train: Source, val: Source) -> None:
     Args:
         train: labels 0..num_classes-1, as without `class_index`.
         val: of the same data set.
+        several: whether an image may have several labels.
 
     Raises:
         DataError: a class has no training image, an image has several labels or its id is in both
@@ -105,8 +106,9 @@ def check_training(train: Source, val: Source) -> None:
     splits = {'train': train, 'val': val}
     if untrained := _untrained_classes(splits):
         raise DataError(untrained[0])
-    if several := _several_labels((name, r) for name in splits for r in _records(splits[name])):
-        raise DataError(f'{several[0]} ({len(several)} such images); {_ONE_LABEL}')
+    found = _several_labels((name, r) for name in splits for r in _records(splits[name]))
+    if found and not several:
+        raise DataError(f'{found[0]} ({len(found)} such images); {_ONE_LABEL}')
     if shared := _shared_ids(splits):
         raise DataError(f'{shared[0]} ({len(shared)} such images); take them out of one split')
     for name, source in splits.items():

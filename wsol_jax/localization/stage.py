@@ -32,7 +32,9 @@ from wsol_jax.settings import MapOptions, check
 _PREDICTED = ('top1', 'top5')
 
 
-class _Outputs(NamedTuple):
+class MapOutputs(NamedTuple):
+    """What is computed of a batch, see `compute_maps`."""
+
     logits: Any
     classes: Any
     maps: dict[Key, Any]
@@ -85,7 +87,7 @@ def localize_split(
     work = Pass(
         size,
         labels,
-        _launcher(config, network, plan),
+        launcher(config, network, plan),
         partial(_columns, network, setting.classes),
         partial(_fault_of_batch, network, setting.classes),
     )
@@ -93,13 +95,19 @@ def localize_split(
     return store
 
 
-def _launcher(config: Config, network: Network, plan: MapPlan) -> Callable[[Batch], _Outputs]:
-    """Batch -> outputs, on the devices."""
+def launcher(config: Config, network: Network, plan: MapPlan) -> Callable[[Batch], MapOutputs]:
+    """Batch -> outputs, on the devices; one program for all networks of one make.
+
+    Args:
+        config: with the classes that maps are made of.
+        network: the classifier.
+        plan: of the maps.
+    """
     devices, target = local_devices(config.parallel), config.localize.classes
     state, top = devices.replicate(network.state), _top(target, network)
     program = _compile(devices, network.apply, network.preprocessing, plan, top)
 
-    def launch(batch: Batch) -> _Outputs:
+    def launch(batch: Batch) -> MapOutputs:
         classes = _classes_of(target, batch, network)
         with backward_rules_told(plan):
             return program(state, *devices.shard((batch.images, classes)))
@@ -108,12 +116,12 @@ def _launcher(config: Config, network: Network, plan: MapPlan) -> Callable[[Batc
 
 
 def _columns(
-    network: Network, target: str, batch: Batch, outputs: _Outputs, step: int
+    network: Network, target: str, batch: Batch, outputs: MapOutputs, step: int
 ) -> dict[str, np.ndarray]:
     """What is stored of a batch."""
     if step == 0:
         check_gradients(outputs.faults, batch.valid)
-    facts, maps = _facts(network, outputs.logits, outputs.classes), outputs.maps
+    facts, maps = facts_of(network, outputs.logits, outputs.classes), outputs.maps
     if target == 'ground_truth':
         facts, maps = _without_padding(facts, maps, batch.targets['labels'])
     return facts | by_column(maps)
@@ -144,12 +152,12 @@ def _checked_ids(target: str, network: Network, source: Source, split: str) -> l
 @lru_cache(maxsize=4)
 def _compile(
     devices: Devices, apply: Apply, preprocessing: Preprocessing, plan: MapPlan, top: int
-) -> Callable[..., _Outputs]:
+) -> Callable[..., MapOutputs]:
     """(state, images, classes) -> outputs; the same program for every split."""
 
-    def program(state: Any, images: jax.Array, classes: jax.Array | None) -> _Outputs:
+    def program(state: Any, images: jax.Array, classes: jax.Array | None) -> MapOutputs:
         maps = compute_maps(apply, preprocessing, plan, state, images, top, classes)
-        return _Outputs(*maps)
+        return MapOutputs(*maps)
 
     return devices.per_image(program)
 
@@ -250,7 +258,18 @@ def _without_padding(
     return facts | {'classes': classes, 'class_scores': scores}, maps
 
 
-def _facts(network: Network, logits: np.ndarray, classes: np.ndarray) -> dict[str, np.ndarray]:
+def facts_of(network: Network, logits: np.ndarray, classes: np.ndarray) -> dict[str, np.ndarray]:
+    """What is stored of images beside their maps.
+
+    Args:
+        network: the classifier.
+        logits: [B,C] of it.
+        classes: [B,K] that the maps are for.
+
+    Returns:
+        'classes' [B,K], 'class_scores' [B,K], their probabilities, and 'top' [B,<=5], the classes
+        ranked first.
+    """
     probabilities = np.asarray(network.probabilities(jnp.asarray(logits)))
     return {
         'classes': classes,

@@ -22,6 +22,10 @@ def _check(config: Config) -> None:
         protocol(name)
 
 
+def _check_sources(config: Config, train: Source, val: Source) -> None:
+    check_training(train, val, several=config.train.loss == 'sigmoid')
+
+
 def _check_network(config: Config, network: Network) -> None:
     plan = plan_of(config.localize, network)
     last = [m.name for fused in plan.methods for m in fused if m.where == 'last']
@@ -55,6 +59,6 @@ LOCALIZATION = Task(
     report=_report,
     needs_network=lambda config: config.evaluate.faithfulness > 0,
     check=_check,
-    check_sources=check_training,
+    check_sources=_check_sources,
     check_network=_check_network,
 )

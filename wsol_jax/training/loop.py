@@ -181,7 +181,8 @@ class _Run:
             steps,
             config.data.workers,
             config.augment,
-            self._method.targets(required=True),
+            self._method.targets(source, required=True),
+            setting.balanced,
         )
         with closing(batches):
             noted = map(self._note, batches)
@@ -215,7 +216,7 @@ class _Run:
             source,
             size,
             self._config,
-            self._method.targets(required=False),
+            self._method.targets(source, required=False),
             self._skipped,
         )
         self._log.row('train', 'val', self._step, len(source), **means)

@@ -59,11 +59,15 @@ class TrainedMethod:
             lowest is; 'loss' or a name that `loss` gives.
         network_options: those that its network must be built with.
         label_smoothing: of the one-hot labels; from `train.label_smoothing`.
+        class_weights: factors on the loss, one a class, or (); from `train.class_weights`.
+        sigmoid: the loss of classification takes every class for itself; from `train.loss`.
     """
 
     best: ClassVar[tuple[str, Literal['max', 'min']]] = ('accuracy', 'max')
     network_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
+    sigmoid: bool = False
 
     @property
     def freeze(self) -> tuple[str, ...]:
@@ -96,21 +100,26 @@ class TrainedMethod:
         """How many logits the network has, for the data set of training: here one a class.
 
         Raises:
-            ConfigError: there is nothing to tell apart.
+            ConfigError: there is nothing to tell apart, or not one weight for each class.
         """
-        if train.num_classes < 2:
+        count, weights = train.num_classes, len(self.class_weights)
+        if count < 2:
+            raise ConfigError(f'training needs labels of at least 2 classes, found {count}')
+        if weights not in (0, count):
             raise ConfigError(
-                f'training needs labels of at least 2 classes, found {train.num_classes}'
+                f'config.train.class_weights must have a weight for each of the {count} classes, '
+                f'got {weights}'
             )
-        return train.num_classes
+        return count
 
-    def targets(self, required: bool) -> Targets:
-        """What a batch carries of a record for `loss`: here its one label.
+    def targets(self, source: Source, required: bool) -> Targets:
+        """What a batch carries of a record for `loss`: here its label, or labels.
 
         Args:
-            required: each image must have it, as those that are trained on.
+            source: of the records.
+            required: each image must have a label, as those that are trained on.
         """
-        return Labels(required=required)
+        return Labels(source.most_labels if self.sigmoid else 1, required)
 
     def augment(self, inputs: jax.Array, batch: Shard, keys: jax.Array) -> tuple[jax.Array, Shard]:
         """What becomes of inputs and targets in training, before the network sees them.
@@ -141,11 +150,16 @@ class TrainedMethod:
         """
         del update
         losses = self.classification(outputs.logits, batch)
-        return losses, {'accuracy': accuracy(outputs.logits, labels_of(batch))}
+        return losses, {'accuracy': accuracy(outputs.logits, batch.targets['labels'])}
 
     def classification(self, logits: jax.Array, batch: Shard) -> jax.Array:
         """The losses of classification, as the settings of training say: logits [B,C] -> [B]."""
-        return cross_entropy(logits, labels_of(batch), self.label_smoothing)
+        weights = jnp.array(self.class_weights or (1.0,) * logits.shape[-1])
+        if self.sigmoid:
+            labels = batch.targets['labels']
+            return binary_cross_entropy(logits, labels, self.label_smoothing, weights)
+        labels = labels_of(batch)
+        return weights[labels] * cross_entropy(logits, labels, self.label_smoothing)
 
 
 def labels_of(batch: Shard) -> jax.Array:
@@ -156,7 +170,10 @@ def labels_of(batch: Shard) -> jax.Array:
     """
     labels = batch.targets['labels']
     if labels.shape[1:] != (1,):
-        raise ValueError(f'this loss takes one label an image, got labels {list(labels.shape)}')
+        raise ValueError(
+            f'config.train.method: this one takes one label an image, and there are up to '
+            f'{labels.shape[-1]}; take the plain classifier for them'
+        )
     return labels[:, 0]
 
 
@@ -166,9 +183,26 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax
     return optax.softmax_cross_entropy(logits, targets)
 
 
+def binary_cross_entropy(
+    logits: jax.Array, labels: jax.Array, smoothing: float, weights: jax.Array
+) -> jax.Array:
+    """Of the sigmoid of each logit, averaged over the classes: [B].
+
+    Args:
+        logits: [B,C].
+        labels: [B,L], the classes of each image, then -1.
+        smoothing: targets become this much nearer to 1/2, as a share of the way.
+        weights: [C], factors on the terms of the classes.
+    """
+    targets = jnp.max(jax.nn.one_hot(labels, logits.shape[-1]), axis=1)
+    targets = (1 - smoothing) * targets + smoothing / 2
+    return jnp.mean(weights * optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
+
+
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """100 where the highest logit is that of the label, else 0: [B]."""
-    return jnp.where(jnp.argmax(logits, axis=-1) == labels, 100.0, 0.0)
+    """100 where the highest logit is that of a label, else 0: [B] of labels [B], or [B,L]."""
+    best = jnp.argmax(logits, axis=-1, keepdims=True)
+    return jnp.where(jnp.any(best == labels.reshape(len(best), -1), axis=-1), 100.0, 0.0)
 
 
 def batch_mean(values: jax.Array, batch: Shard, update: Update) -> jax.Array:

@@ -114,7 +114,7 @@ class Training:
         zoo.fill_module(name, module, values, self.workdir, strict=num_classes is None)
         noted = recorded_preprocessing(self.workdir)
         found = zoo.find_preprocessing(name, None, preprocessing) if preprocessing else noted
-        probability = probability or self.config.get('network.probability') or None
+        probability = probability or probability_of(self.config)
         size = self.config.get('network.input_size') or None
         return zoo.as_network(name, module, found, probability, size)
 
@@ -197,6 +197,12 @@ def trained_network(
     if not training.steps()[0]:
         return None
     return training.network(config.network.name, seed=config.seed, method=method)
+
+
+def probability_of(config: Mapping[str, Any]) -> str | None:
+    """What the logits stand for after a training with these settings; None for the usual."""
+    of_loss = 'sigmoid' if config.get('train.loss') == 'sigmoid' else None
+    return config.get('network.probability') or of_loss
 
 
 def record_training(workdir: Path, steps: int, preprocessing: Preprocessing | None) -> None:

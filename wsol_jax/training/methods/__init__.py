@@ -38,7 +38,12 @@ def make_method(setting: TrainConfig) -> TrainedMethod:
             what = f'option of {name or "the plain classifier"} in {where}'
             raise ConfigError(unknown_name(what, option, known))
     options = {k: _checked(known[k], v, f'{where}.{k}') for k, v in setting.options.items()}
-    return METHODS[name](label_smoothing=setting.label_smoothing, **options)
+    shared: dict[str, Any] = {
+        'label_smoothing': setting.label_smoothing,
+        'class_weights': setting.class_weights,
+        'sigmoid': setting.loss == 'sigmoid',
+    }
+    return METHODS[name](**shared, **options)
 
 
 def _checked(field: Field[Any], value: Any, where: str) -> Any:
