@@ -101,13 +101,14 @@ def test_which_definitions_end_in_a_relu():
 
 
 def test_every_method_has_its_name_and_its_place():
-    assert len(METHODS) == 24
+    assert len(METHODS) == 25
     assert all(METHODS[name]().name == name for name in METHODS)
     places = {name: METHODS[name]().where for name in METHODS}
     assert {n: p for n, p in places.items() if p != 'any'} == {
         'cam': 'last',
         'refine_cam': 'all',
         'full_grad': 'all',
+        'rollout': 'all',
     }
 
 

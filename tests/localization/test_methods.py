@@ -26,7 +26,7 @@ from wsol_jax.parallel import local_devices
 
 COUNT = 11
 ONE = slice(1, 2)  # of the images; gradients of both signs
-NAMES = list(METHODS)
+NAMES = [n for n, method in METHODS.items() if not method().part]  # of any network
 PLACE = {
     name: {'any': 'late', 'last': 'late', 'all': 'all'}[METHODS[name]().where] for name in NAMES
 }

@@ -92,8 +92,9 @@ def test_what_the_options_become(toy):
 
 def test_equal_arguments_make_one_plan(toy):
     # Plans are keys of compiled programs.
+    names = [name for name, method in METHODS.items() if not method().part]
     for options in ({}, {'eigen_smooth': True, 'scales': [1.0, 2.0], 'size': [5, 5]}):
-        one, other = (make_plan(toy, list(METHODS), **options) for _ in range(2))
+        one, other = (make_plan(toy, names, **options) for _ in range(2))
         assert one == other and hash(one) == hash(other)
     assert make_plan(toy, alpha=1.0) != make_plan(toy)
 

@@ -102,7 +102,10 @@ def square(names, sides, widths):
 
 
 def vit_endpoints(width):
-    return dict.fromkeys([*(f'block{i}' for i in range(1, 13)), 'norm'], (14, 14, width))
+    blocks = {}
+    for i in range(1, 13):
+        blocks |= {f'block{i}/attention': (14, 14, 197), f'block{i}': (14, 14, width)}
+    return blocks | {'norm': (14, 14, width)}
 
 
 ENDPOINTS_224 = {

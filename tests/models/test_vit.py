@@ -21,8 +21,9 @@ from wsol_jax.models.zoo import find_preprocessing
 torch = pytest.importorskip('torch')
 F = torch.nn.functional
 
-WIDTH, HEADS, DEPTH, PATCH, SIDE, CLASSES = 12, 3, 3, 8, 32, 5
+WIDTH, HEADS, DEPTH, PATCH, SIDE, CLASSES = 12, 3, 4, 8, 32, 5
 GRID = SIDE // PATCH
+BLOCKS = [f'block{i}' for i in range(1, 1 + DEPTH)]
 TINY = {'width': WIDTH, 'heads': HEADS, 'depth': DEPTH, 'patch': PATCH, 'image_size': SIDE}
 
 
@@ -74,8 +75,12 @@ def network(tensors, tmp_path_factory):
     return load_network('deit_tiny', path, **TINY)
 
 
-def torch_forward(tensors, inputs, added=None):
-    """Logits and the tokens behind every block; `added` at the patches of block 2."""
+def torch_forward(tensors, inputs, added=None, attention=None):
+    """Logits and the tokens behind every block; `added` at the patches of block 2.
+
+    With a spatial token its masks are applied in the last three blocks; the lists of `attention`
+    take the weights of each block before that, and the masks.
+    """
     w = {k: torch.from_numpy(v) for k, v in tensors.items()}
 
     def linear(x, name):
@@ -88,14 +93,25 @@ def torch_forward(tensors, inputs, added=None):
     x = F.conv2d(x, w['patch_embed.proj.weight'], w['patch_embed.proj.bias'], PATCH)
     x = x.flatten(2).transpose(1, 2)
     x = torch.cat([w['cls_token'].expand(len(x), 1, WIDTH), x], 1) + w['pos_embed']
+    if 'spatial_token' in w:
+        spatial = w['spatial_token'] + w['spatial_embed']
+        x = torch.cat([x, spatial.expand(len(x), 1, WIDTH)], 1)
     seen = []
     for i in range(DEPTH):
         y = linear(norm(x, f'blocks.{i}.norm1'), f'blocks.{i}.attn.qkv')
-        heads = []
-        for head in range(HEADS):
-            each = WIDTH // HEADS
-            q, k, v = (y[..., p * WIDTH + head * each :][..., :each] for p in range(3))
-            heads.append(torch.softmax(q @ k.transpose(1, 2) / each**0.5, -1) @ v)
+        each = WIDTH // HEADS
+        parts = [
+            [y[..., (p * HEADS + h) * each :][..., :each] for p in range(3)] for h in range(HEADS)
+        ]
+        scores = [q @ k.transpose(1, 2) / each**0.5 for q, k, _ in parts]
+        weights = [torch.softmax(s, -1) for s in scores]
+        if attention is not None:
+            attention[0].append(sum(weights) / HEADS)
+        if 'spatial_token' in w and i >= DEPTH - 3:
+            mask = torch.sigmoid(sum(s[:, -1] for s in scores) / HEADS)
+            attention[1].append(mask)
+            weights = [a * mask[:, None] for a in weights]
+        heads = [a @ v for a, (_, _, v) in zip(weights, parts, strict=True)]
         x = x + linear(torch.cat(heads, -1), f'blocks.{i}.attn.proj')
         y = F.gelu(linear(norm(x, f'blocks.{i}.norm2'), f'blocks.{i}.mlp.fc1'))
         x = x + linear(y, f'blocks.{i}.mlp.fc2')
@@ -120,7 +136,7 @@ def test_same_numbers_as_torch(network, tensors):
     got, endpoints = jax.jit(network.apply)(network.state, inputs_of())
     close(got, logits)
     assert np.abs(np.diff(logits, axis=0)).max() > 0.1
-    for name, tokens in zip(['block1', 'block2', 'block3', 'norm'], seen, strict=True):
+    for name, tokens in zip([*BLOCKS, 'norm'], seen, strict=True):
         close(endpoints[name], tokens[:, 1:].reshape(2, GRID, GRID, WIDTH))
 
 
@@ -142,6 +158,49 @@ def test_dgl_at_a_block_is_that_of_autograd(network, tensors):
         close(found.maps['dgl', 'block2'][row], (of_class * enhanced).sum(axis=-1))
 
 
+def test_attention_is_shown_with_patches_as_keys(network, tensors):
+    weights = []
+    torch_forward(tensors, inputs_of(), attention=(weights, []))
+    _, endpoints = network.apply(network.state, inputs_of())
+    for name, expected in zip(BLOCKS, weights, strict=True):
+        found = np.asarray(endpoints[f'{name}/attention']).reshape(2, GRID**2, -1)
+        close(found, expected[:, :, 1:].transpose(1, 2))
+        close(1 - found.sum(axis=1), expected[:, :, 0])
+
+
+@pytest.fixture(scope='module')
+def spatial(tensors):
+    rng = np.random.default_rng(4)
+    names = ('spatial_token', 'spatial_embed')
+    return tensors | {n: rng.normal(size=(1, 1, WIDTH)).astype(np.float32) for n in names}
+
+
+def test_a_spatial_token_masks_the_last_three_blocks(spatial, save):
+    """Keys are multiplied, and the weights no longer sum to 1."""
+    network = load_network('deit_tiny', save(spatial), spatial_token=True, **TINY)
+    weights, masks = [], []
+    logits, seen = torch_forward(spatial, inputs_of(), attention=(weights, masks))
+    found, endpoints = network.apply(network.state, inputs_of())
+    close(found, logits)
+    close(endpoints['norm'], seen[-1][:, 1:-1].reshape(2, GRID, GRID, WIDTH))
+    shown = [n for n in network.endpoints() if n.endswith('mask')]
+    assert shown == ['block2/mask', 'block3/mask', 'block4/mask']
+    for name, mask in zip(shown, masks, strict=True):
+        close(endpoints[name], mask[:, 1:-1].reshape(2, GRID, GRID, 1))
+    attention = endpoints['block4/attention']
+    assert attention.shape == (2, GRID, GRID, 2 + GRID**2)
+    close(attention.reshape(2, GRID**2, -1), weights[3][:, :, 1:-1].transpose(1, 2))
+
+
+def test_a_spatial_token_starts_from_weights_without_it(tensors, save, caplog):
+    with pytest.raises(WeightsError, match=r'2 missing \(spatial_embed, spatial_token\)'):
+        load_network('deit_tiny', save(tensors), spatial_token=True, **TINY)
+    with caplog.at_level(logging.WARNING):
+        network = load_network('deit_tiny', save(tensors), CLASSES, spatial_token=True, **TINY)
+    assert 'missing: spatial_token' in caplog.text
+    assert 0 < np.abs(network.state['spatial_token'][...]).max() <= 0.05
+
+
 def test_images_do_not_mix(network):
     both, endpoints = network.apply(network.state, inputs_of())
     for row in range(2):
@@ -152,9 +211,9 @@ def test_images_do_not_mix(network):
 
 def test_endpoints_and_the_layers_by_default(network):
     shape = (GRID, GRID, WIDTH)
-    names = ['block1', 'block2', 'block3', 'norm']
-    assert {n: network.endpoints()[n] for n in names} == dict.fromkeys(names, shape)
-    assert network.layers() == ('block1', 'block2')
+    shown = {f'{n}/attention': (GRID, GRID, 1 + GRID**2) for n in BLOCKS}
+    assert network.endpoints() == dict.fromkeys([*BLOCKS, 'norm'], shape) | shown
+    assert network.layers() == ('block1', 'block2', 'block3')
     assert network.last_layer == 'norm'
     assert network.input_shape == (SIDE, SIDE, 3)
 
@@ -165,7 +224,7 @@ def test_perturbations_are_added_on_the_patches(network):
     moved, after = network.apply(network.state, inputs_of(), {'block1': step})
     np.testing.assert_allclose(after['block1'], before['block1'] + step, rtol=1e-5, atol=1e-5)
     assert not np.allclose(moved, plain, atol=1e-2)
-    for name in ('block3', 'norm'):  # the classifier reads the class token alone
+    for name in ('block4', 'norm'):  # the classifier reads the class token alone
         same, _ = network.apply(network.state, inputs_of(), {name: step})
         np.testing.assert_array_equal(same, plain)
 
@@ -173,10 +232,12 @@ def test_perturbations_are_added_on_the_patches(network):
 def test_default_layers_work_and_others_are_told(network):
     images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
     found = localize(network, images, ('grad_cam',))
-    assert list(found.maps) == [('grad_cam', 'block1'), ('grad_cam', 'block2')]
+    assert list(found.maps) == [('grad_cam', n) for n in BLOCKS[:-1]]
     assert np.isfinite(found.maps['grad_cam', 'block1']).all()
-    with pytest.raises(ValueError, match="layer 'block3' is zero everywhere"):
-        localize(network, images, ('grad_cam',), ('block3',))
+    with pytest.raises(ValueError, match="layer 'block4' is zero everywhere"):
+        localize(network, images, ('grad_cam',), ('block4',))
+    with pytest.raises(ValueError, match="'block2/attention' can be read alone"):
+        localize(network, images, ('grad_cam',), ('block2/attention',))
     with pytest.raises(ValueError, match=r'cam .*by its class token: ask for grad_cam'):
         localize(network, images, ('cam',))
 
@@ -215,7 +276,7 @@ def test_bfloat16_is_near(network):
             part.dtype = jnp.bfloat16
     exact, _ = network.apply(network.state, inputs_of())
     logits, endpoints = module(inputs_of())
-    assert {x.dtype for x in endpoints.values()} == {jnp.dtype('bfloat16')}
+    assert {endpoints[n].dtype for n in BLOCKS} == {jnp.dtype('bfloat16')}
     difference = np.abs(np.asarray(logits, np.float32) - exact).max()
     assert 0 < difference < 0.1 * np.abs(exact).max()
 
@@ -260,6 +321,7 @@ def test_preprocessing_that_depends_on_the_weights(tensors, save, caplog):
         ({'width': 100, 'heads': 3}, 'width 100 must be a multiple of heads, 3'),
         ({'patch': 15}, 'image_size 224 must be a multiple of patch, 15'),
         ({'drop_path': 1.0}, r'drop_path 1.0 must be in \[0, 1\)'),
+        ({'spatial_token': 1}, 'spatial_token must be True or False, got 1'),
         ({'depth': 0}, 'depth of deit_tiny must be a whole number from 1'),
         ({'dept': 3}, "unknown option of deit_tiny 'dept'; did you mean 'depth'"),
     ],
@@ -289,14 +351,14 @@ def test_stochastic_depth():
     """In training an image passes a branch by or not, as a whole, in inference none does."""
     module = build('vit_tiny', CLASSES, nnx.Rngs(0), drop_path=0.5, **TINY)
     rates = [b.drop_path1.rate if b.drop_path1 else 0 for b in module.blocks]
-    assert rates == [0, 0.25, 0.5]
-    drop = module.blocks[2].drop_path1
+    assert np.allclose(rates, [0, 1 / 6, 1 / 3, 0.5])
+    drop = module.blocks[3].drop_path1
     kept = drop(jnp.ones((400, 3, 2)))
     each = np.asarray(kept).reshape(400, -1)
     assert set(np.unique(each)) == {0.0, 2.0}
     np.testing.assert_array_equal(each.min(axis=1), each.max(axis=1))
     assert 0.4 < (each[:, 0] > 0).mean() < 0.6
-    others = module.blocks[2].drop_path2(jnp.ones((400, 3, 2)))
+    others = module.blocks[3].drop_path2(jnp.ones((400, 3, 2)))
     assert (np.asarray(others) != np.asarray(kept)).any()
     module.eval()
     np.testing.assert_array_equal(module(inputs_of())[0], module(inputs_of())[0])

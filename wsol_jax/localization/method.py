@@ -74,6 +74,7 @@ class Method:
         where: 'any' layer; 'last', defined only on the endpoint before global average pooling;
             'all', one map from all main layers; or 'head', one map of a trained head.
         endpoints: those that a method for 'head' reads.
+        part: what the blocks of the network must show, such as 'attention'; '' for nothing.
         relu: its definition ends in a ReLU. Raw maps come without; scoring applies it.
         forward_mode: it takes forward-mode derivatives, of which a model with a jax.custom_vjp has
             none.
@@ -86,6 +87,7 @@ class Method:
     reduce: Callable[[jax.Array], jax.Array] = channel_sum
     where: Literal['any', 'last', 'all', 'head'] = 'any'
     endpoints: tuple[str, ...] = ()
+    part: str = ''
     relu: bool = False
     forward_mode: bool = False
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from wsol_jax.localization import activation, cam, masking
+from wsol_jax.localization import activation, attention, cam, masking
 from wsol_jax.localization.dgl import dgl, sgl_g1, sgl_g2
 from wsol_jax.localization.full_grad import full_grad
 from wsol_jax.localization.method import HEAD, Method, Run
@@ -40,6 +40,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     'ss_cam': masking.ss_cam,
     'is_cam': masking.is_cam,
     'ablation_cam': masking.ablation_cam,
+    'rollout': attention.rollout,
     'random_cam': activation.random_cam,
 }
 

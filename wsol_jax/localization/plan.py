@@ -152,7 +152,8 @@ def make_plan(
     own = network.own_map
     resolved = resolve_methods(methods, asked.alpha, of_head(own) if own else None)
     _check_distinct(resolved)
-    _check_last_layer(resolved, network)
+    for method in (m for fused in resolved for m in fused):
+        _check_has(method, network)
     if asked.eigen_smooth:
         resolved = tuple(tuple(map(_smoothed, fused)) for fused in resolved)
     return MapPlan(
@@ -257,12 +258,17 @@ def _check_distinct(methods: tuple[tuple[Method, ...], ...]) -> None:
             raise ValueError(f'two different methods are called {method.name!r}; rename one')
 
 
-def _check_last_layer(methods: tuple[tuple[Method, ...], ...], network: 'Network') -> None:
-    last = [m.name for fused in methods for m in fused if m.where == 'last']
-    if last and network.last_layer in network.unread:
+def _check_has(method: Method, network: 'Network') -> None:
+    """Checks that the network has what the definition of a method needs."""
+    if method.where == 'last' and network.last_layer in network.unread:
         raise ValueError(
-            f'{last[0]} is defined on the layer before global average pooling, and {network.name} '
-            'classifies by its class token: ask for grad_cam instead'
+            f'{method.name} is defined on the layer before global average pooling, and '
+            f'{network.name} classifies by its class token: ask for grad_cam instead'
+        )
+    if method.part and not any(n.endswith(f'/{method.part}') for n in network.shapes):
+        raise ValueError(
+            f'{method.name} reads the {method.part} of each block, and {network.name} shows none: '
+            'it is for vision transformers, such as deit_tiny'
         )
 
 

@@ -31,7 +31,8 @@ from wsol_jax.names import shown, unknown_name
 
 _LARGEST = 1_000_000  # of classes and of widths
 # Options of networks that are whole numbers.
-_COUNTS = ('width', 'output_stride', 'heads', 'depth', 'patch', 'image_size')
+_COUNTS_OF_VIT = ('width', 'heads', 'depth', 'patch', 'image_size')
+_COUNTS = ('output_stride', *_COUNTS_OF_VIT)
 
 SYMMETRIC, CAFFE, IMAGENET = (PREPROCESSINGS[n] for n in ('symmetric', 'caffe', 'imagenet'))
 
@@ -87,7 +88,7 @@ def _vit(
         vit.WEIGHT_NAMES,
         vit.HEAD,
         'head.bias',
-        options=('width', 'heads', 'depth', 'patch', 'image_size', 'drop_path'),
+        options=(*_COUNTS_OF_VIT, 'drop_path', 'spatial_token'),
         or_else=or_else,
     )
 

@@ -17,7 +17,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """SGD with Nesterov momentum or AdamW, with clipping, a schedule and rates by parameter.
 
-    Weight decay is on kernels only; biases and batch norm have one axis.
+    Weight decay is on kernels only: not on biases, what scales, tokens and position embeddings.
 
     Args:
         setting: of the training.
@@ -98,7 +98,8 @@ def check_patterns(setting: TrainConfig, names: Sequence[str]) -> None:
 
 
 def _kernels(params: Any) -> Any:
-    return jax.tree.map(lambda x: x.ndim > 1, params)
+    named = jax.tree_util.tree_map_with_path
+    return named(lambda path, _: parameter_name(path).endswith('kernel'), params)
 
 
 def _scale_by_name(
