@@ -30,6 +30,9 @@ from wsol_jax.training.loop import train
 from wsol_jax.training.method import Shard, TrainedMethod, batch_mean
 from wsol_jax.training.methods import add_heads
 from wsol_jax.training.methods.acol import ACoL
+from wsol_jax.training.methods.adl import ADL
+from wsol_jax.training.methods.cutmix import CutMix
+from wsol_jax.training.methods.has import HaS
 from wsol_jax.training.step import make_program
 from wsol_jax.training.trained import trained_network
 from wsol_jax.workdir import read_csv
@@ -174,7 +177,13 @@ class Coupled(TrainedMethod):
 
 
 # Every training method makes the same step on any number of devices.
-STEPPED = {'acol': ACoL(width=8), 'coupled': Coupled()}
+STEPPED = {
+    'acol': ACoL(width=8),
+    'has': HaS(),
+    'cutmix': CutMix(),
+    'adl': ADL(layers=('late/early', 'late')),
+    'coupled': Coupled(),
+}
 
 
 def one_step_of_each(folder, kind):

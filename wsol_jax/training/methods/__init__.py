@@ -15,10 +15,18 @@ from wsol_jax.models.zoo import RECIPES
 from wsol_jax.names import unknown_name
 from wsol_jax.training.method import TrainedMethod
 from wsol_jax.training.methods.acol import ACoL
+from wsol_jax.training.methods.adl import ADL
+from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.has import HaS
 
 # '' is the plain classifier.
-METHODS: Mapping[str, type[TrainedMethod]] = {'': TrainedMethod, 'has': HaS, 'acol': ACoL}
+METHODS: Mapping[str, type[TrainedMethod]] = {
+    '': TrainedMethod,
+    'has': HaS,
+    'cutmix': CutMix,
+    'adl': ADL,
+    'acol': ACoL,
+}
 _HEADS = 0x4EAD  # sets the weights that heads start from apart from those of the network
 
 
