@@ -96,18 +96,27 @@ TRAIN = (
     *('--config.train.epochs=5', '--config.train.log_every=1', '--config.train.ema=0.5'),
 )
 
+# What a run is trained by; BAS has a frozen copy of its network in every step.
+METHODS = {
+    'plain': {},
+    'bas': {'method': 'bas', 'options': {'width': 8, 'layer': 'stage2'}},
+}
 
-def train_folder(folder):
+
+def train_folder(folder, method='plain'):
     folder.mkdir()
-    (folder / 'tiny.py').write_text(TINY)
+    lines = [f'    config.train.{name} = {value!r}\n' for name, value in METHODS[method].items()]
+    ends = '    return config\n'
+    (folder / 'tiny.py').write_text(TINY.replace(ends, ''.join([*lines, ends])))
     return folder
 
 
-@pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory):
-    folder = train_folder(tmp_path_factory.mktemp('undisturbed') / 'whole')
+@pytest.fixture(scope='module', params=METHODS)
+def undisturbed(request, tmp_path_factory):
+    """A workdir that was never interrupted, and the method it was trained by."""
+    folder = train_folder(tmp_path_factory.mktemp('undisturbed') / 'whole', request.param)
     assert finish(start(folder, *TRAIN), folder).code == 0
-    return folder / 'W'
+    return folder / 'W', request.param
 
 
 def step_of(workdir):
@@ -118,7 +127,8 @@ def step_of(workdir):
 
 
 def test_training_goes_on_where_it_was_stopped(undisturbed, tmp_path):
-    folder, seen = train_folder(tmp_path / 'broken'), 0
+    whole, method = undisturbed
+    folder, seen = train_folder(tmp_path / 'broken', method), 0
     workdir = folder / 'W'
     # 24 images in batches of 8: three steps an epoch, fifteen in all.
     for number, every in ((signal.SIGINT, 1), (signal.SIGKILL, 2), (signal.SIGTERM, 2)):
@@ -133,13 +143,13 @@ def test_training_goes_on_where_it_was_stopped(undisturbed, tmp_path):
         assert before < seen < 15
     assert finish(start(folder, *TRAIN), folder).code == 0
     for kind in ('last', 'best'):
-        expected, found = saved(undisturbed, kind), saved(workdir, kind)
+        expected, found = saved(whole, kind), saved(workdir, kind)
         assert list(found) == list(expected) and len(found) > 60
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value, err_msg=name)
     logged = [
         [(r['split'], r['step'], r['loss'], r['accuracy']) for r in rows(w, 'train')]
-        for w in (undisturbed, workdir)
+        for w in (whole, workdir)
     ]
     assert logged[0] == logged[1]
     assert [int(step) for split, step, *_ in logged[0] if split == 'train'] == list(range(1, 16))

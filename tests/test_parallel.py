@@ -31,6 +31,7 @@ from wsol_jax.training.method import Shard, TrainedMethod, batch_mean
 from wsol_jax.training.methods import add_heads
 from wsol_jax.training.methods.acol import ACoL
 from wsol_jax.training.methods.adl import ADL
+from wsol_jax.training.methods.bas import BAS
 from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.has import HaS
 from wsol_jax.training.step import make_program
@@ -182,6 +183,7 @@ STEPPED = {
     'has': HaS(),
     'cutmix': CutMix(),
     'adl': ADL(layers=('late/early', 'late')),
+    'bas': BAS(width=8, layer='late/early'),
     'coupled': Coupled(),
 }
 

@@ -257,7 +257,7 @@ class TrainConfig:
     log_every: int = setting(10, 'steps between rows of progress.csv', 'nothing', _EVERY)
     method: str = setting(
         '',
-        "of training: 'has' or 'acol'; '' for the plain classifier",
+        "of training, such as 'acol' or 'bas'; '' for the plain classifier",
         'checkpoints',
     )
     options: Mapping[str, Any] = setting(

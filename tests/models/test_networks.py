@@ -167,6 +167,15 @@ def test_resnet_output_stride(output_stride, sides):
     assert network.endpoints() == resnet_endpoints((3, 4, 6, 3), 4, sides)
 
 
+def test_sides_as_in_bas():
+    """The last but one stage, and pw_11, at 28 x 28; what follows at 14 x 14."""
+    _, network = abstract('resnet50', strides=[1, 2, 1, 2])
+    assert network.endpoints() == resnet_endpoints((3, 4, 6, 3), 4, (56, 28, 28, 14))
+    _, network = abstract('mobilenet_v1', output_stride=16)
+    sides = [side for side, _, _ in network.endpoints().values()]
+    assert sides == [112, 56, 56, *8 * [28], 14, 14]
+
+
 @pytest.mark.parametrize(
     ('name', 'count'),
     [
@@ -348,6 +357,16 @@ def test_seeds_and_initial_variance():
         (lambda: load_network('resnet10', widht=8), r"resnet10 'widht'; did you mean 'width'"),
         (lambda: build('vgg16', 3, nnx.Rngs(0), width=8), r"option of vgg16 'width'; known: none"),
         (lambda: load_network('resnet10', output_stride=4), r'output_stride 4.*\[32, 16, 8\]'),
+        (lambda: load_network('mobilenet_v1', output_stride=8), r'output_stride 8.*\[32, 16\]'),
+        (
+            lambda: load_network('resnet10', strides=(1, 2, 2)),
+            r'^strides must be four .* \(1, 2, 2\)',
+        ),
+        (
+            lambda: load_network('resnet10', strides=(1, 2, 2, 3)),
+            'strides must be four numbers, 1 ',
+        ),
+        (lambda: load_network('resnet10', strides=2), 'strides must be four numbers, 1 or 2'),
         (lambda: load_network('inception_v3', padding='torch'), r"'torch'; did you mean 'torchv"),
     ],
 )

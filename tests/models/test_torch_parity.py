@@ -128,14 +128,13 @@ class VGG16(nn.Module):
 
 class MobileNet(nn.Module):
     widths = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
-    strides = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 
-    def __init__(self):
+    def __init__(self, strides=(1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)):
         super().__init__()
         self.conv_0 = nn.Conv2d(3, 32, 3, 2)
         for i in range(1, 14):
             before, after = self.widths[i - 1], self.widths[i]
-            depthwise = nn.Conv2d(before, before, 3, self.strides[i - 1], groups=before)
+            depthwise = nn.Conv2d(before, before, 3, strides[i - 1], groups=before)
             setattr(self, f'dw_{i}', depthwise)
             setattr(self, f'pw_{i}', nn.Conv2d(before, after, 1))
         self.classifier = nn.Conv2d(1024, CLASSES, 1)
@@ -257,6 +256,14 @@ NETWORKS = {
     'squeezenet1_1': (SqueezeNet, {}),
     'vgg16': (VGG16, {}),
     'mobilenet_v1': (MobileNet, {}),
+    'resnet10 as in BAS': (
+        lambda: ResNet(BasicBlock, (1, 1, 1, 1), 16, (1, 2, 1, 2)),
+        {'width': 16, 'strides': (1, 2, 1, 2)},
+    ),
+    'mobilenet_v1 as in BAS': (
+        lambda: MobileNet((1, 2, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 1)),
+        {'output_stride': 16},
+    ),
     'inception_v3': (Inception, {'padding': 'torchvision'}),
 }
 
@@ -288,7 +295,7 @@ def test_same_numbers_as_torch(name, tmp_path):
     theirs = randomise(make())
     path = tmp_path / 'net.safetensors'
     save_file({k: v.numpy() for k, v in theirs.state_dict().items()}, path)
-    network = load_network(name, path, **options)
+    network = load_network(name.split()[0], path, **options)
     assert network.num_classes == CLASSES
 
     inputs = np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)).astype(np.float32)

@@ -15,22 +15,11 @@ from wsol_jax.models.layers import (
 )
 
 STEM = 32
-# (stride of the depthwise convolution, features of the pointwise one), blocks 1 to 13.
-BLOCKS = (
-    (1, 64),
-    (2, 128),
-    (1, 128),
-    (2, 256),
-    (1, 256),
-    (2, 512),
-    (1, 512),
-    (1, 512),
-    (1, 512),
-    (1, 512),
-    (1, 512),
-    (2, 1024),
-    (1, 1024),
-)
+# Of the pointwise convolutions, blocks 1 to 13.
+FEATURES = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+
+# output stride -> the blocks at whose depthwise convolution the sides are halved.
+HALVED = {32: (2, 4, 6, 12), 16: (2, 4, 12)}
 
 WEIGHT_NAMES = ()
 HEAD = r'^classifier\b'
@@ -53,13 +42,18 @@ class DepthwiseConv(nnx.Module):
 class MobileNetV1(nnx.Module):
     """Depthwise separable convolutions with biases, ReLU6 and TensorFlow's SAME padding.
 
+    At `output_stride` 16 pw_6 ... pw_11 are as fine as pw_5, as in BAS (Wu et al., CVPR 2022).
+
     Endpoints: pw_1 ... pw_13.
     """
 
-    def __init__(self, num_classes: int, *, rngs: nnx.Rngs):
+    def __init__(self, num_classes: int, *, output_stride: int = 32, rngs: nnx.Rngs):
+        if output_stride not in HALVED:
+            raise ValueError(f'output_stride {output_stride}; it must be one of {list(HALVED)}')
         self.conv_0 = conv(3, STEM, 3, strides=2, rngs=rngs)
         width = STEM
-        for number, (stride, features) in enumerate(BLOCKS, start=1):
+        for number, features in enumerate(FEATURES, start=1):
+            stride = 2 if number in HALVED[output_stride] else 1
             setattr(self, f'dw_{number}', DepthwiseConv(width, stride, rngs=rngs))
             setattr(self, f'pw_{number}', conv(width, features, 1, rngs=rngs))
             width = features
@@ -71,7 +65,7 @@ class MobileNetV1(nnx.Module):
         """[B,H,W,3] -> (logits [B,C], endpoints)."""
         endpoints = Endpoints(perturb)
         x = nnx.relu6(self.conv_0(inputs))
-        for number in range(1, len(BLOCKS) + 1):
+        for number in range(1, len(FEATURES) + 1):
             x = nnx.relu6(getattr(self, f'dw_{number}')(x))
             x = endpoints.tap(f'pw_{number}', nnx.relu6(getattr(self, f'pw_{number}')(x)))
         return self.classifier(global_average_pool(x)), endpoints.finish()

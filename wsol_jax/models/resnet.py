@@ -1,5 +1,7 @@
 """ResNet (He et al. 2015, arXiv 1512.03385) in torchvision's layout."""
 
+from collections.abc import Sequence
+
 import jax
 from flax import nnx
 
@@ -12,6 +14,7 @@ from wsol_jax.models.layers import (
     max_pool,
     torch_pads,
 )
+from wsol_jax.names import shown
 
 # depth -> (blocks of the four stages, bottleneck); 10 is for tests and demonstrations.
 STAGES = {
@@ -38,6 +41,15 @@ def _same(kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Torch's padding; TensorFlow's SAME differs from it where the stride is 2."""
     pad = (kernel // 2, kernel // 2)
     return pad, pad
+
+
+def _checked(strides: Sequence[int]) -> tuple[int, ...]:
+    right = isinstance(strides, tuple | list) and len(strides) in (0, 4)
+    if not right or any(stride not in (1, 2) for stride in strides):
+        raise ValueError(
+            f'strides must be four numbers, 1 or 2, such as (1, 2, 1, 2), got {shown(strides)}'
+        )
+    return tuple(strides)
 
 
 class Block(nnx.Module):
@@ -87,6 +99,9 @@ class Block(nnx.Module):
 class ResNet(nnx.Module):
     """ResNet v1 with its stride on the 3x3 convolution of a bottleneck.
 
+    `strides` are those of the four stages, where they are not to be as `output_stride` has them:
+    at (1, 2, 1, 2) stage3 is as fine as stage2.
+
     Endpoints, after ReLU: stage1/block1, ..., stage1, stage2/block1, ..., stage4.
     """
 
@@ -97,14 +112,16 @@ class ResNet(nnx.Module):
         *,
         width: int = 64,
         output_stride: int = 32,
+        strides: Sequence[int] = (),
         rngs: nnx.Rngs,
     ):
         if output_stride not in STRIDES:
             raise ValueError(f'output_stride {output_stride}; it must be one of {list(STRIDES)}')
+        strides = _checked(strides) or STRIDES[output_stride]
         blocks, bottleneck = STAGES[depth]
         self.conv1 = ConvNorm(3, width, 7, strides=2, padding=_same(7), rngs=rngs)
         features = width
-        for stage, (count, stride) in enumerate(zip(blocks, STRIDES[output_stride], strict=True)):
+        for stage, (count, stride) in enumerate(zip(blocks, strides, strict=True)):
             layer = []
             for number in range(count):
                 step = stride if number == 0 else 1

@@ -74,7 +74,7 @@ def _resnet(depth: int) -> Recipe:
         resnet.WEIGHT_NAMES,
         resnet.HEAD,
         'fc.bias',
-        options=('width', 'output_stride'),
+        options=('width', 'output_stride', 'strides'),
     )
 
 
@@ -112,6 +112,7 @@ RECIPES: Mapping[str, Recipe] = {
         mobilenet.WEIGHT_NAMES,
         mobilenet.HEAD,
         'classifier.bias',
+        options=('output_stride',),
     ),
     'squeezenet1_1': Recipe(
         squeezenet.SqueezeNet,
@@ -140,8 +141,9 @@ def build(name: str, num_classes: int, rngs: nnx.Rngs, **options: Any) -> nnx.Mo
         num_classes: length of the logits.
         rngs: for the initial weights and for dropout.
         **options: `padding` ('same' or 'torchvision') and `added` ('glorot' or 'identity') of
-            inception_v3; `width` and `output_stride` (32, 16 or 8) of the resnets; those of
-            `vit.ViT` of the vision transformers.
+            inception_v3; `width`, `output_stride` (32, 16 or 8) and `strides` of the
+            resnets; `output_stride` (32 or 16) of mobilenet_v1; those of `vit.ViT` of the vision
+            transformers.
 
     Raises:
         ValueError: an unknown name or option, naming the nearest right one, or a number out of

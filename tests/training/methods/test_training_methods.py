@@ -9,6 +9,7 @@ from wsol_jax.models import build
 from wsol_jax.training.method import TrainedMethod
 from wsol_jax.training.methods import add_heads, make_method
 from wsol_jax.training.methods.acol import ACoL
+from wsol_jax.training.methods.bas import BAS
 from wsol_jax.training.methods.has import HaS
 
 
@@ -18,6 +19,8 @@ def test_methods_by_name():
     setting = TrainConfig(method='has', options={'drop': 1, 'grid': 7}, label_smoothing=0.1)
     assert make_method(setting) == HaS(grid=7, drop=1.0, label_smoothing=0.1)
     assert make_method(TrainConfig(method='acol')) == ACoL(delta=0.6, width=1024)
+    setting = TrainConfig(method='bas', options={'beta': 2, 'top_k': 80})
+    assert make_method(setting) == BAS(beta=2.0, top_k=80, alpha=0.5, cap=1.0)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from wsol_jax.names import unknown_name
 from wsol_jax.training.method import TrainedMethod
 from wsol_jax.training.methods.acol import ACoL
 from wsol_jax.training.methods.adl import ADL
+from wsol_jax.training.methods.bas import BAS
 from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.has import HaS
 
@@ -26,6 +27,7 @@ METHODS: Mapping[str, type[TrainedMethod]] = {
     'cutmix': CutMix,
     'adl': ADL,
     'acol': ACoL,
+    'bas': BAS,
 }
 _HEADS = 0x4EAD  # sets the weights that heads start from apart from those of the network
 
