@@ -85,7 +85,7 @@ def _train(config: Config, workdir: Path, task: Task, splits: Splits) -> None:
             splits(split)
     train_source, val_source = splits('train'), splits('val')
     task.check_sources(config, train_source, val_source)
-    train(config, train_source, val_source, workdir, method)
+    train(config, train_source, val_source, workdir, method, task.epoch_score)
 
 
 def _as_built(config: Config, method: TrainedMethod, source: Source) -> Network:

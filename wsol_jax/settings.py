@@ -247,9 +247,11 @@ class TrainConfig:
     keep: str = setting(
         'best',
         "the checkpoint to localize with: 'best' on val (of accuracy, unless the training method "
-        "says otherwise), or 'last'",
+        "says otherwise), 'last', or 'best_localization', of the highest MaxBoxAccV2 on val of the "
+        "method's own map, else of CAM; a training must begin with that, for it costs the maps and "
+        'boxes of val in every epoch',
         'maps',
-        choices=('best', 'last'),
+        choices=('best', 'last', 'best_localization'),
     )
     checkpoint_every: int = setting(
         1000, 'steps between checkpoints within an epoch', 'nothing', _EVERY

@@ -9,7 +9,7 @@ from wsol_jax.config import Config
 from wsol_jax.data import Source
 from wsol_jax.maps.columns import Store
 from wsol_jax.models import Network
-from wsol_jax.training.method import TrainedMethod
+from wsol_jax.training.method import EpochScores, TrainedMethod
 
 
 def _nothing(*_: Any) -> None:
@@ -37,6 +37,9 @@ class Task:
         check: (config) finds what is wrong with settings before anything is done.
         check_sources: (config, train source, val source) finds what is wrong with these before
             training.
+        epoch_score: (config, network in training, val source) -> a function network -> {name:
+            value}, made once and called after every epoch of a training that began with
+            `train.keep='best_localization'`; the highest first value tells the epoch that is kept.
         check_network: (config, network without weights) finds misspelt names before training.
     """
 
@@ -47,4 +50,5 @@ class Task:
     needs_network: Callable[[Config], bool] = lambda _: False
     check: Callable[[Config], None] = _nothing
     check_sources: Callable[[Config, Source, Source], None] = _nothing
+    epoch_score: EpochScores | None = None
     check_network: Callable[[Config, Network], None] = _nothing

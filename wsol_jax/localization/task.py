@@ -8,6 +8,7 @@ from wsol_jax.data.records import ListedRecords
 from wsol_jax.evaluation.protocols import protocol
 from wsol_jax.evaluation.stage import evaluate
 from wsol_jax.evaluation.truth import label_of
+from wsol_jax.localization.epoch import EpochScore
 from wsol_jax.localization.stage import check_target, localize_split, plan_of
 from wsol_jax.maps.store import MapStore
 from wsol_jax.models import Network
@@ -60,5 +61,6 @@ LOCALIZATION = Task(
     needs_network=lambda config: config.evaluate.faithfulness > 0,
     check=_check,
     check_sources=_check_sources,
+    epoch_score=EpochScore,
     check_network=_check_network,
 )

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from flax import nnx
 
 from wsol_jax.interrupts import uninterrupted
 
@@ -36,6 +37,10 @@ class TrainState(NamedTuple):
     def evaluated(self) -> 'TrainState':
         """What is evaluated: the moving average of the weights where there is one."""
         return self._replace(params=self.ema or self.params, optimizer=None, ema=None)
+
+    def network(self) -> nnx.State:
+        """The variables of the network that is evaluated."""
+        return nnx.State.merge(self.evaluated().params, self.stats)
 
 
 class CheckpointError(OSError):
@@ -69,8 +74,17 @@ _NOTHING = Row()
 _IMAGES = 'images'  # beside the sums of a row
 
 
+BEST_LOCALIZATION = 'best_localization'
+NOT_KEPT = (
+    "holds no 'best_localization', for the training began with another config.train.keep; "
+    "set 'best' or 'last', or train in another workdir"
+)
+
+
 class Checkpoints:
     """`checkpoints/last`, all that training goes on from, and `checkpoints/best`, weights only.
+
+    Likewise `checkpoints/best_localization`, in a training that keeps it from its beginning.
 
     Each is written whole or not at all, the last one in the background; leaving the context waits
     for it. Any number of devices can read what any other number wrote. Two of a kind are kept: what
@@ -82,14 +96,16 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, read_only: bool = False):
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=not read_only)
         self._folder, self._read_only = (workdir / 'checkpoints').absolute(), read_only
-        folders = [self._folder / kind for kind in ('last', 'best')]
-        self._managers = {
-            folder.name: ocp.CheckpointManager(folder, options=options)
-            for folder in folders
-            if folder.is_dir() or not read_only
-        }
+        self._managers: dict[str, ocp.CheckpointManager] = {}
+        for kind in ('last', 'best', BEST_LOCALIZATION):
+            always = kind != BEST_LOCALIZATION and not read_only
+            if always or (self._folder / kind).is_dir():
+                self._open(kind)
+
+    def _open(self, kind: str) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=not self._read_only)
+        self._managers[kind] = ocp.CheckpointManager(self._folder / kind, options=options)
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -108,18 +124,26 @@ class Checkpoints:
         """The step of a checkpoint; 0 if there is none."""
         return (kind in self._managers and self._managers[kind].latest_step()) or 0
 
-    def best_value(self, name: str) -> float | None:
+    def keeps(self, kind: str) -> bool:
+        """Whether checkpoints of a kind are kept in this training."""
+        return kind in self._managers
+
+    def begin(self, kind: str) -> None:
+        """Keeps checkpoints of a kind from now on."""
+        self._open(kind)
+
+    def best_value(self, name: str, kind: str = 'best') -> float | None:
         """A named value on val of the best checkpoint.
 
         Returns:
             None if there is no checkpoint that can be read, or it has another value.
         """
-        if not self.step('best'):
+        if not self.step(kind):
             return None
         try:
-            facts = self._newest('best', lambda _: {'facts': None})['facts']
+            facts = self._newest(kind, lambda _: {'facts': None})['facts']
         except CheckpointError:  # no reason to give up the last one, which training goes on from
-            folder = self._folder / 'best'
+            folder = self._folder / kind
             logging.warning('%s cannot be read: the best of the epochs to come counts', folder)
             return None
         return float(facts[name]) if name in facts else None
@@ -131,7 +155,7 @@ class Checkpoints:
         with uninterrupted():
             self._write('last', int(state.step), _parts(state) | begun)
 
-    def save_best(self, state: TrainState, name: str, value: float) -> None:
+    def save_best(self, state: TrainState, name: str, value: float, kind: str = 'best') -> None:
         """Writes what is evaluated of a state as the best checkpoint, and waits for it.
 
         A last checkpoint saved after it is never there without it, whenever the process is killed.
@@ -140,19 +164,20 @@ class Checkpoints:
             state: of the training.
             name: of the value on val that it is the best by.
             value: of it.
+            kind: 'best' or 'best_localization'.
         """
         facts = {'facts': {name: np.asarray(value)}}
         with uninterrupted():
-            self._write('best', int(state.step), _parts(state.evaluated()) | facts)
-            with self._writing('best'):
-                self._managers['best'].wait_until_finished()
+            self._write(kind, int(state.step), _parts(state.evaluated()) | facts)
+            with self._writing(kind):
+                self._managers[kind].wait_until_finished()
 
     def restore(self, like: TrainState, kind: str = 'last') -> tuple[TrainState, Row]:
         """Reads the newest checkpoint that can be read.
 
         Args:
             like: of the structure that is wanted; a part None is left out.
-            kind: 'last' or 'best'.
+            kind: 'last', 'best' or 'best_localization'.
 
         Raises:
             CheckpointError: none can be read.

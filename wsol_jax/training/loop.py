@@ -1,6 +1,6 @@
 """The stage `train`: one loop, resumable at any checkpoint with the same end."""
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,7 @@ from absl import logging
 from flax import nnx
 from tqdm import tqdm
 
-from wsol_jax.config import Config, ConfigError, TrainConfig
+from wsol_jax.config import Config, ConfigError, TrainConfig, flatten
 from wsol_jax.data import (
     Batch,
     DataError,
@@ -27,6 +27,7 @@ from wsol_jax.data.loader import ReaderKilled
 from wsol_jax.data.records import Targets
 from wsol_jax.interrupts import uninterrupted
 from wsol_jax.models import (
+    Network,
     Preprocessing,
     as_network,
     fill_module,
@@ -35,12 +36,26 @@ from wsol_jax.models import (
 from wsol_jax.models.zoo import RECIPES
 from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.progress import ProgressLog
-from wsol_jax.training.checkpoints import Checkpoints, Row
-from wsol_jax.training.method import Shard, TrainedMethod
+from wsol_jax.training.checkpoints import (
+    BEST_LOCALIZATION,
+    NOT_KEPT,
+    Checkpoints,
+    Row,
+    TrainState,
+)
+from wsol_jax.training.method import EpochScores, Shard, TrainedMethod
 from wsol_jax.training.methods import make_method, make_module
+from wsol_jax.training.skipped import SkipList
 from wsol_jax.training.step import Measured, Program, make_program
-from wsol_jax.training.trained import open_training, record_training, recorded_preprocessing
-from wsol_jax.workdir import read_csv, record_origin, remove_scores, write_csv
+from wsol_jax.training.trained import (
+    open_training,
+    probability_of,
+    record_training,
+    recorded_preprocessing,
+)
+from wsol_jax.workdir import record_origin, remove_scores
+
+_Score = Callable[[TrainState], Mapping[str, float]]
 
 
 def train(
@@ -49,6 +64,7 @@ def train(
     val_source: Source,
     workdir: Path,
     method: TrainedMethod | None = None,
+    epoch_score: EpochScores | None = None,
 ) -> None:
     """Trains from the last checkpoint, or from the start, to the last epoch.
 
@@ -61,6 +77,7 @@ def train(
         val_source: likewise; its images tell the best epoch.
         workdir: for checkpoints and progress.csv.
         method: how it is trained; None for the one that the config names.
+        epoch_score: what `train.keep='best_localization'` keeps the best epoch of.
 
     Raises:
         ConfigError: the labels do not fit the network, or a setting the parameters.
@@ -73,13 +90,16 @@ def train(
     total = config.train.epochs * epoch_steps
     method = method or make_method(config.train)
     with Checkpoints(workdir) as checkpoints:
+        _check_kept(config, checkpoints, workdir)
         if checkpoints.step() >= total:
             return
         module = _initial_module(config, method, train_source, again=checkpoints.step() > 0)
         preprocessing = _preprocessing(config, workdir, again=checkpoints.step() > 0)
-        network = as_network(config.network.name, module, preprocessing)
+        size, probability = config.network.input_size or None, probability_of(flatten(config))
+        network = as_network(config.network.name, module, preprocessing, probability, size)
         devices = local_devices(config.parallel)
         _check_shares(config.train, module, devices.size)
+        score = _score_of(config, network, val_source, checkpoints, epoch_score)
         record_origin(workdir, workdir / 'checkpoints')
         remove_scores(workdir)  # they tell of another network
         record_training(workdir, total, preprocessing)
@@ -94,10 +114,32 @@ def train(
             epoch_steps,
             config.seed,
         )
-        run = _Run(config, method, devices, program, checkpoints, workdir, epoch_steps)
-        run.to_the_end(
-            train_source, val_source, config.network.input_size or network.input_shape[0]
-        )
+        run = _Run(config, method, devices, program, checkpoints, workdir, epoch_steps, score)
+        run.to_the_end(train_source, val_source, network.input_shape[0])
+
+
+def _check_kept(config: Config, checkpoints: Checkpoints, workdir: Path) -> None:
+    """Refuses to look for the best epoch where earlier ones were not looked at."""
+    asked = config.train.keep == BEST_LOCALIZATION
+    if asked and checkpoints.step() and not checkpoints.keeps(BEST_LOCALIZATION):
+        raise ConfigError(f'{workdir / "checkpoints"}: {NOT_KEPT}')
+
+
+def _score_of(
+    config: Config,
+    network: Network,
+    val_source: Source,
+    checkpoints: Checkpoints,
+    epoch_score: EpochScores | None,
+) -> _Score:
+    """What is looked at after each epoch: nothing, unless the training began with that."""
+    if not checkpoints.keeps(BEST_LOCALIZATION) and config.train.keep != BEST_LOCALIZATION:
+        return lambda state: {}
+    if epoch_score is None:
+        raise ConfigError("config.train.keep: this task keeps 'best' or 'last' alone")
+    score = epoch_score(config, network, val_source)
+    checkpoints.begin(BEST_LOCALIZATION)
+    return lambda state: score(replace(network, state=state.network()))
 
 
 def _with_head(config: Config) -> TrainConfig:
@@ -132,6 +174,7 @@ class _Run:
         checkpoints: Checkpoints,
         workdir: Path,
         epoch_steps: int,
+        score: _Score,
     ):
         self._config = config
         self._method = method
@@ -139,6 +182,7 @@ class _Run:
         self._program = program
         self._checkpoints = checkpoints
         self._epoch_steps = epoch_steps
+        self._score = score
         start, self._row = program.initial, Row()
         if checkpoints.step():
             start, self._row = checkpoints.restore(start)
@@ -219,13 +263,19 @@ class _Run:
             self._method.targets(source, required=False),
             self._skipped,
         )
-        self._log.row('train', 'val', self._step, len(source), **means)
+        scores = self._score(self._devices.one(self._state))
+        self._log.row('train', 'val', self._step, len(source), **means, **scores)
         if last:
             _tell_of_chance(means, source)
         name, direction = self._method.best
-        if _is_best(means[name], self._checkpoints.best_value(name), direction):
-            self._checkpoints.save_best(self._devices.one(self._state), name, means[name])
+        self._keep_best('best', name, means[name], direction)
+        for name in list(scores)[:1]:
+            self._keep_best(BEST_LOCALIZATION, name, scores[name], 'max')
         self._save()
+
+    def _keep_best(self, kind: str, name: str, value: float, direction: str) -> None:
+        if _is_best(value, self._checkpoints.best_value(name, kind), direction):
+            self._checkpoints.save_best(self._devices.one(self._state), name, value, kind)
 
     def _save(self) -> None:
         """Writes the last checkpoint, unless a weight is not finite."""
@@ -268,7 +318,6 @@ _AT_CHANCE = (
     '(config.train.optimizer=adamw, learning_rate=2e-4), more epochs, or weights to start from '
     '(config.network.weights)'
 )
-_TOLD = 10  # images that are named on the terminal
 _LOWER_RATE = 'lower config.train.learning_rate'
 _finite = jax.jit(partial(jax.tree.map, lambda x: jnp.all(jnp.isfinite(x))))
 
@@ -312,7 +361,7 @@ def _means(
     size: int,
     config: Config,
     targets: Targets,
-    skipped: 'SkipList',
+    skipped: SkipList,
 ) -> dict[str, float]:
     """Means over the images of a split that can be read: of the loss, and of what it names."""
     row = Row()
@@ -332,33 +381,6 @@ def _means(
     if not row.images:
         raise DataError(f'no image of val can be read; {skipped.path} tells why')
     return row.means()
-
-
-class SkipList:
-    """Images that cannot be read and are passed over: told once each, listed in skipped.csv.
-
-    Attributes:
-        path: of skipped.csv.
-    """
-
-    def __init__(self, workdir: Path):
-        self.path = workdir / 'skipped.csv'
-        self._reasons = {(r['split'], r['image_id']): r['reason'] for r in read_csv(self.path)}
-
-    def note(self, split: str, batch: Batch) -> None:
-        """Adds the images of a batch of a split that did not decode."""
-        names = dict(zip(batch.index.tolist(), batch.image_ids, strict=True))
-        found = {(split, names[i]): reason for i, reason in batch.errors.items()}
-        new = {key: reason for key, reason in found.items() if key not in self._reasons}
-        for count, reason in enumerate(new.values(), len(self._reasons) + 1):
-            if count <= _TOLD:
-                logging.warning('%s, passed over: %s', split, reason)
-            elif count == _TOLD + 1:
-                logging.warning('more are passed over; %s lists all of them', self.path)
-        if new:
-            self._reasons |= new
-            rows = sorted((*key, reason) for key, reason in self._reasons.items())
-            write_csv(self.path, ('split', 'image_id', 'reason'), rows)
 
 
 def _initial_module(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from wsol_jax.config import ConfigError
+from wsol_jax.config import Config, ConfigError
 from wsol_jax.data.records import Labels, Source, Targets
 from wsol_jax.models import Network
 from wsol_jax.models.heads import Heads, Outputs
@@ -46,6 +46,11 @@ class Update(NamedTuple):
 
     step: jax.Array
     total: Callable[[Any], Any]
+
+
+# (config, network in training, val) -> network -> {name: value}: what is looked at after an epoch
+# beside the loss; the first value tells the best one.
+EpochScores = Callable[[Config, Network, Source], Callable[[Network], Mapping[str, float]]]
 
 
 @dataclass(frozen=True, kw_only=True)

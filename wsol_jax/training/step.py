@@ -267,7 +267,7 @@ def _evaluate(
     state: TrainState,
     shard: Shard,
 ) -> dict[str, jax.Array]:
-    module = thaw(nnx.State.merge(state.evaluated().params, state.stats))
+    module = thaw(state.network())
     update = Update(state.step, lambda sums: sums)  # each device looks at its own images
     losses, values = _measured(method, module, preprocessing(shard.images), shard, update)
     return {'loss': jnp.broadcast_to(losses, shard.valid.shape), **values}

@@ -76,12 +76,15 @@ class Training:
         Raises:
             WeightsError: none is there.
         """
-        from wsol_jax.training.checkpoints import Checkpoints
+        from wsol_jax.training.checkpoints import BEST_LOCALIZATION, NOT_KEPT, Checkpoints
 
         with Checkpoints(self.workdir, read_only=True) as checkpoints:
             kind = next(filter(checkpoints.step, kinds), None)
             if kind is None:
-                raise WeightsError(f'{self.workdir / "checkpoints"}: holds no finished checkpoint')
+                folder = self.workdir / 'checkpoints'
+                if checkpoints.step() and BEST_LOCALIZATION in kinds:
+                    raise WeightsError(f'{folder}: {NOT_KEPT}')
+                raise WeightsError(f'{folder}: holds no finished checkpoint')
             return checkpoints.weights(kind)
 
     def network(
