@@ -63,7 +63,7 @@ class BAS(TrainedMethod):
     beta: float = setting(1.5, 'weight of the area', 'checkpoints', Range(0, 1000))
     top_k: int = setting(
         1,
-        'classes whose maps are averaged; 1 for the class asked for',
+        'classes whose maps are averaged, at most all; 1 for the class asked for',
         'checkpoints',
         Range(1, 10**6),
     )
@@ -79,13 +79,8 @@ class BAS(TrainedMethod):
         """Generator and classifier.
 
         Raises:
-            ConfigError: there is no such layer, or there are fewer classes than `top_k`.
+            ConfigError: there is no such layer.
         """
-        if self.top_k > network.num_classes:
-            raise ConfigError(
-                f'config.train.options.top_k must be at most {network.num_classes}, the number of '
-                f'classes, got {self.top_k}'
-            )
         return _Heads(network, _layer(network, self.layer), self.width, self.top_k, rngs)
 
     def loss(
@@ -171,7 +166,7 @@ class _Heads(Heads):
 
     def __init__(self, network: Network, layer: str, width: int, top_k: int, rngs: nnx.Rngs):
         self.reads = (layer, network.last_layer)
-        self.top_k = top_k
+        self.top_k = min(top_k, network.num_classes)
         features, last = (network.shapes[name][-1] for name in self.reads)
         self.generator = MapGenerator(features, network.num_classes, rngs=rngs)
         self.classifier = ConvHead(last, width, network.num_classes, rngs=rngs)
