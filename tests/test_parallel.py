@@ -35,6 +35,7 @@ from wsol_jax.training.methods.adl import ADL
 from wsol_jax.training.methods.bas import BAS
 from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.has import HaS
+from wsol_jax.training.methods.spg import SPG
 from wsol_jax.training.step import make_program
 from wsol_jax.training.trained import trained_network
 from wsol_jax.workdir import read_csv
@@ -190,6 +191,7 @@ STEPPED = {
     'cutmix': CutMix(),
     'adl': ADL(layers=('late/early', 'late')),
     'bas': BAS(width=8, layer='late/early'),
+    'spg': SPG(lower='late/early', upper='late', width=8, side_width=4),
     'coupled': Coupled(),
 }
 

@@ -70,10 +70,12 @@ class Heads(nnx.Module):
     Attributes:
         reads: the endpoints that the heads read.
         map_name: what localization calls the map of the heads; '' if they have none.
+        last: the endpoint that their logits are made of; '' if that is the network's last layer.
     """
 
     reads: tuple[str, ...] = ()
     map_name: str = ''
+    last: str = ''
 
     def changes(self) -> Perturbations:
         """What is done at endpoints of the network on its way, see `Endpoints`; here nothing."""
@@ -118,10 +120,17 @@ class ConvHead(nnx.Module):
         self.conv2 = conv(width, width, 3, kernel_init=init, rngs=rngs)
         self.classifier = conv(width, num_classes, 1, kernel_init=init, rngs=rngs)
 
-    def __call__(self, features: jax.Array) -> jax.Array:
+    def features(self, x: jax.Array) -> jax.Array:
+        """What the maps are made of, by both 3x3 convolutions: [B,H,W,K] -> [B,H,W,width]."""
+        return nnx.relu(self.conv2(nnx.relu(self.conv1(x))))
+
+    def maps(self, features: jax.Array) -> jax.Array:
+        """[B,H,W,width] -> [B,H,W,C], float32."""
+        return self.classifier(features).astype(jnp.float32)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
         """[B,H,W,K] -> [B,H,W,C], float32."""
-        x = nnx.relu(self.conv2(nnx.relu(self.conv1(features))))
-        return self.classifier(x).astype(jnp.float32)
+        return self.maps(self.features(x))
 
 
 class MapGenerator(nnx.Module):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -165,14 +165,15 @@ class Network:
         """
         thaw, state = freeze(module)
         heads = getattr(module, 'heads', None)
+        heads = heads if isinstance(heads, Heads) else Heads()
         own_map = None
-        if isinstance(heads, Heads) and heads.map_name:
+        if heads.map_name:
             function = by_identity_unless_hashable(_HeadsMap(thaw))
             own_map = OwnMap(heads.map_name, function, heads.reads)
         unread = getattr(module, 'unread', ())
-        if isinstance(heads, Heads) and not set(heads.reads).isdisjoint(unread):
+        if not set(heads.reads).isdisjoint(unread):
             unread = ()
-        return cls.from_apply(
+        network = cls.from_apply(
             by_identity_unless_hashable(_ModuleApply(thaw)),
             state,
             name=name,
@@ -182,6 +183,13 @@ class Network:
             own_map=own_map,
             unread=unread,
         )
+        return network._ending_at(heads.last) if heads.last else network
+
+    def _ending_at(self, layer: str) -> 'Network':
+        """As heads leave it that classify by an endpoint before the last."""
+        names = tuple(self.shapes)
+        after = names[names.index(layer) + 1 :]
+        return replace(self, last_layer=layer, unread=(*self.unread, *after))
 
     def __call__(
         self, images: Any, perturb: Perturbations | None = None

@@ -14,6 +14,7 @@ from wsol_jax.config import Config, ConfigError
 from wsol_jax.data.records import Labels, Source, Targets
 from wsol_jax.models import Network
 from wsol_jax.models.heads import Heads, Outputs
+from wsol_jax.names import unknown_name
 
 if TYPE_CHECKING:
     from wsol_jax.training.trained import Training
@@ -208,6 +209,18 @@ def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """100 where the highest logit is that of a label, else 0: [B] of labels [B], or [B,L]."""
     best = jnp.argmax(logits, axis=-1, keepdims=True)
     return jnp.where(jnp.any(best == labels.reshape(len(best), -1), axis=-1), 100.0, 0.0)
+
+
+def known_endpoint(network: Network, option: str, name: str) -> str:
+    """The endpoint that an option of a method names.
+
+    Raises:
+        ConfigError: the network has none of that name.
+    """
+    if name not in network.shapes:
+        where = f'endpoint of {network.name} in config.train.options.{option}'
+        raise ConfigError(unknown_name(where, name, network.shapes))
+    return name
 
 
 def batch_mean(values: jax.Array, batch: Shard, update: Update) -> jax.Array:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from wsol_jax.config import ConfigError
 from wsol_jax.exported import export, load_exported
 from wsol_jax.localization.gradients import raw_maps
 from wsol_jax.localization.localize import compute_maps, localize
@@ -188,6 +189,19 @@ def test_devices_give_the_same(network, kind):
     np.testing.assert_allclose(
         found[2]['acol', 'head'], expected.maps['acol', 'head'], rtol=1e-5, atol=1e-6
     )
+
+
+def test_both_may_read_an_earlier_layer():
+    module = build('resnet10', 3, nnx.Rngs(0), width=4, output_stride=8)
+    add_heads('resnet10', module, ACoL(width=6, layer='stage3'), seed=0)
+    network = as_network('resnet10', module, input_size=64)
+    assert network.last_layer == network.layers()[-1] == 'stage3'
+    assert localize(network, IMAGES, ('acol',), resize=False).maps['acol', 'head'].shape[1:] == (
+        8,
+        8,
+    )
+    with pytest.raises(ConfigError, match=r"config\.train\.options\.layer 'stage5'; did you mean"):
+        add_heads('resnet10', module, ACoL(layer='stage5'), seed=0)
 
 
 def test_wrong_requests_are_one_line(network, resnet, images):

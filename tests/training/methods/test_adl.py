@@ -118,6 +118,8 @@ def test_in_inference_it_is_the_plain_network(modules):
 
 def test_a_wrong_layer_is_one_line():
     module = build('resnet10', 3, nnx.Rngs(0), width=4)
-    message = r"layer of resnet10 in config\.train\.options\.layers 'stage5'; did you mean 'stage"
+    message = (
+        r"endpoint of resnet10 in config\.train\.options\.layers 'stage5'; did you mean 'stage"
+    )
     with pytest.raises(ConfigError, match=message):
         add_heads('resnet10', module, ADL(layers=('stage5',)), 0)

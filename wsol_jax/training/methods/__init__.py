@@ -19,6 +19,7 @@ from wsol_jax.training.methods.adl import ADL
 from wsol_jax.training.methods.bas import BAS
 from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.has import HaS
+from wsol_jax.training.methods.spg import SPG
 
 # '' is the plain classifier.
 METHODS: Mapping[str, type[TrainedMethod]] = {
@@ -27,6 +28,7 @@ METHODS: Mapping[str, type[TrainedMethod]] = {
     'cutmix': CutMix,
     'adl': ADL,
     'acol': ACoL,
+    'spg': SPG,
     'bas': BAS,
 }
 _HEADS = 0x4EAD  # sets the weights that heads start from apart from those of the network

@@ -12,13 +12,20 @@ from wsol_jax.maps.fuse import min_max
 from wsol_jax.models import Network
 from wsol_jax.models.heads import ConvHead, Heads, Outputs, Trunk, area, class_map, erased
 from wsol_jax.models.layers import global_average_pool
-from wsol_jax.training.method import Shard, TrainedMethod, Update, accuracy, labels_of
+from wsol_jax.training.method import (
+    Shard,
+    TrainedMethod,
+    Update,
+    accuracy,
+    known_endpoint,
+    labels_of,
+)
 
 
 @documented
 @dataclass(frozen=True, kw_only=True)
 class ACoL(TrainedMethod):
-    """Two classifiers: B sees the last endpoint without what A finds a class by.
+    """Two classifiers: B sees an endpoint without what A finds a class by.
 
     The logits are those of A. The map, 'acol', is the larger of both maps at every position.
     """
@@ -32,10 +39,21 @@ class ACoL(TrainedMethod):
     width: int = setting(
         1024, 'channels of the 3x3 convolutions of A and of B', 'checkpoints', Range(1, 65_536)
     )
+    layer: str = setting(
+        '',
+        "endpoint that both read; '' is the last layer. What comes behind it learns nothing: "
+        'freeze it',
+        'checkpoints',
+    )
 
     def heads(self, network: Network, rngs: nnx.Rngs) -> Heads:
-        """Both classifiers."""
-        return _Heads(network, self.delta, self.width, rngs)
+        """Both classifiers.
+
+        Raises:
+            ConfigError: the network has no such layer.
+        """
+        layer = known_endpoint(network, 'layer', self.layer or network.last_layer)
+        return _Heads(network, layer, self.delta, self.width, rngs)
 
     def loss(
         self, outputs: Outputs, batch: Shard, update: Update
@@ -56,10 +74,10 @@ class ACoL(TrainedMethod):
 class _Heads(Heads):
     map_name = 'acol'
 
-    def __init__(self, network: Network, delta: float, width: int, rngs: nnx.Rngs):
-        self.reads = (network.last_layer,)
+    def __init__(self, network: Network, layer: str, delta: float, width: int, rngs: nnx.Rngs):
+        self.reads, self.last = (layer,), layer
         self.delta = delta
-        features = network.shapes[network.last_layer][-1]
+        features = network.shapes[layer][-1]
         self.a = ConvHead(features, width, network.num_classes, rngs=rngs)
         self.b = ConvHead(features, width, network.num_classes, rngs=rngs)
 

@@ -6,13 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from wsol_jax.config import ConfigError
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models import Network
 from wsol_jax.models.heads import Heads
 from wsol_jax.models.layers import Perturbations, Random
-from wsol_jax.names import unknown_name
-from wsol_jax.training.method import TrainedMethod
+from wsol_jax.training.method import TrainedMethod, known_endpoint
 
 
 @documented
@@ -45,9 +43,7 @@ class ADL(TrainedMethod):
         """
         layers = self.layers or (network.last_layer,)
         for name in layers:
-            if name not in network.shapes:
-                what = f'layer of {network.name} in config.train.options.layers'
-                raise ConfigError(unknown_name(what, name, network.shapes))
+            known_endpoint(network, 'layers', name)
         return _Heads(layers, self.drop, self.threshold, rngs)
 
 
