@@ -36,6 +36,7 @@ from wsol_jax.training.methods.bas import BAS
 from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.has import HaS
 from wsol_jax.training.methods.spg import SPG
+from wsol_jax.training.methods.ornet import ORNet
 from wsol_jax.training.step import make_program
 from wsol_jax.training.trained import trained_network
 from wsol_jax.workdir import read_csv
@@ -193,6 +194,8 @@ STEPPED = {
     'bas': BAS(width=8, layer='late/early'),
     'spg': SPG(lower='late/early', upper='late', width=8, side_width=4),
     'coupled': Coupled(),
+    'ornet 1': ORNet(layer='late/early', base=2),
+    'ornet 2': ORNet(layer='late/early', base=2, stage=2),
 }
 
 

@@ -77,7 +77,7 @@ def inception_endpoints(side):
 
 
 def resnet_endpoints(blocks, expansion, sides=(56, 28, 14, 7)):
-    expected = {}
+    expected = {'stage1/stem': (sides[0], sides[0], 64)}
     for stage, (count, side) in enumerate(zip(blocks, sides, strict=True), start=1):
         shape = (side, side, (64, 128, 256, 512)[stage - 1] * expansion)
         for block in range(1, count + 1):
@@ -287,6 +287,15 @@ def test_endpoints_hand_on_what_a_function_makes_of_them():
     for change in (added, double):
         with pytest.raises(ValueError, match="'c' can be read alone"):
             Endpoints({'c': change}).show('c', added)
+
+
+def test_a_function_shows_what_else_it_makes():
+    endpoints = Endpoints({'a': lambda x: (2 * x, {'map': x - 1})})
+    assert float(endpoints.tap('a', jnp.array([3.0]))[0]) == 6
+    assert {k: float(v[0]) for k, v in endpoints.finish().items()} == {'a': 3, 'a/map': 2}
+    with pytest.raises(ValueError, match="'a/map' can be read alone"):
+        changes = {'a': lambda x: (x, {'map': x}), 'a/map': jnp.array([1.0])}
+        Endpoints(changes).tap('a', jnp.array([3.0]))
 
 
 @pytest.mark.parametrize('name', ['resnet10', 'mobilenet_v1'])

@@ -11,9 +11,11 @@ from jax.custom_derivatives import SymbolicZero
 
 from wsol_jax.names import unknown_name
 
+# What goes on from an endpoint, made of its activation; or that, and what is shown beside it.
+ChangeFunction = Callable[[jax.Array], jax.Array | tuple[jax.Array, Mapping[str, jax.Array]]]
 # What is done at an endpoint: an array is added to it; then a function makes of it what goes on.
-Change = jax.Array | Callable[[jax.Array], jax.Array]
-Perturbations = Mapping[str, Change | tuple[jax.Array, Callable[[jax.Array], jax.Array]]]
+Change = jax.Array | ChangeFunction
+Perturbations = Mapping[str, Change | tuple[jax.Array, ChangeFunction]]
 Pads = str | Sequence[tuple[int, int]]
 
 glorot_uniform = nnx.initializers.glorot_uniform()
@@ -56,7 +58,8 @@ class Endpoints:
         """Adds to `x`, records the sum, and returns what a function makes of it.
 
         A function that returns another array puts it in place of the activation: what nobody else
-        reads of the layers before it is then not computed.
+        reads of the layers before it is then not computed. What it returns by name beside that, as
+        {'map': ..}, is shown as 'name/map'.
 
         Raises:
             ValueError: what is added, or what a function returns, has another shape than `x` (a
@@ -65,7 +68,13 @@ class Endpoints:
         if name in self._added:
             x = x + _shaped(self._added[name], name, x)
         self._seen[name] = x
-        return _shaped(self._functions[name](x), name, x) if name in self._functions else x
+        if name not in self._functions:
+            return x
+        changed = self._functions[name](x)
+        changed, shown = changed if isinstance(changed, tuple) else (changed, {})
+        for part, value in shown.items():
+            self.show(f'{name}/{part}', value)
+        return _shaped(changed, name, x)
 
     def show(self, name: str, x: jax.Array) -> None:
         """Records what can be read, but not perturbed, such as attention.
@@ -227,6 +236,7 @@ class ConvNorm(nnx.Module):
         epsilon: float = 1e-5,
         momentum: float = 0.9,
         relu: bool = True,
+        kernel_init: nnx.Initializer = he_normal,
         rngs: nnx.Rngs,
     ):
         self.conv = conv(
@@ -236,6 +246,7 @@ class ConvNorm(nnx.Module):
             strides=strides,
             padding=padding,
             use_bias=False,
+            kernel_init=kernel_init,
             rngs=rngs,
         )
         self.bn = nnx.BatchNorm(features, epsilon=epsilon, momentum=momentum, rngs=rngs)

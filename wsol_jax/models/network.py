@@ -228,6 +228,17 @@ class Network:
             return dict(self.shapes)
         return _shapes(self.apply, self.state, (*sides(size), self.preprocessing.channels))[1]
 
+    def module(self) -> Any:
+        """A module of its own that computes the same, in inference mode.
+
+        Raises:
+            ValueError: the network was not made of a module.
+        """
+        apply = self.apply.func if isinstance(self.apply, partial) else self.apply
+        if not isinstance(apply, _ModuleApply):
+            raise ValueError(f'{self.name} was made of a function: there is no module to copy')
+        return apply.thaw(self.state)
+
     def layers(self) -> tuple[str, ...]:
         """The main endpoints, from input to output: all layers that are used by default."""
         main = self.main or main_endpoints(self.shapes)

@@ -102,7 +102,8 @@ class ResNet(nnx.Module):
     `strides` are those of the four stages, where they are not to be as `output_stride` has them:
     at (1, 2, 1, 2) stage3 is as fine as stage2.
 
-    Endpoints, after ReLU: stage1/block1, ..., stage1, stage2/block1, ..., stage4.
+    Endpoints, after ReLU: stage1/stem, which its first block sees, stage1/block1, ..., stage1,
+    stage2/block1, ..., stage4.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class ResNet(nnx.Module):
         """[B,H,W,3] -> (logits [B,C], endpoints)."""
         endpoints = Endpoints(perturb)
         x = self.conv1(inputs)
-        x = max_pool(x, 3, 2, torch_pads(x.shape[1:3], 3, 2, 1))
+        x = endpoints.tap('stage1/stem', max_pool(x, 3, 2, torch_pads(x.shape[1:3], 3, 2, 1)))
         for stage in range(1, 5):
             for number, block in enumerate(getattr(self, f'layer{stage}'), start=1):
                 x = endpoints.tap(f'stage{stage}/block{number}', block(x))

@@ -26,6 +26,7 @@ LEAVES = {
 }
 IGNORED = 'num_batches_tracked'
 SHOWN_FIRST = 3
+_TOLD = 12  # values that keep what they started with, each on a line of its own
 
 
 class WeightsError(ValueError):
@@ -168,8 +169,10 @@ def _fill(
     for name, value in fit.items():
         wanted[name].set_value(jnp.asarray(value, wanted[name].dtype))
     lines = [f'{path}: head keeps its initial value: {line}' for line in problems.lines()]
-    for line in lines:
+    for line in lines[:_TOLD]:
         logging.warning('%s', line)
+    if len(lines) > _TOLD:  # heads may hold a whole network
+        logging.warning('%s: so do %d more values', path, len(lines) - _TOLD)
     return lines
 
 

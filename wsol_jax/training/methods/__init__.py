@@ -20,6 +20,7 @@ from wsol_jax.training.methods.bas import BAS
 from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.has import HaS
 from wsol_jax.training.methods.spg import SPG
+from wsol_jax.training.methods.ornet import ORNet
 
 # '' is the plain classifier.
 METHODS: Mapping[str, type[TrainedMethod]] = {
@@ -30,6 +31,7 @@ METHODS: Mapping[str, type[TrainedMethod]] = {
     'acol': ACoL,
     'spg': SPG,
     'bas': BAS,
+    'ornet': ORNet,
 }
 _HEADS = 0x4EAD  # sets the weights that heads start from apart from those of the network
 
