@@ -525,7 +525,7 @@ def test_listing(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'resnet10, input 96 x 96, last layer stage4'
     assert lines[-1].replace(' ', '') == 'stage43x3x512'
-    assert len(lines) == 9
+    assert len(lines) == 10
 
 
 def test_listing_of_all(capsys):
