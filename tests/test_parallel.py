@@ -35,8 +35,8 @@ from wsol_jax.training.methods.adl import ADL
 from wsol_jax.training.methods.bas import BAS
 from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.has import HaS
-from wsol_jax.training.methods.spg import SPG
 from wsol_jax.training.methods.ornet import ORNet
+from wsol_jax.training.methods.spg import SPG
 from wsol_jax.training.step import make_program
 from wsol_jax.training.trained import trained_network
 from wsol_jax.workdir import read_csv

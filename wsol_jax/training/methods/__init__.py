@@ -19,8 +19,8 @@ from wsol_jax.training.methods.adl import ADL
 from wsol_jax.training.methods.bas import BAS
 from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.has import HaS
-from wsol_jax.training.methods.spg import SPG
 from wsol_jax.training.methods.ornet import ORNet
+from wsol_jax.training.methods.spg import SPG
 
 # '' is the plain classifier.
 METHODS: Mapping[str, type[TrainedMethod]] = {
