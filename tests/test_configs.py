@@ -17,7 +17,7 @@ from wsol_jax.config import ConfigError, read_config
 from wsol_jax.localization.localize import make_plan
 from wsol_jax.models import as_network
 from wsol_jax.training.methods import make_method, make_module
-from wsol_jax.training.optimizer import check_patterns, make_schedule, parameter_name
+from wsol_jax.training.optimizer import check_patterns, is_frozen, make_schedule, parameter_name
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / 'configs').glob('*.py'))
@@ -141,6 +141,32 @@ def test_rates_by_parameter_multiply(name, factors):
         for pattern, times in config.train.multipliers:
             factor *= times if re.search(pattern, parameter) else 1
         assert factor == expected, parameter
+
+
+@pytest.mark.parametrize(
+    'variant', [v for v in TRAINED['ilsvrc_trained'] if v[:3] in ('aco', 'spg')]
+)
+def test_what_no_logit_depends_on_is_frozen(variant):
+    config = load(f'ilsvrc_trained:{variant}')
+    network = as_network(config.network.name, module_of(config))
+    assert network.last_layer == config.localize.layers[-1]
+    for name in parameters_of(config):
+        unread = name.split('.')[0] in (*network.unread, 'fc')
+        assert is_frozen(name, config.train.freeze) == unread, name
+
+
+def test_the_recipes_of_acol_and_spg_are_those_of_their_code():
+    acol, spg = (load(f'ilsvrc_trained:{v}') for v in ('acol_vgg16', 'spg_inception_v3'))
+    for config, rate, epochs in ((acol, 1e-4, 6), (spg, 1e-3, 5)):
+        setting = config.train
+        assert (setting.learning_rate, setting.epochs, setting.batch_size) == (rate, epochs, 20)
+        schedule = make_schedule(setting, 100 * epochs, 100)
+        assert [float(schedule(step)) for step in (0, 100 * epochs - 1)] == pytest.approx(
+            [rate] * 2
+        )
+        assert setting.weight_decay == 5e-4 and config.augment.crop == 'short_side'
+    assert acol.train.options['delta'] == 0.6 and load('cub_trained:acol_vgg16').train.epochs == 60
+    assert spg.network.input_size + spg.augment.margin == 356
 
 
 def test_lid_is_at_324_pixels():
