@@ -29,14 +29,16 @@ from wsol_jax.parallel import local_devices, one_ahead
 from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.loop import train
 from wsol_jax.training.method import Shard, TrainedMethod, batch_mean
-from wsol_jax.training.methods import add_heads
+from wsol_jax.training.methods import add_heads, make_module
 from wsol_jax.training.methods.acol import ACoL
 from wsol_jax.training.methods.adl import ADL
 from wsol_jax.training.methods.bas import BAS
 from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.has import HaS
 from wsol_jax.training.methods.ornet import ORNet
+from wsol_jax.training.methods.sat import SAT
 from wsol_jax.training.methods.spg import SPG
+from wsol_jax.training.methods.ts_cam import TSCAM
 from wsol_jax.training.step import make_program
 from wsol_jax.training.trained import trained_network
 from wsol_jax.workdir import read_csv
@@ -196,19 +198,29 @@ STEPPED = {
     'coupled': Coupled(),
     'ornet 1': ORNet(layer='late/early', base=2),
     'ornet 2': ORNet(layer='late/early', base=2, stage=2),
+    'ts_cam': TSCAM(),
+    'sat': SAT(),
 }
+TOKENS = {'width': 8, 'heads': 2, 'depth': 3, 'patch': 8, 'image_size': SIDE, 'drop_path': 0.5}
+
+
+def trunk_of(name, method):
+    """With the heads of the method."""
+    if name in ('ts_cam', 'sat'):
+        return make_module('vit_tiny', None, 6, method, 0, TOKENS)
+    module = Tiny(6, norm=False, rngs=nnx.Rngs(0))
+    add_heads('tiny', module, method, 0)
+    return module
 
 
 def one_step_of_each(folder, kind):
     for name, method in STEPPED.items():
-        one_step(folder / f'{name}.npz', kind, method)
+        one_step(folder / f'{name}.npz', kind, method, trunk_of(name, method))
 
 
-def one_step(file, kind, method):
+def one_step(file, kind, method, module):
     """Writes the weights of a network with heads after one step, and what it reported."""
     devices = local_devices(kind)
-    module = Tiny(6, norm=False, rngs=nnx.Rngs(0))
-    add_heads('tiny', module, method, 0)
     program = make_program(TrainConfig(), method, module, zoo.SYMMETRIC, devices, 10, 5)
     images = np.random.default_rng(0).integers(0, 256, (16, SIDE, SIDE, 3), np.uint8)
     batch = batch_of(images, np.arange(16, dtype=np.int32) % 6)

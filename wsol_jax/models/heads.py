@@ -133,6 +133,17 @@ class ConvHead(nnx.Module):
         return self.maps(self.features(x))
 
 
+class ClassMaps(nnx.Module):
+    """A 3x3 convolution: a map for each class, from what is a classifier's feature already."""
+
+    def __init__(self, features: int, num_classes: int, *, rngs: nnx.Rngs):
+        self.conv = conv(features, num_classes, 3, kernel_init=glorot_uniform, rngs=rngs)
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """[B,H,W,K] -> [B,H,W,C], float32."""
+        return self.conv(features).astype(jnp.float32)
+
+
 class MapGenerator(nnx.Module):
     """A 3x3 convolution and a sigmoid: maps in (0, 1) of features from the middle of a network."""
 

@@ -24,7 +24,12 @@ OPTIONS = {
     'cutmix': {},
     'adl': {'layers': ('late', 'late/early')},
     'spg': {'lower': 'late/early', 'upper': 'late', 'width': 8, 'side_width': 4},
+    'ts_cam': {},
+    'sat': {},
 }
+TOKENS = {'width': 8, 'heads': 2, 'depth': 3, 'patch': 8, 'image_size': SIDE, 'drop_path': 0.5}
+TRANSFORMER = NetworkConfig('vit_tiny', options=TOKENS)
+NETWORKS = {'ts_cam': TRANSFORMER, 'sat': TRANSFORMER}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -52,6 +57,7 @@ def killed(monkeypatch):
 @pytest.mark.parametrize('method', OPTIONS)
 def test_it_goes_on_and_opens_again(method, killed, tmp_path):
     config = replace(CONFIG, train=replace(TRAIN, method=method, options=OPTIONS[method]))
+    config = replace(config, network=NETWORKS.get(method, config.network))
     sources = Shapes('train', 30, size=SIDE), Shapes('val', 14, size=SIDE)
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     with pytest.raises(SystemExit):
@@ -65,10 +71,10 @@ def test_it_goes_on_and_opens_again(method, killed, tmp_path):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
     record = {'config': flatten(config), 'contents': {}}
     (whole / 'config.json').write_text(json.dumps(record))
-    network = load_network('tiny', whole)
+    network = load_network(config.network.name, whole)
     images = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
     own = [network.own_map.name] if network.own_map else []
     cam = 'grad_cam' if own else 'cam'  # behind a head of convolutions CAM is not defined
-    maps = localize(network, images, ('dgl', cam, *own), ('late',)).maps
+    maps = localize(network, images, ('dgl', cam, *own), network.layers()[-1:]).maps
     assert len(maps) == 2 + len(own)
     assert all(np.isfinite(m).all() and np.ptp(m) > 0 for m in maps.values())

@@ -20,7 +20,9 @@ from wsol_jax.training.methods.bas import BAS
 from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.has import HaS
 from wsol_jax.training.methods.ornet import ORNet
+from wsol_jax.training.methods.sat import SAT
 from wsol_jax.training.methods.spg import SPG
+from wsol_jax.training.methods.ts_cam import TSCAM
 
 # '' is the plain classifier.
 METHODS: Mapping[str, type[TrainedMethod]] = {
@@ -32,6 +34,8 @@ METHODS: Mapping[str, type[TrainedMethod]] = {
     'spg': SPG,
     'bas': BAS,
     'ornet': ORNet,
+    'ts_cam': TSCAM,
+    'sat': SAT,
 }
 _HEADS = 0x4EAD  # sets the weights that heads start from apart from those of the network
 

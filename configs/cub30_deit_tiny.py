@@ -1,0 +1,43 @@
+r"""DeiT-Tiny on 30 classes of CUB-200-2011: SAT, TS-CAM and the plain classifier.
+
+    WSOL_DATA=DATA python -m wsol_jax.main --config configs/cub30_deit_tiny.py:sat --workdir DIR
+    python -m experiments.trained_methods --configs configs/cub30_deit_tiny.py --workdir DIR
+
+DATA holds `cub30/` in the layout of wsolevaluation and `weights/deit_tiny_patch16_224.safetensors`
+under timm's names. The variant is a name of VARIANTS. The first six blocks keep their weights, so
+that a run takes minutes on two CPU cores.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+from wsol_jax.config import ConfigError, default_config
+from wsol_jax.names import unknown_name
+
+# Variant -> train.method, what is localized beside its own map.
+VARIANTS = {'plain': '', 'ts_cam': 'ts_cam', 'sat': 'sat'}
+
+
+def get_config(variant: str = 'sat') -> ConfigDict:
+    """The experiment with one of VARIANTS."""
+    if variant not in VARIANTS:
+        raise ConfigError(unknown_name('variant', variant, VARIANTS))
+    data = os.environ.get('WSOL_DATA', 'data')
+    config = default_config()
+    config.data.source = 'wsol_folder'
+    config.data.root = f'{data}/cub30'
+    config.network.name = 'deit_tiny'
+    config.network.weights = f'{data}/weights/deit_tiny_patch16_224.safetensors'
+    config.train.method = VARIANTS[variant]
+    config.train.epochs = 8
+    config.train.batch_size = 32
+    config.train.optimizer = 'adamw'
+    config.train.learning_rate = 2e-4
+    config.train.head = 5.0
+    config.train.weight_decay = 0.05
+    config.train.freeze = ('cls_token', 'pos_embed', 'patch_embed', r'blocks\.[0-5]\.')
+    own = (variant,) if variant != 'plain' else ()
+    config.localize.methods = (*own, 'dgl', 'grad_cam', 'layer_cam', 'rollout')
+    config.localize.layers = ('block8', 'block9', 'block10', 'block11')
+    return config
