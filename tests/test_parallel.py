@@ -221,7 +221,8 @@ def one_step_of_each(folder, kind):
 def one_step(file, kind, method, module):
     """Writes the weights of a network with heads after one step, and what it reported."""
     devices = local_devices(kind)
-    program = make_program(TrainConfig(), method, module, zoo.SYMMETRIC, devices, 10, 5)
+    setting = TrainConfig(learning_rate=0.1, warmup=0.0)
+    program = make_program(setting, method, module, zoo.SYMMETRIC, devices, 10, 5)
     images = np.random.default_rng(0).integers(0, 256, (16, SIDE, SIDE, 3), np.uint8)
     batch = batch_of(images, np.arange(16, dtype=np.int32) % 6)
     # The last images do not count: devices have unlike shares.
