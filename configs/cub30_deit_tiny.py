@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from wsol_jax.config import ConfigError, default_config
 from wsol_jax.names import unknown_name
 
-# Variant -> train.method, what is localized beside its own map.
+# Variant -> train.method.
 VARIANTS = {'plain': '', 'ts_cam': 'ts_cam', 'sat': 'sat'}
 
 
@@ -30,14 +30,17 @@ def get_config(variant: str = 'sat') -> ConfigDict:
     config.network.name = 'deit_tiny'
     config.network.weights = f'{data}/weights/deit_tiny_patch16_224.safetensors'
     config.train.method = VARIANTS[variant]
-    config.train.epochs = 8
+    config.train.epochs = 5
     config.train.batch_size = 32
     config.train.optimizer = 'adamw'
     config.train.learning_rate = 2e-4
+    config.train.schedule = 'constant'
     config.train.head = 5.0
     config.train.weight_decay = 0.05
     config.train.freeze = ('cls_token', 'pos_embed', 'patch_embed', r'blocks\.[0-5]\.')
-    own = (variant,) if variant != 'plain' else ()
-    config.localize.methods = (*own, 'dgl', 'grad_cam', 'layer_cam', 'rollout')
+    if variant == 'sat':  # a gradient to its token would go through all that is frozen
+        config.train.freeze = (*config.train.freeze, 'spatial_')
+    own = (variant,) if VARIANTS[variant] else ()
+    config.localize.methods = (*own, 'dgl', 'layer_cam', 'rollout')
     config.localize.layers = ('block8', 'block9', 'block10', 'block11')
     return config

