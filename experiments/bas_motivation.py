@@ -163,9 +163,9 @@ def findings(values: Values, border: float) -> str:
     rest = int(np.argmax(np.abs(means[: _WHOLE + 1] - means[_WHOLE]) <= _NEAR))
     outside = int(np.argmin(np.abs(np.array(SHARES) - border)))
     lines = [
-        f'The border of masks, where the outline is, adds {100 * (border - 1):.0f} % to their area on '
-        'average. The mean cross-entropy of the foreground is within '
-        f'{_NEAR:g} of that of the whole mask from {SHARES[rest]:g} of its area on. What the logit '
+        f'The border of masks, where the outline is, adds {100 * (border - 1):.0f} % to their area '
+        f'on average. The mean cross-entropy of the foreground is within {_NEAR:g} of that of the '
+        f'whole mask from {SHARES[rest]:g} of its area on. What the logit '
         "grows by (mean and 95 % interval; for each tenth of the mask's area):"
     ]
     for start, end in pairwise(dict.fromkeys((0, rest, _WHOLE, outside, len(SHARES) - 1))):
