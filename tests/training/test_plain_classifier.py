@@ -1,6 +1,7 @@
 """Training with settings of the plain classifier: balanced, and of several labels, in full."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -140,3 +141,15 @@ def test_several_labels_that_cannot_be_trained_on(folder, tmp_path):
     with pytest.raises(ConfigError, match='a weight for each of the 3 classes, got 1'):
         run(config_of(folder, class_weights=(1.0,)), tmp_path / 'c')
     assert not (tmp_path / 'c/checkpoints').exists()
+
+
+def test_objects_of_images_of_several_labels_are_told_before_the_training(folder, tmp_path):
+    """They cannot be scored; without that stage, they need not be."""
+    root, config = tmp_path / 'data', config_of(tmp_path / 'data', epochs=1)
+    shutil.copytree(folder, root)
+    (root / 'metadata/val/localization.txt').write_text('val2.png,1,1,9,9\n')
+    with pytest.raises(DataError, match=r'val2\.png has 2 labels; scores of localization need one'):
+        run(config, tmp_path / 'a')
+    assert not (tmp_path / 'a/checkpoints').exists()
+    run(replace(config, stages=('train', 'localize')), tmp_path / 'a')
+    assert (tmp_path / 'a/maps/test').exists()

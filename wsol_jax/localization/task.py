@@ -25,6 +25,8 @@ def _check(config: Config) -> None:
 
 def _check_sources(config: Config, train: Source, val: Source) -> None:
     check_training(train, val, several=config.train.loss == 'sigmoid')
+    if 'val' in config.localize.splits:
+        _check_labels(config, val)  # now: the training takes longer
 
 
 def _check_network(config: Config, network: Network) -> None:
@@ -42,10 +44,15 @@ def _check_network(config: Config, network: Network) -> None:
 def _compute(
     config: Config, network: Network, source: Source, split: str, workdir: Path
 ) -> MapStore:
-    if 'evaluate' in config.stages and isinstance(source, ListedRecords):
-        for i in range(len(source)):  # now: the maps take longer
-            label_of(source[i])
+    _check_labels(config, source)  # now: the maps take longer
     return localize_split(config, network, source, split, workdir)
+
+
+def _check_labels(config: Config, source: Source) -> None:
+    """Refuses images of several labels that cannot be scored, where scores follow."""
+    if 'evaluate' in config.stages and isinstance(source, ListedRecords):
+        for i in range(len(source)):
+            label_of(source[i])
 
 
 def _report(config: Config, source: Source, workdir: Path) -> str:
