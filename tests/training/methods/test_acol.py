@@ -100,6 +100,26 @@ def test_a_map_that_is_the_same_everywhere_erases_nothing(heads):
     assert not heads.map({'x': np.ones((1, 2, 2, 2), np.float32)}, jnp.array([[0]])).any()
 
 
+@pytest.mark.parametrize(
+    ('delta', 'share'), [(1.0, 0.25), (0.51, 0.25), (0.25, 0.75), (1e-6, 0.75)]
+)
+def test_extreme_thresholds_erase_something_and_leave_something(heads, delta, share):
+    # Class 0: A's map is [[1, 1/2], [1/4, 0]], scaled.
+    heads.delta = delta
+    extras = extras_of(heads, FEATURES, LABELS[:1])
+    heads.delta = METHOD.delta
+    assert extras['erased'].tolist() == [share]
+    kept = FEATURES.reshape(4, 2)[round(4 * share) :]
+    np.testing.assert_allclose(extras['logits_b'], [(kept @ WEIGHTS_B).sum(0) / 4], rtol=1e-6)
+
+
+def test_a_broken_map_erases_nothing(heads):
+    for value in (np.nan, np.inf):
+        features = FEATURES.copy()
+        features[0, 0] = value
+        assert extras_of(heads, features, LABELS[:1])['erased'].tolist() == [0]
+
+
 @pytest.fixture(scope='module')
 def network():
     """A small residual network with both heads."""

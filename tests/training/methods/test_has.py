@@ -49,6 +49,16 @@ def test_as_many_patches_are_hidden_as_asked_for():
         assert abs(share - drop) < 0.02 * (0 < drop < 1) + 1e-9
 
 
+def test_extreme_grids():
+    inputs = 1 + np.random.default_rng(0).random((40, 5, 7, 3)).astype(np.float32)
+    whole = (hidden_of(HaS(grid=1), inputs) == 0).reshape(40, -1)  # one patch is the image
+    assert (whole.all(1) | ~whole.any(1)).all() and 0 < whole.all(1).sum() < 40
+    # More patches than pixels: every pixel is by itself.
+    pixels = (hidden_of(HaS(grid=1024, drop=0.3), inputs) == 0).all(-1)
+    assert abs(pixels.mean() - 0.3) < 0.05 and len({p.tobytes() for p in pixels}) == 40
+    assert not hidden_of(HaS(grid=1024, drop=1.0), inputs).any()
+
+
 def test_every_image_hides_its_own_by_its_key_alone():
     inputs = jnp.ones((8, 16, 16, 1))
     found = hidden_of(HaS(), inputs)

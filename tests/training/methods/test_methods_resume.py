@@ -21,6 +21,7 @@ CONFIG = Config(
     network=NetworkConfig('tiny', input_size=SIDE), data=DataConfig(shapes_size=SIDE), train=TRAIN
 )
 OPTIONS = {
+    'has': {},
     'cutmix': {},
     'adl': {'layers': ('late', 'late/early')},
     'spg': {'lower': 'late/early', 'upper': 'late', 'width': 8, 'side_width': 4},

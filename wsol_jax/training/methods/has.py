@@ -14,8 +14,10 @@ from wsol_jax.training.method import Shard, TrainedMethod
 class HaS(TrainedMethod):
     """The plain classifier, from whose training images random patches are hidden.
 
-    What is hidden becomes the mean colour, 0 after preprocessing, so that the network has to find
-    all parts of an object. Defaults are those of wsolevaluation (Choe et al., CVPR 2020).
+    The network has to find all parts of an object. What is hidden becomes 0 after preprocessing,
+    the mean colour (mid-grey where inputs are from -1 to 1). At 224 pixels 4 patches along a side
+    are of 56 pixels, the largest of the paper; the 4 of wsolevaluation (Choe et al., CVPR 2020),
+    whose probability this is, are pixels.
     """
 
     grid: int = setting(4, 'patches along a side', 'checkpoints', Range(1, 1024))
