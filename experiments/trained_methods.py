@@ -55,6 +55,19 @@ def experiments_of(files: Sequence[str]) -> dict[str, tuple[Config, str]]:
     return found
 
 
+def asked() -> dict[str, tuple[Config, str]]:
+    """Those of `experiments_of` that --configs and --variants name.
+
+    Raises:
+        ConfigError: there is no such variant.
+    """
+    known = experiments_of(_CONFIGS.value)
+    for name in _VARIANTS.value:
+        if name not in known:
+            raise ConfigError(unknown_name('variant in --variants', name, known))
+    return {name: known[name] for name in _VARIANTS.value or known}
+
+
 def config_of_seed(config: Config, start: str, folder: Path, seed: int) -> Config:
     """The experiment with a seed, starting from the same seed of another variant."""
     train = config.train
@@ -129,13 +142,8 @@ def plot(results: Mapping[str, tuple[Sequence[float], Scores]], file: Path) -> N
 def main(_: Sequence[str]) -> None:
     """Runs what is missing, then prints and writes the table and the figure."""
     logging.set_verbosity(logging.WARNING)
-    folder, known = Path(WORKDIR.value), experiments_of(_CONFIGS.value)
-    for name in _VARIANTS.value:
-        if name not in known:
-            raise ConfigError(unknown_name('variant in --variants', name, known))
-    results = {}
-    for variant in _VARIANTS.value or known:
-        config, start = known[variant]
+    folder, results = Path(WORKDIR.value), {}
+    for variant, (config, start) in asked().items():
         runs = [
             scores_of(config_of_seed(config, start, folder, k), folder / variant / f'seed_{k}')
             for k in range(SEEDS.value)
