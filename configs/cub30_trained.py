@@ -15,12 +15,22 @@ from ml_collections import ConfigDict
 from wsol_jax.config import ConfigError, default_config
 from wsol_jax.names import unknown_name
 
-# Variant -> train.method and its options.
-VARIANTS = {
+# Variant -> train.method and its options; widths are cut down to the number of images.
+_METHODS = {
     'plain': ('', {}),
     'has': ('has', {}),
+    'cutmix': ('cutmix', {}),
+    'adl': ('adl', {}),
     'acol': ('acol', {'width': 256}),
+    'spg': ('spg', {'width': 256, 'side_width': 128, 'lower': 'pw_9', 'upper': 'pw_11'}),
+    'bas': ('bas', {'width': 256, 'beta': 1.0, 'top_k': 30}),
+    'ornet_coarse': ('ornet', {'layer': 'pw_5', 'base': 16}),
+    'ornet': ('ornet', {'layer': 'pw_5', 'base': 16, 'stage': 2}),
 }
+_MAPS = ('acol', 'spg', 'bas', 'ornet')  # of the methods that have one of their own
+VARIANTS = tuple(_METHODS)
+# ORNet's stages start from workdirs: --config.train.init_from=DIR where one is run alone.
+STARTS = {'ornet_coarse': 'plain', 'ornet': 'ornet_coarse'}
 
 
 def get_config(variant: str = 'plain') -> ConfigDict:
@@ -33,13 +43,15 @@ def get_config(variant: str = 'plain') -> ConfigDict:
     config.data.root = f'{data}/cub30'
     config.network.name = 'mobilenet_v1'
     config.network.weights = f'{data}/weights/mobilenet_v1.safetensors'
-    config.train.method, config.train.options = VARIANTS[variant]
+    config.train.method, config.train.options = _METHODS[variant]
     config.train.epochs = 8
     config.train.batch_size = 32
     config.train.optimizer = 'adamw'
     config.train.learning_rate = 2e-4
     config.train.head = 5.0
     config.train.freeze = ('conv_0', r'dw_[1-6]\.', r'pw_[1-6]\.')
-    config.localize.methods = ('cam', 'dgl', 'layer_cam')
+    config.train.keep = 'best_localization'
+    own = config.train.method if config.train.method in _MAPS else 'cam'
+    config.localize.methods = (own, 'dgl', 'layer_cam')
     config.localize.layers = ('pw_9', 'pw_10', 'pw_11', 'pw_13')
     return config
