@@ -62,6 +62,16 @@ def test_the_loss_by_hand():
     assert np.shape(values['normalization']) == (3,)
 
 
+def test_images_may_have_several_labels():
+    """No class is selected: the mask is the same for all."""
+    masks, labels = np.zeros((2, 4, 4), np.float32), np.array([[0, 2], [1, -1]])
+    outputs = Outputs(jnp.zeros((2, 3)), {}, {'mask': jnp.asarray(masks)})
+    batch = shard([0, 0], [True, True])._replace(targets={'labels': labels})
+    loss, values = SAT(sigmoid=True).loss(outputs, batch, ALONE)
+    assert float(loss) == pytest.approx(np.log(2) + 0.25, rel=1e-5)
+    assert values['accuracy'].tolist() == [100, 0]
+
+
 def test_the_area_is_that_of_the_batch_not_of_each_image():
     masks = np.zeros((2, 4, 4), np.float32)
     masks[0, :2] = 1  # areas 1/2 and 0: 1/4 together

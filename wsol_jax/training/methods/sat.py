@@ -14,7 +14,7 @@ from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models import Network
 from wsol_jax.models.heads import ClassMaps, Heads, Outputs, Trunk, area
 from wsol_jax.models.layers import depthwise_conv, global_average_pool
-from wsol_jax.training.method import Shard, TrainedMethod, Update, accuracy, batch_mean, labels_of
+from wsol_jax.training.method import Shard, TrainedMethod, Update, accuracy, batch_mean
 from wsol_jax.training.methods.ts_cam import TOKENS
 
 # The 3x3 Gaussian of the released code: the same in both directions, [.0513, .8975, .0513] in each.
@@ -58,7 +58,7 @@ class SAT(TrainedMethod):
         """
         mask = outputs.extras['mask']
         values = {
-            'accuracy': accuracy(outputs.logits, labels_of(batch)),
+            'accuracy': accuracy(outputs.logits, batch.targets['labels']),
             'area': area(mask),
             'normalization': normalization(mask),
         }
