@@ -48,13 +48,13 @@ SIGNS = {  # that a stage is at work: a number that grows
 }
 
 
-def kill_in(stage, folder, pause):
+def kill_in(stage, folder, pause, *arguments):
     """Goes on with a run and kills it soon after a sign of life of a stage."""
     workdir, sign = folder / 'W', SIGNS[stage]
     if stage == 'evaluate':  # may have ended before it was killed
         (workdir / 'metrics.json').unlink(missing_ok=True)
     before, deadline = sign(workdir), time.monotonic() + 100
-    process = begin(folder)
+    process = begin(folder, *arguments)
     while sign(workdir) <= before:
         assert process.is_alive() and time.monotonic() < deadline, stage
         time.sleep(0.002)
@@ -64,6 +64,14 @@ def kill_in(stage, folder, pause):
     assert (code, out) == (-signal.SIGKILL, ''), stage
 
 
+def assert_same_training(workdir, undisturbed):
+    for kind in ('last', 'best'):
+        expected, found = saved(undisturbed, kind), saved(workdir, kind)
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
 def test_twelve_kills_change_nothing(undisturbed, tmp_path):
     folder, rng = tmp_path / 'killed', random.Random(11)
     for stage in SIGNS:
@@ -71,11 +79,26 @@ def test_twelve_kills_change_nothing(undisturbed, tmp_path):
             kill_in(stage, folder, rng.uniform(0, 0.1))
     code, _, err = finish(begin(folder), folder)
     assert (code, err) == (0, '')
-    for kind in ('last', 'best'):
-        expected, found = saved(undisturbed, kind), saved(folder / 'W', kind)
-        assert list(found) == list(expected)
-        for name, value in expected.items():
-            np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert_same_training(folder / 'W', undisturbed)
     expected, found = results(undisturbed), results(folder / 'W')
     assert found.keys() == expected.keys() and len(found) > 20
     assert [name for name in found if found[name] != expected[name]] == []
+
+
+def test_kills_change_nothing_in_two_stages_of_one_method(tmp_path):
+    start, rng = tmp_path / 'plain', random.Random(3)
+    assert finish(begin(start, '--config.stages=train'), start).code == 0
+    for stage in (1, 2):
+        arguments = (
+            '--config.stages=train',
+            '--config.train.method=ornet',
+            f"--config.train.options={{'stage': {stage}, 'base': 2}}",
+            f'--config.train.init_from={start / "W"}',
+        )
+        whole, killed = (tmp_path / f'{name} {stage}' for name in ('whole', 'killed'))
+        assert finish(begin(whole, *arguments), whole).code == 0
+        for _ in range(2):
+            kill_in('train', killed, rng.uniform(0, 0.1), *arguments)
+        assert finish(begin(killed, *arguments), killed).code == 0
+        assert_same_training(killed / 'W', whole / 'W')
+        start = killed
