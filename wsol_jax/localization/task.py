@@ -32,7 +32,7 @@ def _check_sources(config: Config, train: Source, val: Source) -> None:
 def _check_network(config: Config, network: Network) -> None:
     plan = plan_of(config.localize, network)
     last = [m.name for fused in plan.methods for m in fused if m.where == 'last']
-    if last and network.own_map:
+    if last and network.own_map and network.own_map.classifies:
         name = network.own_map.name
         raise ConfigError(
             f'config.localize.methods: {last[0]} reads the weights of a linear layer, and {name} '

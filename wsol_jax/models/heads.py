@@ -71,11 +71,13 @@ class Heads(nnx.Module):
         reads: the endpoints that the heads read.
         map_name: what localization calls the map of the heads; '' if they have none.
         last: the endpoint that their logits are made of; '' if that is the network's last layer.
+        classifies: their logits take the place of the network's.
     """
 
     reads: tuple[str, ...] = ()
     map_name: str = ''
     last: str = ''
+    classifies: bool = True
 
     def changes(self) -> Perturbations:
         """What is done at endpoints of the network on its way, see `Endpoints`; here nothing."""

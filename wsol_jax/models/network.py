@@ -34,11 +34,13 @@ class OwnMap:
         name: what it is asked for by, like a localization method.
         function: pure (state, endpoints, classes [B,K]) -> maps [B,K,h,w].
         endpoints: those that it reads.
+        classifies: the heads make the logits, too, in place of the network's last layers.
     """
 
     name: str
     function: Callable[[Any, Mapping[str, jax.Array], jax.Array], jax.Array]
     endpoints: tuple[str, ...]
+    classifies: bool = True
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -169,7 +171,7 @@ class Network:
         own_map = None
         if heads.map_name:
             function = by_identity_unless_hashable(_HeadsMap(thaw))
-            own_map = OwnMap(heads.map_name, function, heads.reads)
+            own_map = OwnMap(heads.map_name, function, heads.reads, heads.classifies)
         unread = getattr(module, 'unread', ())
         if not set(heads.reads).isdisjoint(unread):
             unread = ()

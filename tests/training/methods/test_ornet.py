@@ -13,11 +13,19 @@ import pytest
 from flax import nnx
 from test_parallel import RECIPE, SIDE, Tiny, batch_of, saved
 
-from wsol_jax.config import Config, ConfigError, NetworkConfig, TrainConfig, flatten
+from wsol_jax.config import (
+    Config,
+    ConfigError,
+    LocalizeConfig,
+    NetworkConfig,
+    TrainConfig,
+    flatten,
+)
 from wsol_jax.data import Shapes
 from wsol_jax.exported import export, load_exported
 from wsol_jax.localization.localize import localize
 from wsol_jax.localization.plan import make_plan
+from wsol_jax.localization.task import LOCALIZATION
 from wsol_jax.models import as_network, build, zoo
 from wsol_jax.models.heads import Outputs, outputs_of
 from wsol_jax.parallel import local_devices
@@ -371,6 +379,15 @@ def test_the_map_is_one_for_all_classes_beside_other_methods(network):
     expected = np.asarray(endpoints['stage1/map'])[..., 0]
     np.testing.assert_allclose(found, np.stack([expected] * 2, 1), rtol=1e-5)
     assert found.min() > 0 and found.max() < 1  # as it is, not scaled
+
+
+def test_cam_is_that_of_the_network_behind_the_map(network):
+    LOCALIZATION.check_network(Config(localize=LocalizeConfig(methods=('cam',))), network)
+    images = RNG.integers(0, 256, (2, 64, 64, 3), np.uint8)
+    found = localize(network, images, ('cam',), classes=2, resize=False).maps['cam', 'stage4']
+    expected = network(images)[1]['stage4'] @ network.module().fc.kernel[...][:, 2]
+    assert np.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(found / found.max(), expected / expected.max(), atol=1e-4)
 
 
 def test_exported_maps_are_the_same(network, tmp_path):

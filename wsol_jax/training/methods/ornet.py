@@ -191,6 +191,7 @@ def _window(key: jax.Array, above: jax.Array, centre: jax.Array) -> jax.Array:
 
 class _Heads(Heads):
     map_name = 'ornet'
+    classifies = False
 
     def __init__(self, network: Network, layer: str, base: int, stage: int, rngs: nnx.Rngs):
         self.reads = (f'{layer}/map',)
