@@ -61,6 +61,7 @@ def get_config(variant: str = 'resnet50') -> ConfigDict:
     config.train.step_epochs = (3.0, 6.0)
     config.train.multipliers = ((r'^heads\.', 10.0), ('bias$', 2.0))
     config.train.log_every = 100
+    config.train.keep = 'best_localization'
     config.localize.methods = ('bas', 'dgl')
     config.evaluate.protocols = (f'bas:{threshold}',)
     return config

@@ -145,11 +145,35 @@ def test_heads_change_an_endpoint_and_run_the_network_again():
     np.testing.assert_array_equal(extras['inputs'], INPUTS)
 
 
+def test_the_map_of_one_class_is_that_among_all():
+    """And has its gradients."""
+    generator = MapGenerator(3, 4, rngs=nnx.Rngs(2))
+    generator.conv.bias[...] = jnp.arange(4.0) / 4
+    features, classes = jnp.asarray(INPUTS) - 0.5, jnp.array([3, 0])
+    weights = jax.random.normal(jax.random.key(0), (2, 4, 4))
+
+    def score(generator, features, alone):
+        if alone:
+            return jnp.sum(weights * generator.of_class(features, classes))
+        return jnp.sum(weights * class_map(generator(features), classes))
+
+    found, expected = (
+        nnx.grad(score, argnums=(0, 1))(generator, features, a) for a in (True, False)
+    )
+    np.testing.assert_allclose(
+        generator.of_class(features, classes), class_map(generator(features), classes), rtol=1e-5
+    )
+    for one, two in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
 def test_shared_pieces_by_hand():
     generator = MapGenerator(2, 3, rngs=nnx.Rngs(0))
     generator.conv.kernel[...] = jnp.zeros((3, 3, 2, 3)).at[1, 1, 0].set(jnp.array([0.0, 1, -1]))
     maps = generator(jnp.full((1, 2, 2, 2), np.log(3)))
     np.testing.assert_allclose(maps[0, 1, 1], [0.5, 0.75, 0.25], rtol=1e-6)
     np.testing.assert_allclose(area(maps[..., 1]), [0.75], rtol=1e-6)
+    found = generator.of_class(jnp.full((1, 2, 2, 2), np.log(3)), jnp.array([2]))
+    np.testing.assert_allclose(found, np.full((1, 2, 2), 0.25), rtol=1e-6)
     where = jnp.array([[[True, False], [False, False]]])
     assert erased(jnp.ones((1, 2, 2, 2)), where)[0, ..., 1].tolist() == [[0, 1], [1, 1]]

@@ -156,6 +156,25 @@ class MapGenerator(nnx.Module):
         """[B,H,W,K] -> [B,H,W,num_maps], float32."""
         return nnx.sigmoid(self.conv(features).astype(jnp.float32))
 
+    def of_class(self, features: jax.Array, classes: jax.Array) -> jax.Array:
+        """One map of each image, as of `class_map`, without the others: their number costs nothing.
+
+        Args:
+            features: [B,H,W,K].
+            classes: [B].
+
+        Returns:
+            [B,H,W], float32.
+        """
+        kernels = jnp.take(self.conv.kernel[...], classes, axis=-1).astype(features.dtype)
+        # What each position of the kernel sees is multiplied first, and moved where it counts then.
+        parts = jnp.einsum('bhwk,ijkb->ijbhw', features, kernels)
+        height, width = features.shape[1:3]
+        parts = jnp.pad(parts, ((0, 0),) * 3 + ((1, 1),) * 2)
+        moved = [parts[i, j, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        biases = jnp.take(self.conv.bias[...], classes)  # type: ignore[index]
+        return nnx.sigmoid((sum(moved) + biases[:, None, None]).astype(jnp.float32))
+
 
 def class_map(maps: jax.Array, classes: jax.Array) -> jax.Array:
     """The map of one class of each image: [B,H,W,C], [B] -> [B,H,W]."""

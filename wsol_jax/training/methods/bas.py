@@ -180,7 +180,7 @@ class _Heads(Heads):
         extras = {'logits': global_average_pool(maps)}
         if classes is None:
             return extras
-        foreground = class_map(self.generator(features), classes)
+        foreground = self.generator.of_class(features, classes)
         seen = pooled(foreground, (maps.shape[1], maps.shape[2]))[..., None]
         return extras | {
             'logits_foreground': global_average_pool(seen * maps),
