@@ -218,24 +218,29 @@ def test_maps_are_those_of_the_input_and_sides_share_a_layer():
     assert not plain.extras
 
 
-def loss_by_part(part):
-    """The gradient, by the name of a weight, of one part of the loss alone."""
-    module = headed()
-    graph, params, *others = split_module(module)
+PARTS = ('classes', 'upper', 'lower', 'top')
 
-    def loss(params):
-        found = outputs_of(
-            nnx.merge(graph, params, *others, copy=True), INPUTS, None, jnp.ones(2, int)
-        )
+
+@pytest.fixture(scope='module')
+def learners():
+    """{part of the loss: layers whose weights have a gradient of it alone}."""
+    graph, params, *others = split_module(headed())
+
+    def loss(params, part):
+        module = nnx.merge(graph, params, *others, copy=True)
+        found = outputs_of(module, INPUTS, None, jnp.ones(2, int))
         if part == 'classes':
             return found.logits[:, 1].sum()
         others_off = {n: jax.lax.stop_gradient(x) for n, x in found.extras.items() if n != part}
         outputs = Outputs(jax.lax.stop_gradient(found.logits), {}, found.extras | others_off)
         return SPG().loss(outputs, batch_of([1, 1]), UPDATE)[0][0]
 
-    gradients = nnx.to_flat_state(jax.grad(loss)(params))
-    names = {'.'.join(map(str, path)): np.asarray(leaf[...]) for path, leaf in gradients}
-    return {name.rsplit('.', 1)[0] for name, value in names.items() if value.any()}
+    def layers(gradients):
+        named = nnx.to_flat_state(gradients)
+        return {'.'.join(map(str, path[:-1])) for path, leaf in named if leaf[...].any()}
+
+    gradients = jax.jit(lambda p: {part: jax.grad(loss)(p, part) for part in PARTS})(params)
+    return {part: layers(of) for part, of in gradients.items()}
 
 
 @pytest.mark.parametrize(
@@ -251,8 +256,8 @@ def loss_by_part(part):
         ),
     ],
 )
-def test_what_learns_from_which_part(part, moved, still):
-    found = loss_by_part(part)
+def test_what_learns_from_which_part(learners, part, moved, still):
+    found = learners[part]
     for name in moved:
         assert any(other.startswith(name) for other in found), name
     for name in still:
