@@ -202,7 +202,7 @@ def test_wrong_config_files(tmp_path, file, message):
         ),
         (
             'train.epoch=3',
-            "unknown key in config.train 'epoch'; did you mean 'epochs'? known: accumulate, batch_",
+            "unknown key in config.train 'epoch'; did you mean 'epochs'? known: accumulate, bal",
         ),
         ('seed.x=3', 'config.seed is a single setting, not a group: no config.seed.x'),
         (
