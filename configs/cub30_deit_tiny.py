@@ -6,6 +6,12 @@ r"""DeiT-Tiny on 30 classes of CUB-200-2011: SAT, TS-CAM and the plain classifie
 DATA holds `cub30/` in the layout of wsolevaluation and `weights/deit_tiny_patch16_224.safetensors`
 under timm's names. The variant is a name of VARIANTS. The first six blocks keep their weights, so
 that a run takes minutes on two CPU cores.
+
+Published: nothing on these 30 classes. Measured on 801 test images, one seed, SAT alone (layer and
+threshold chosen on val; `--config.localize.methods="('sat','dgl','layer_cam')"`
+`--config.localize.layers="('block9','block10','block11')"`; the run was interrupted once and went
+on), GT-known Loc in %: SAT 82.8, DGL 51.4 at block9, LayerCAM 24.3 at block11; MaxBoxAccV2 (best
+thresholds on test) 77.2, 51.9, 31.1; top-1 72.8. TS-CAM and the plain classifier: not measured.
 """
 
 import os
