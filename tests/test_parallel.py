@@ -313,7 +313,7 @@ def runs(tmp_path_factory, tiny):
     process = subprocess.Popen(command, env=environment)
     stages(folder / 'one jit', 'jit')
     one_step_of_each(folder / 'one jit', 'jit')
-    assert process.wait(timeout=200) == 0
+    assert process.wait(timeout=600) == 0
     return folder
 
 

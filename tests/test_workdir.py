@@ -189,9 +189,19 @@ def test_a_start_from_another_workdir_is_told_by_its_checkpoint(tmp_path):
     put(tmp_path / 'A/progress.csv', 'more')
     put(tmp_path / 'A/checkpoints/best/7/params/d', 'oldest')
     open_workdir(tmp_path / 'W', config)
+    kept = put(tmp_path / 'A/checkpoints/best_localization/3/params/d', 'old')
     best.write_text('new')
     with pytest.raises(ConfigError, match=r'other contents of train\.init_from='):
         open_workdir(tmp_path / 'W', config)
+    # Of a training that is opened at its best localization, that counts.
+    write_text(tmp_path / 'A/config.json', '{"config": {"train.keep": "best_localization"}}')
+    open_workdir(tmp_path / 'V', config)
+    put(tmp_path / 'V' / TRAINED)
+    best.write_text('newer')
+    open_workdir(tmp_path / 'V', config)
+    kept.write_text('new')
+    with pytest.raises(ConfigError, match=r'other contents of train\.init_from='):
+        open_workdir(tmp_path / 'V', config)
 
 
 @pytest.mark.parametrize(

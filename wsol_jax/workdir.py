@@ -232,11 +232,18 @@ def _digest(path: Path) -> str:
 
 
 def _newest(workdir: Path) -> Path:
-    for kind in ('best', 'last'):
+    for kind in (_kept(workdir), 'best', 'last'):
         steps = [p for p in workdir.glob(f'checkpoints/{kind}/*') if p.name.isdecimal()]
         if steps:
             return max(steps, key=lambda p: int(p.name))
     return workdir / 'checkpoints'
+
+
+def _kept(workdir: Path) -> str:
+    """The kind of checkpoint that a training says it is to be opened at."""
+    records = [workdir / 'checkpoints' / _ORIGIN, workdir / 'config.json']
+    config = next((read_json(file).get('config') for file in records if file.exists()), {})
+    return config.get('train.keep', '') if isinstance(config, dict) else ''
 
 
 def _sha256(path: Path) -> str:

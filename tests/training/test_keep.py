@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_parallel import RECIPE, SIDE, saved
 
-from wsol_jax.config import (
+from wsol_jax.config import (, flatten
     Config,
     ConfigError,
     DataConfig,
@@ -31,7 +31,7 @@ from wsol_jax.models.weights import WeightsError
 from wsol_jax.run import run
 from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.loop import train
-from wsol_jax.training.trained import trained_network
+from wsol_jax.training.trained import Training, trained_network
 from wsol_jax.workdir import read_csv
 
 TRAIN = TrainConfig(epochs=4, batch_size=12, learning_rate=0.1, ema=0.5, keep='best_localization')
@@ -100,6 +100,8 @@ def test_the_best_epoch_is_kept_and_opened(trained):
     assert parts[0] == {k for k in saved(workdir, 'best_localization') if k[:5] != 'facts'}
     found = np.asarray(trained_network(CONFIG, workdir).state['fc']['kernel'][...])
     np.testing.assert_array_equal(found, seen[2])
+    start = Training(workdir, flatten(CONFIG)).start()  # as another training starts from it
+    np.testing.assert_array_equal(start['fc.kernel'], seen[2])
     last = np.asarray(trained_network(LAST, workdir).state['fc']['kernel'][...])
     np.testing.assert_array_equal(last, seen[3])
     assert not np.array_equal(last, seen[2])

@@ -395,7 +395,7 @@ def _initial_module(
     classes = method.num_logits(source)
     module = make_module(net.name, weights, classes, method, config.seed, net.options)
     if other:
-        values = other.weights('best', 'last')
+        values = other.start()
         fill_module(net.name, module, values, other.workdir, strict=False)
     if not again:
         method.begin(module, other)

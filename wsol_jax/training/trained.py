@@ -87,6 +87,14 @@ class Training:
                 raise WeightsError(f'{folder}: holds no finished checkpoint')
             return checkpoints.weights(kind)
 
+    def start(self) -> dict[str, np.ndarray]:
+        """The weights that another training starts from: what it keeps, else the best or last.
+
+        Raises:
+            WeightsError: there are none.
+        """
+        return self.weights(self.config.get('train.keep', 'best'), 'best', 'last')
+
     def network(
         self,
         name: str,

@@ -324,7 +324,7 @@ def _check_stage(method: ORNet, other: Any, where: str, needs: str) -> None:
 
 
 def _check_classes(module: nnx.Module, start: Training, where: str, needs: str) -> None:
-    found = start.weights('best', 'last')
+    found = start.start()
     for path, weight in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         name = parameter_name(path)
         if name in found and found[name].shape != weight.shape:
