@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_parallel import RECIPE, SIDE, saved
 
-from wsol_jax.config import (, flatten
+from wsol_jax.config import (
     Config,
     ConfigError,
     DataConfig,
@@ -22,6 +22,7 @@ from wsol_jax.config import (, flatten
     NetworkConfig,
     ReportConfig,
     TrainConfig,
+    flatten,
 )
 from wsol_jax.data import Shapes
 from wsol_jax.localization.epoch import EpochScore
