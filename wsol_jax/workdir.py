@@ -242,7 +242,8 @@ def _newest(workdir: Path) -> Path:
 def _kept(workdir: Path) -> str:
     """The kind of checkpoint that a training says it is to be opened at."""
     records = [workdir / 'checkpoints' / _ORIGIN, workdir / 'config.json']
-    config = next((read_json(file).get('config') for file in records if file.exists()), {})
+    made = (read_json(file).get('config') for file in records if file.exists())
+    config: Any = next(made, {})
     return config.get('train.keep', '') if isinstance(config, dict) else ''
 
 
