@@ -267,6 +267,18 @@ def test_perturbation_of_another_batch_is_refused():
         jax.eval_shape(network.apply, network.state, inputs(2), perturb)
 
 
+def test_a_network_gives_a_module_of_its_own(toy):
+    network, _ = running('resnet10')
+    module = network.module()
+    logits, _ = network.apply(network.state, inputs())
+    np.testing.assert_array_equal(module(inputs())[0], logits)
+    module.fc.bias[...] = module.fc.bias[...] + 1
+    np.testing.assert_allclose(module(inputs())[0], logits + 1, rtol=1e-5)
+    np.testing.assert_array_equal(network.apply(network.state, inputs())[0], logits)
+    with pytest.raises(ValueError, match='toy was made of a function: there is no module'):
+        toy.module()
+
+
 def test_endpoints_keep_their_order_and_add():
     endpoints = Endpoints({'b': jnp.array([10.0])})
     x = endpoints.tap('b', jnp.array([1.0]))

@@ -151,6 +151,15 @@ def test_a_changed_head_is_kept_and_reported(tensors, save, caplog):
     np.testing.assert_array_equal(module.conv1.bn.mean[...], tensors['bn1.running_mean'])
 
 
+def test_many_values_of_heads_are_told_in_a_few_lines(caplog):
+    module = module_of(classes=3)
+    module.heads = nnx.List([nnx.Linear(1, 1, rngs=nnx.Rngs(0)) for _ in range(10)])
+    with caplog.at_level(logging.WARNING, logger='absl'):
+        lines = assign_named(module, {}, 'w', '', strict=False)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [*lines[:12], f'w: so do {len(lines) - 12} more values'] and len(lines) > 20
+
+
 def test_strict_refuses_a_changed_head(tensors, save):
     with pytest.raises(WeightsError, match=r'2 of another shape \(fc\.'):
         load(module_of(classes=3), save(tensors))
