@@ -99,8 +99,9 @@ KINDS = ('smooth_grad_cam_pp', 'full_grad', 'eigen_cam', 'ablation_cam')
 
 
 def test_every_method_can_be_exported(toy, tmp_path):
-    export(toy, tuple(METHODS), ('early',), tmp_path / 'all')
-    assert {method for method, _ in load_exported(tmp_path / 'all').header.keys} == set(METHODS)
+    fit = tuple(name for name in METHODS if name != 'rollout')  # of vision transformers alone
+    export(toy, fit, ('early',), tmp_path / 'all')
+    assert {method for method, _ in load_exported(tmp_path / 'all').header.keys} == set(fit)
 
 
 def test_methods_of_every_kind(toy, toy_images, tmp_path):

@@ -104,11 +104,13 @@ ACCURACIES = (50.0, 75.0, 75.0, 60.0)
 def trained(tmp_path_factory, sources):
     """A finished training that was best after its third epoch, and the state of every epoch."""
     workdir, accuracies = tmp_path_factory.mktemp('trained'), iter(ACCURACIES)
+    states = []  # of this set-up: tests run in any order, and it may be made again
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, 'Checkpoints', Keeping)
+        patch.setattr(Keeping, 'states', states)
         patch.setattr(loop, '_means', lambda *_: {'loss': 1.0, 'accuracy': next(accuracies)})
         train(CONFIG, *sources, workdir)
-    return workdir, Keeping.states
+    return workdir, states
 
 
 @pytest.fixture(scope='module')
