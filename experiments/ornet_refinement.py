@@ -28,7 +28,7 @@ from wsol_jax.report.table import markdown
 from wsol_jax.run import open_split
 from wsol_jax.workdir import read_csv, write_text
 
-_WORKDIRS = flags.DEFINE_list('workdirs', [], 'Workdirs of stage 1 and stage 2.')
+_WORKDIRS = flags.DEFINE_list('workdirs', None, 'Workdirs of stage 1 and stage 2.')
 _SPLIT = flags.DEFINE_string('split', 'test', 'Whose maps.')
 _KEY = ('ornet', 'head')
 _CANVAS = (224, 224)
@@ -69,7 +69,7 @@ def width(curve: Curve, points: float) -> float:
 
 
 def described(values: np.ndarray, raw: Curve, scaled: Curve) -> list[str]:
-    """The cells of one stage."""
+    """The cells of one workdir."""
     counts = np.histogram(values, _EDGES)[0]
     cells = [f'{100 * c / values.size:.1f}' for c in counts]
     for curve in (raw, scaled):
@@ -80,7 +80,7 @@ def described(values: np.ndarray, raw: Curve, scaled: Curve) -> list[str]:
 
 
 def table(stages: Mapping[str, tuple[np.ndarray, Curve, Curve]]) -> str:
-    """Markdown: a row for each of {stage: (values of its maps, raw curve, scaled curve)}."""
+    """Markdown: a row for each of {workdir: (values of its maps, raw curve, scaled curve)}."""
     bins = [f'{a:g}…{b:g}' for a, b in pairwise(_EDGES)]
     names = [f'{kind} {what}' for kind in ('raw', 'scaled') for what in ('best*', '≤ 2', '≤ 5')]
     return markdown([['', *bins, *names], *([k, *described(*v)] for k, v in stages.items())])
@@ -116,9 +116,7 @@ def main(_: Sequence[str]) -> None:
     """Measures both stages, prints the table and writes it with the figure."""
     folder, source = Path(WORKDIR.value), open_split(read_config(CONFIG.value), _SPLIT.value)
     folder.mkdir(parents=True, exist_ok=True)
-    found = {
-        f'stage {k}': measured(Path(w), source) for k, w in enumerate(_WORKDIRS.value, start=1)
-    }
+    found = {Path(w).name: measured(Path(w), source) for w in _WORKDIRS.value}
     text = '\n\n'.join([table(found), _NOTE])
     write_text(folder / 'ornet_refinement.md', text + '\n')
     plot(found, folder / 'ornet_refinement.png')
