@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -60,7 +61,10 @@ if __name__ == '__main__':
         source, steps = Source('train', 64, size=48), range(10**6)
         batches = training_batches(source, 48, 8, 0, steps, workers=2, targets=Labels())
         with closing(batches):
-            print(*{int(k) for k in next(batches).targets['labels'][:, 0]}, flush=True)
+            seen = set()
+            while len(seen) < 2:  # on a busy machine one may read whole batches
+                seen |= {int(k) for k in next(batches).targets['labels'][:, 0]}
+            print(*seen, flush=True)
             for _ in batches:
                 time.sleep(0.01)
     except KeyboardInterrupt as stop:
@@ -94,6 +98,8 @@ def test_processes_that_read_end_with_the_run(tmp_path, number, whom, code):
     command = [sys.executable, str(tmp_path / 'read.py')]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
     with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as main:
+        limit = threading.Timer(120, main.kill)  # a fault must not wait for ever
+        limit.start()
         readers = [int(pid) for pid in main.stdout.readline().split()]
         assert len(readers) == 2 and all(map(alive, readers)) and main.pid not in readers
         if whom == 'group':
@@ -101,6 +107,7 @@ def test_processes_that_read_end_with_the_run(tmp_path, number, whom, code):
         else:
             os.kill(main.pid if whom == 'main' else readers[0], number)
         _, err = main.communicate(timeout=60)
+        limit.cancel()
     assert main.returncode == code
     deadline = time.monotonic() + 30
     while any(map(alive, readers)) and time.monotonic() < deadline:
