@@ -44,7 +44,7 @@ def test_what_nohup_ignores_stays_ignored(handlers):
         signal.raise_signal(signal.SIGHUP)
 
 
-READ = """import os, sys, time
+READ = """import os, signal, sys, time
 from contextlib import closing
 from dataclasses import replace
 from wsol_jax.data import Labels, Shapes, training_batches
@@ -56,6 +56,7 @@ class Source(Shapes):
         return replace(super().__getitem__(index), labels=(os.getpid(),))
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     stop_like_ctrl_c()
     try:
         source, steps = Source('train', 64, size=48), range(10**6)
