@@ -181,6 +181,16 @@ def class_map(maps: jax.Array, classes: jax.Array) -> jax.Array:
     return jnp.take_along_axis(maps, classes[:, None, None, None], axis=-1)[..., 0]
 
 
+def class_maps(maps: jax.Array, classes: jax.Array) -> jax.Array:
+    """The maps of several classes of each image: [B,H,W,C], [B,K] -> [B,K,H,W]."""
+    return jax.vmap(class_map, (None, 1), 1)(maps, classes)
+
+
+def of_each_class(maps: jax.Array, classes: jax.Array) -> jax.Array:
+    """A map that is the same whichever class is asked for: [B,H,W], [B,K] -> [B,K,H,W]."""
+    return jnp.broadcast_to(maps[:, None], (*classes.shape, *maps.shape[1:]))
+
+
 def erased(features: jax.Array, where: jax.Array) -> jax.Array:
     """Features [B,H,W,K] with zeros where `where`, bool [B,H,W], is set; no gradient there."""
     return jnp.where(where[..., None], 0, features)

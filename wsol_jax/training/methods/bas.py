@@ -20,12 +20,19 @@ from wsol_jax.models.heads import (
     Outputs,
     Trunk,
     area,
-    class_map,
+    class_maps,
     frozen,
+    of_each_class,
 )
 from wsol_jax.models.layers import global_average_pool
-from wsol_jax.names import unknown_name
-from wsol_jax.training.method import Shard, TrainedMethod, Update, accuracy, labels_of
+from wsol_jax.training.method import (
+    Shard,
+    TrainedMethod,
+    Update,
+    accuracy,
+    known_endpoint,
+    labels_of,
+)
 
 _EPSILON = 1e-8
 
@@ -148,17 +155,17 @@ def _layer(network: Network, asked: str) -> str:
     last, shapes, key = network.last_layer, network.shapes, 'config.train.options.layer'
     if asked == last:
         raise ConfigError(f'{key} must come before {last}, the last layer of {network.name}')
-    if asked and asked not in shapes:
-        raise ConfigError(unknown_name(f'endpoint of {network.name} in {key}', asked, shapes))
+    if asked:
+        return known_endpoint(network, 'layer', asked)
     twice = tuple(2 * side for side in shapes[last][:2])
     usual = [name for name in network.layers() if shapes[name][:2] == twice]
-    if not (asked or usual):
+    if not usual:
         known = ', '.join(name for name in network.layers() if name != last)
         raise ConfigError(
             f'no main endpoint of {network.name} is twice as fine as {last}: name one in {key}; '
             f'known: {known}'
         )
-    return asked or usual[-1]
+    return usual[-1]
 
 
 class _Heads(Heads):
@@ -198,9 +205,8 @@ class _Heads(Heads):
     def map(self, endpoints: Mapping[str, jax.Array], classes: jax.Array) -> jax.Array:
         """See `BAS` for which classes are averaged, and `Heads.map`."""
         maps = self.generator(endpoints[self.reads[0]])
-        of_classes = jax.vmap(class_map, (None, 1), 1)
         if self.top_k == 1:
-            return of_classes(maps, classes)
+            return class_maps(maps, classes)
         logits = global_average_pool(self.classifier(endpoints[self.reads[1]]))
-        fused = of_classes(maps, jax.lax.top_k(logits, self.top_k)[1]).mean(1, keepdims=True)
-        return jnp.repeat(fused, classes.shape[1], axis=1)
+        highest = jax.lax.top_k(logits, self.top_k)[1]
+        return of_each_class(class_maps(maps, highest).mean(axis=1), classes)

@@ -16,7 +16,7 @@ from flax import nnx
 from wsol_jax.config import ConfigError
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models import Network
-from wsol_jax.models.heads import Heads, Outputs, Trunk, area, frozen
+from wsol_jax.models.heads import Heads, Outputs, Trunk, area, frozen, of_each_class
 from wsol_jax.models.layers import (
     ConvNorm,
     Perturbations,
@@ -232,8 +232,7 @@ class _Heads(Heads):
 
     def map(self, endpoints: Mapping[str, jax.Array], classes: jax.Array) -> jax.Array:
         """The map as it is, for each class; see `Heads.map`."""
-        maps = endpoints[self.reads[0]][..., 0]
-        return jnp.broadcast_to(maps[:, None], (*classes.shape, *maps.shape[1:]))
+        return of_each_class(endpoints[self.reads[0]][..., 0], classes)
 
 
 class _Generator(nnx.Module):

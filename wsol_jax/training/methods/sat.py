@@ -12,7 +12,7 @@ from flax import nnx
 
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models import Network
-from wsol_jax.models.heads import ClassMaps, Heads, Outputs, Trunk, area
+from wsol_jax.models.heads import ClassMaps, Heads, Outputs, Trunk, area, of_each_class
 from wsol_jax.models.layers import depthwise_conv, global_average_pool
 from wsol_jax.training.method import Shard, TrainedMethod, Update, accuracy, batch_mean
 from wsol_jax.training.methods.ts_cam import TOKENS
@@ -84,8 +84,7 @@ class _Heads(Heads):
 
     def map(self, endpoints: Mapping[str, jax.Array], classes: jax.Array) -> jax.Array:
         """The mask, for each class; see `Heads.map`."""
-        mask = self._mask(endpoints)
-        return jnp.broadcast_to(mask[:, None], (*classes.shape, *mask.shape[1:]))
+        return of_each_class(self._mask(endpoints), classes)
 
     def _mask(self, endpoints: Mapping[str, jax.Array]) -> jax.Array:
         """The mean of the masks of the last blocks: [B,h,w]."""
@@ -102,4 +101,4 @@ def normalization(mask: jax.Array) -> jax.Array:
         [B], at most 1/4.
     """
     smooth = depthwise_conv(mask[..., None], jnp.asarray(GAUSSIAN)[..., None, None], 1)[..., 0]
-    return jnp.mean(smooth * (1 - smooth), axis=(1, 2))
+    return area(smooth * (1 - smooth))

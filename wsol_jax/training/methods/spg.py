@@ -13,7 +13,7 @@ from wsol_jax.config import ConfigError
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.maps.fuse import min_max, resize
 from wsol_jax.models import Network
-from wsol_jax.models.heads import ConvHead, Heads, Outputs, Trunk, class_map
+from wsol_jax.models.heads import ConvHead, Heads, Outputs, Trunk, class_map, class_maps
 from wsol_jax.models.layers import conv, global_average_pool, glorot_uniform
 from wsol_jax.training.method import (
     Shard,
@@ -236,8 +236,7 @@ class _Heads(Heads):
 
     def map(self, endpoints: Mapping[str, jax.Array], classes: jax.Array) -> jax.Array:
         """A's maps; see `Heads.map`."""
-        maps = self.a(endpoints[self.last])
-        return jax.vmap(lambda of: class_map(maps, of), 1, 1)(classes)
+        return class_maps(self.a(endpoints[self.last]), classes)
 
 
 class _Foreground(nnx.Module):

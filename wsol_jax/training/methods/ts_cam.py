@@ -9,7 +9,7 @@ from flax import nnx
 
 from wsol_jax.config import ConfigError
 from wsol_jax.models import Network
-from wsol_jax.models.heads import ClassMaps, Heads, Trunk, class_map
+from wsol_jax.models.heads import ClassMaps, Heads, Trunk, class_maps
 from wsol_jax.models.layers import global_average_pool
 from wsol_jax.training.method import TrainedMethod
 
@@ -58,4 +58,4 @@ class _Heads(Heads):
         maps = self.classifier(endpoints[TOKENS])
         # The class token is the first of the queries.
         blocks = jnp.stack([endpoints[name][..., 0] for name in self.reads[1:]])
-        return blocks.mean(axis=0)[:, None] * jax.vmap(class_map, (None, 1), 1)(maps, classes)
+        return blocks.mean(axis=0)[:, None] * class_maps(maps, classes)
