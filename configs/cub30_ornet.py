@@ -11,7 +11,8 @@ or all at once: `python -m experiments.trained_methods --configs configs/cub30_o
 
 Published: nothing on these 30 classes. Measured on 801 test images (one seed; threshold and epoch
 chosen on val; the three commands above, with `--config.localize.methods="('ornet',)"`), GT-known
-Loc / MaxBoxAccV2 of 'ornet' in % (the plain training with `--config.train.keep=best`): coarse 55.8 / 56.3, which is what a centred box reaches; refine
+Loc / MaxBoxAccV2 of 'ornet' in % (the plain training with `--config.train.keep=best`): coarse 55.8
+/ 56.3, which is what a centred box reaches; refine
 66.5 / 64.4 with the epoch that is best on val, the first of five, and 55.9 / 54.5 with the last
 (`--config.train.keep=last`). CAM of the plain training has 28.8 / 41.7, LayerCAM 83.8 / 79.9: ORNet
 does not come near it in these few epochs. After the coarse stage the side branch, which sees what
