@@ -12,7 +12,7 @@ from wsol_jax.config import Config, ConfigError, flatten
 from wsol_jax.data import Source, open_source
 from wsol_jax.interrupts import readers_may_leave
 from wsol_jax.localization.task import LOCALIZATION
-from wsol_jax.models import Network, as_network
+from wsol_jax.models import Network, as_network, local_weights
 from wsol_jax.offline import check_origin
 from wsol_jax.task import Task
 from wsol_jax.training.loop import train
@@ -41,6 +41,8 @@ def run(config: Config, workdir: Path, task: Task = LOCALIZATION) -> None:
     workdir = workdir.expanduser().resolve()  # once: libraries differ in how they take `..`
     if config.data.root and Path(config.data.root).resolve() == workdir:
         raise ConfigError(f'{workdir} is config.data.root; results need a --workdir of their own')
+    if 'train' in config.stages and not (workdir / 'checkpoints').exists():
+        local_weights(config.train.init_from or config.network.weights)  # fetched before all work
     with locked(workdir):
         open_workdir(workdir, config)
         _run_stages(config, workdir, task)

@@ -94,7 +94,8 @@ class NetworkConfig:
     name: str = setting('resnet18', 'a name of `python -m wsol_jax.models`', 'checkpoints')
     weights: str = setting(
         '',
-        "safetensors file, or workdir of a training, to start from; '' for random weights",
+        'safetensors file, workdir of a training, or the name of public weights, such as '
+        "'timm/resnet50.a1_in1k', to start from; '' for random weights",
         'checkpoints',
     )
     input_size: int = setting(

@@ -218,9 +218,11 @@ def remove_scores(path: Path) -> None:
 
 def _contents(config: Config) -> dict[str, str]:
     """SHA-256 of what training or localization starts from, by setting, where it is there."""
+    from wsol_jax.models import cached_weights  # here, as JAX
+
     starts = {'network.weights': config.network.weights, 'train.init_from': config.train.init_from}
-    found = {key: Path(name) for key, name in starts.items() if name and Path(name).exists()}
-    return {key: _digest(path) for key, path in found.items()}
+    found = {key: cached_weights(name) for key, name in starts.items() if name}
+    return {key: _digest(path) for key, path in found.items() if path}
 
 
 def _digest(path: Path) -> str:

@@ -284,7 +284,7 @@ def test_torchvision_inception_gives_the_trunk():
     [
         ('none.safetensors', None, 'no such weights file'),
         ('none.pth', None, 'no such weights file'),
-        ('net.npz', b'', r'must be a \.safetensors, \.pth or \.pt file'),
+        ('net.npz', b'', r'must be a \.safetensors, \.pth, \.pt or \.bin file'),
         ('net.safetensors', b'not a weights file at all', 'not a readable safetensors file'),
     ],
 )

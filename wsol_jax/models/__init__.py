@@ -3,6 +3,7 @@
 from wsol_jax.models.adapters import from_function, from_linen, from_nnx
 from wsol_jax.models.network import Network, sides
 from wsol_jax.models.preprocessing import PREPROCESSINGS, Preprocessing
+from wsol_jax.models.published import cached_weights, local_weights
 from wsol_jax.models.zoo import (
     NETWORKS,
     as_network,
@@ -20,6 +21,7 @@ __all__ = [
     'Preprocessing',
     'as_network',
     'build',
+    'cached_weights',
     'fill_module',
     'find_preprocessing',
     'from_function',
@@ -27,5 +29,6 @@ __all__ = [
     'from_nnx',
     'load_module',
     'load_network',
+    'local_weights',
     'sides',
 ]

@@ -37,7 +37,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """Every tensor of a weights file by name.
 
     Args:
-        path: .safetensors, or (with torch installed) .pth or .pt holding a state dict.
+        path: .safetensors, or (with torch installed) .pth, .pt or .bin holding a state dict.
 
     Raises:
         WeightsError: the file is missing, of another kind, damaged, or holds a value that is not
@@ -48,10 +48,13 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
         '.safetensors': _read_safetensors,
         '.pth': _read_torch,
         '.pt': _read_torch,
+        '.bin': _read_torch,
     }
     if path.suffix not in readers:
         folder = '; wsol_jax.load_network opens workdirs' if path.is_dir() else ''
-        raise WeightsError(f'{path}: weights must be a .safetensors, .pth or .pt file{folder}')
+        raise WeightsError(
+            f'{path}: weights must be a .safetensors, .pth, .pt or .bin file{folder}'
+        )
     if not path.is_file():
         what = 'not a regular file' if path.exists() else 'no such weights file'
         raise WeightsError(f'{path}: {what}')

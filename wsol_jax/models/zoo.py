@@ -18,6 +18,7 @@ from wsol_jax.models.preprocessing import (
     as_preprocessing,
     preprocessing_name,
 )
+from wsol_jax.models.published import local_weights
 from wsol_jax.models.weights import (
     Table,
     WeightsError,
@@ -182,7 +183,8 @@ def load_network(
     Args:
         name: one of NETWORKS.
         weights: .safetensors, .pth or .pt file under torchvision's names, of vision transformers
-            timm's; None keeps the random weights of `seed`.
+            timm's; or the name of public ones, such as 'timm/resnet50.a1_in1k', that are fetched
+            once, see `local_weights`; None keeps the random weights of `seed`.
         num_classes: None reads it from the file, which must then fit entirely (1000
             without a file). A number lets the file's head differ: what does not fit there
             keeps its initial value and is logged.
@@ -198,8 +200,9 @@ def load_network(
 
     Raises:
         ValueError: an unknown name or option, or a wrong preprocessing or probability.
-        WeightsError: the file is missing, unreadable or does not fit.
+        WeightsError: the file is missing, unreadable or does not fit, or cannot be fetched.
     """
+    weights = local_weights(weights) if weights else None
     module = load_module(name, weights, num_classes, seed=seed, **options)
     found = find_preprocessing(name, weights, preprocessing)
     return as_network(name, module, found, probability)
@@ -224,6 +227,7 @@ def load_module(
     recipe = _recipe(name)
     if not weights:
         return random_module(num_classes or DEFAULT_CLASSES)
+    weights = local_weights(weights)
     tensors = read_tensors(weights)
     if num_classes is not None:
         module = random_module(num_classes)
@@ -298,6 +302,7 @@ def find_preprocessing(
         return _of_colours(as_preprocessing(given))
     if not weights:
         return recipe.preprocessing
+    weights = local_weights(weights)
     if said := read_metadata(weights).get('preprocessing'):
         try:
             return _of_colours(as_preprocessing(said))

@@ -32,6 +32,7 @@ from wsol_jax.models import (
     as_network,
     fill_module,
     find_preprocessing,
+    local_weights,
 )
 from wsol_jax.models.zoo import RECIPES
 from wsol_jax.parallel import Devices, local_devices, one_ahead
@@ -416,8 +417,9 @@ def _preprocessing(config: Config, workdir: Path, again: bool) -> Preprocessing 
 
 def _start(config: Config) -> Path | None:
     """The weights file, or the workdir of another run, to start from."""
-    start = config.train.init_from
-    if start and not Path(start).exists():
-        raise ConfigError(f'config.train.init_from: {start}: no such weights file or workdir')
-    start = start or config.network.weights
-    return Path(start) if start else None
+    asked = config.train.init_from
+    weights = asked or config.network.weights
+    start = local_weights(weights) if weights else None
+    if asked and start and not start.exists():
+        raise ConfigError(f'config.train.init_from: {asked}: no such weights file or workdir')
+    return start

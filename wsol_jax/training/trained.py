@@ -168,10 +168,11 @@ def load_network(
 
     Args:
         name: one of NETWORKS.
-        weights: .safetensors, .pth or .pt file under torchvision's names, or the workdir of a
-            training, whose best (or last, as it was set) checkpoint is opened at the input size,
-            with the options and with the heads it was trained with; None keeps the random weights
-            of `seed`.
+        weights: .safetensors, .pth or .pt file under torchvision's names; 'timm/NAME',
+            'hf-hub:OWNER/NAME', 'torchvision/NAME' or an address, which are fetched once; or the
+            workdir of a training, whose best (or last, as it was set) checkpoint is opened at the
+            input size, with the options and with the heads it was trained with; None keeps the
+            random weights of `seed`.
         num_classes: see `models.load_network`; of a training likewise.
         preprocessing: see `models.load_network`; of a training None is what it was trained with.
         probability: see `models.load_network`.
