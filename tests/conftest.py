@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hub_server import serving
 
 from wsol_jax.data.records import ListedRecords
 from wsol_jax.models import Network, Preprocessing, load_network
@@ -101,3 +102,16 @@ def toy_with_spare():
 def toy_images():
     """Four uint8 images of 8 x 8 pixels."""
     return np.random.default_rng(2).integers(0, 256, (4, 8, 8, 3), np.uint8)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A server like the Hugging Face hub's, which is the hub of this test; its cache is empty."""
+    with serving(tmp_path / 'cache') as hub:
+        for name in ('HF_HUB_OFFLINE', 'HF_HUB_CACHE', 'http_proxy', 'https_proxy', 'all_proxy'):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.setenv('HF_ENDPOINT', hub.address)
+        monkeypatch.setenv('HF_HOME', str(tmp_path / 'hf'))
+        monkeypatch.setenv('WSOL_CACHE', str(hub.cache))
+        yield hub

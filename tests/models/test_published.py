@@ -5,7 +5,9 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from wsol_jax.models import cached_weights, local_weights, torchvision_weights
 from wsol_jax.models.published import _published
@@ -13,6 +15,12 @@ from wsol_jax.models.weights import WeightsError, read_tensors
 
 REPO = 'timm/resnet10.test'
 FILE = f'/{REPO}/resolve/main/model.safetensors'
+
+
+@pytest.fixture
+def some_weights():
+    """A file of 40 kB."""
+    return save({'fc.bias': np.arange(10_000, dtype=np.float32)})
 
 
 def failure(name):

@@ -4,12 +4,9 @@ import hashlib
 import json
 import re
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-
-import numpy as np
-import pytest
-from safetensors.numpy import save
 
 LFS = '.safetensors', '.bin', '.pth'
 
@@ -65,21 +62,20 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
+@contextmanager
+def serving(cache):
     """Files by path, the requests for them, and what goes wrong with them."""
     server = ThreadingHTTPServer(('127.0.0.1', 0), _Handler)
     server.daemon_threads = True
-    address = f'http://127.0.0.1:{server.server_port}'
     hub = SimpleNamespace(
-        address=address,
+        address=f'http://127.0.0.1:{server.server_port}',
         files={},
         asked=[],  # (path, Range)
         cuts=[],  # bytes at which connections that carry a large file are cut
         said={},  # path: another SHA-256 than the right one
         refused={},  # path: HTTP status
         gate=threading.Event(),  # bodies wait for it
-        cache=tmp_path / 'cache',
+        cache=cache,
     )
     hub.gate.set()
 
@@ -91,22 +87,12 @@ def hub(tmp_path, monkeypatch):
                 hub.files[f'{folder}/{name}.json'] = json.dumps(value).encode()
 
     hub.add, server.hub = add, hub
-    for name in ('HF_HUB_OFFLINE', 'HF_HUB_CACHE', 'http_proxy', 'https_proxy', 'all_proxy'):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setenv('HF_ENDPOINT', address)
-    monkeypatch.setenv('HF_HOME', str(tmp_path / 'hf'))
-    monkeypatch.setenv('WSOL_CACHE', str(hub.cache))
     thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
     thread.start()
-    yield hub
-    hub.gate.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def some_weights():
-    """A file of 40 kB."""
-    return save({'fc.bias': np.arange(10_000, dtype=np.float32)})
+    try:
+        yield hub
+    finally:
+        hub.gate.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
