@@ -155,6 +155,36 @@ def tensorflow_same(conv, x):
     return conv(F.pad(x, pads))
 
 
+class TimmMobileNet(nn.Module):
+    """Under timm's names: batch normalisation, and a pixel of padding on each side."""
+
+    def __init__(self):
+        super().__init__()
+        widths, number = MobileNet.widths, 0
+        self.conv_stem = nn.Conv2d(3, 32, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(32)
+        self.blocks = nn.ModuleList()
+        for stage, count in enumerate((1, 2, 2, 6, 2)):
+            self.blocks.append(nn.ModuleList())
+            for place in range(count):
+                block, stride = nn.Module(), 2 if stage and not place else 1
+                before, after = widths[number], widths[number + 1]
+                block.conv_dw = nn.Conv2d(before, before, 3, stride, 1, groups=before, bias=False)
+                block.bn1 = nn.BatchNorm2d(before)
+                block.conv_pw = nn.Conv2d(before, after, 1, bias=False)
+                block.bn2 = nn.BatchNorm2d(after)
+                self.blocks[-1].append(block)
+                number += 1
+        self.classifier = nn.Linear(1024, CLASSES)
+
+    def forward(self, x):
+        x = F.relu6(self.bn1(self.conv_stem(x)))
+        for block in (block for stage in self.blocks for block in stage):
+            x = F.relu6(block.bn1(block.conv_dw(x)))
+            x = F.relu6(block.bn2(block.conv_pw(x)))
+        return self.classifier(x.mean((2, 3))), x
+
+
 class Unit(nn.Module):
     def __init__(self, before, after, kernel, stride=1, padding=0):
         super().__init__()
@@ -256,6 +286,7 @@ NETWORKS = {
     'squeezenet1_1': (SqueezeNet, {}),
     'vgg16': (VGG16, {}),
     'mobilenet_v1': (MobileNet, {}),
+    'mobilenet_v1 as in timm': (TimmMobileNet, {}),
     'resnet10 as in BAS': (
         lambda: ResNet(BasicBlock, (1, 1, 1, 1), 16, (1, 2, 1, 2)),
         {'width': 16, 'strides': (1, 2, 1, 2)},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wsol_jax.models.layers import (
+    PADDINGS,
     ConvNorm,
     Dropout,
     Endpoints,
@@ -28,7 +29,6 @@ EPSILON = 1e-3
 MOMENTUM = 0.999
 DROPOUT = 0.5
 ADDED = 1024
-PADDINGS = ('same', 'torchvision')
 ADDED_INITS = {'glorot': glorot_uniform, 'identity': near_identity}
 
 # (name, features, kernel side, stride, torchvision's padding); a max-pool is a name alone.

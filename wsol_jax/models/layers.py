@@ -17,6 +17,8 @@ ChangeFunction = Callable[[jax.Array], jax.Array | tuple[jax.Array, Mapping[str,
 Change = jax.Array | ChangeFunction
 Perturbations = Mapping[str, Change | tuple[jax.Array, ChangeFunction]]
 Pads = str | Sequence[tuple[int, int]]
+# Of networks that exist with TensorFlow's padding everywhere, and with that of their torch copies.
+PADDINGS = ('same', 'torchvision')
 
 glorot_uniform = nnx.initializers.glorot_uniform()
 
@@ -314,8 +316,10 @@ def avg_pool(x: jax.Array, window: int, count_padding: bool) -> jax.Array:
     return nnx.avg_pool(x, (window, window), padding='SAME', count_include_pad=count_padding)
 
 
-def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Depthwise convolution with TensorFlow's SAME padding.
+def depthwise_conv(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Pads = 'SAME'
+) -> jax.Array:
+    """Depthwise convolution.
 
     A sum over the kernel's positions, because XLA's grouped convolution is tens of times
     slower on a CPU, its gradient hundreds of times.
@@ -324,9 +328,10 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
         x: [B,H,W,K].
         kernel: [S,S,1,K].
         stride: of both axes.
+        padding: of both axes; TensorFlow's by default.
     """
     weights = kernel.reshape(-1, kernel.shape[-1])
-    views = _views(x, kernel.shape[:2], (stride, stride), 'SAME', fill=0.0)
+    views = _views(x, kernel.shape[:2], (stride, stride), padding, fill=0.0)
     return sum((v * w for v, w in zip(views, weights, strict=True)), jnp.zeros((), x.dtype))
 
 

@@ -66,6 +66,7 @@ class Network:
             programs are compiled anew for every other function. None is 'sigmoid' for one logit,
             else 'softmax'.
         own_map: of the heads that it was trained with; None for none.
+        class_names: of the logits, in their order; None where they are not known.
         unread: endpoints that no logit depends on, which are no main ones: those of the patches
             behind the last attention where the classifier reads the class token alone.
 
@@ -85,8 +86,11 @@ class Network:
     probability: Probability | None = None
     own_map: OwnMap | None = None
     unread: tuple[str, ...] = ()
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f'{len(self.class_names)} class_names for {self.num_classes} classes')
         usual = 'sigmoid' if self.num_classes == 1 else 'softmax'
         object.__setattr__(self, 'probability', self.probability or usual)
         if isinstance(self.probability, str) and self.probability not in PROBABILITIES:

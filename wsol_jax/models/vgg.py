@@ -22,7 +22,7 @@ _NAMES = [f'conv{g}_{i}' for g, (n, _) in enumerate(GROUPS, 1) for i in range(1,
 WEIGHT_NAMES = tuple(
     (rf'^features\.{index}\.', f'{name}.') for index, name in zip(_INDICES, _NAMES, strict=True)
 )
-HEAD = r'^(classifier|conv6|fc)\b'
+HEAD = r'^(classifier|pre_logits|head|conv6|fc)\b'
 
 
 class VGG16(nnx.Module):

@@ -124,17 +124,27 @@ def assign(
         WeightsError: a tensor is missing, left over or of another shape. The first line
             sums up, the other lines list every one.
     """
-    wanted = _named(module)
+    return _fill(module, _in_flax(module, tensors, table), path, head, strict)
+
+
+def problems_of(module: nnx.Module, tensors: Mapping[str, np.ndarray], table: Table) -> 'Problems':
+    """What of tensors in torch's layout would not fit a module; see `assign`."""
+    return _match(_in_flax(module, tensors, table), _shapes(module))[1]
+
+
+def _in_flax(
+    module: nnx.Module, tensors: Mapping[str, np.ndarray], table: Table
+) -> dict[str, tuple[str | None, np.ndarray]]:
+    wanted = _shapes(module)
     renamed = {
         key: (module_name(key, table, wanted), tensor)
         for key, tensor in tensors.items()
         if not key.endswith(IGNORED)
     }
-    values = {
-        key: (name, tensor if name is None else _to_flax(tensor, len(wanted[name].shape)))
+    return {
+        key: (name, tensor if name is None else _to_flax(tensor, len(wanted[name])))
         for key, (name, tensor) in renamed.items()
     }
-    return _fill(module, values, path, head, strict)
 
 
 def assign_named(
@@ -156,6 +166,10 @@ def _named(module: nnx.Module) -> dict[str, Any]:
     return {'.'.join(map(str, keys)): leaf for keys, leaf in nnx.to_flat_state(state)}
 
 
+def _shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
+    return {name: leaf.shape for name, leaf in _named(module).items()}
+
+
 def _fill(
     module: nnx.Module,
     values: Mapping[str, tuple[str | None, np.ndarray]],
@@ -165,10 +179,11 @@ def _fill(
 ) -> list[str]:
     """Sets what fits; `values` are {key for messages: (the module's name or None, value)}."""
     wanted = _named(module)
-    fit, problems = _match(values, {name: leaf.shape for name, leaf in wanted.items()})
+    fit, problems = _match(values, _shapes(module))
     fatal = problems if strict else problems.outside(head)
     if fatal:
-        raise WeightsError(fatal.message(path))
+        hint = '' if problems.outside(head) else '; only the head: num_classes starts a new one'
+        raise WeightsError(fatal.message(path, hint))
     for name, value in fit.items():
         wanted[name].set_value(jnp.asarray(value, wanted[name].dtype))
     lines = [f'{path}: head keeps its initial value: {line}' for line in problems.lines()]
@@ -180,8 +195,14 @@ def _fill(
 
 
 @dataclass
-class _Problems:
-    """What does not fit: keys, and for tensors of another shape what was wanted."""
+class Problems:
+    """What does not fit: keys, and for tensors of another shape what was wanted.
+
+    Attributes:
+        missing: names of the module that no tensor has.
+        left_over: names of tensors that the module does not have.
+        other_shape: names of tensors of another shape.
+    """
 
     missing: dict[str, str] = field(default_factory=dict)
     left_over: dict[str, str] = field(default_factory=dict)
@@ -190,13 +211,13 @@ class _Problems:
     def __bool__(self) -> bool:
         return bool(self.missing or self.left_over or self.other_shape)
 
-    def outside(self, head: str) -> '_Problems':
+    def outside(self, head: str) -> 'Problems':
         """The problems at keys that do not match the regex `head`."""
 
         def kept(group: dict[str, str]) -> dict[str, str]:
             return {key: text for key, text in group.items() if not re.search(head, key)}
 
-        return _Problems(kept(self.missing), kept(self.left_over), kept(self.other_shape))
+        return Problems(kept(self.missing), kept(self.left_over), kept(self.other_shape))
 
     def lines(self) -> list[str]:
         """One line for every problem."""
@@ -204,12 +225,15 @@ class _Problems:
             f'{kind}: {key}{text}' for kind, group in self._groups() for key, text in group.items()
         ]
 
-    def message(self, path: str | Path) -> str:
+    def summary(self) -> str:
+        """How many there are of each kind, and the first of them."""
+        groups = ((kind, group) for kind, group in self._groups() if group)
+        return '; '.join(f'{len(group)} {kind} ({_first(group)})' for kind, group in groups)
+
+    def message(self, path: str | Path, hint: str = '') -> str:
         """A summary on the first line, then every problem."""
-        counts = '; '.join(
-            f'{len(group)} {kind} ({_first(group)})' for kind, group in self._groups() if group
-        )
-        return '\n  '.join([f'{path} does not fit the network: {counts}', *self.lines()])
+        first = f'{path} does not fit the network: {self.summary()}{hint}'
+        return '\n  '.join([first, *self.lines()])
 
     def _groups(self) -> list[tuple[str, dict[str, str]]]:
         return [
@@ -226,10 +250,10 @@ def _first(keys: Iterable[str]) -> str:
 
 def _match(
     values: Mapping[str, tuple[str | None, np.ndarray]], wanted: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, np.ndarray], _Problems]:
+) -> tuple[dict[str, np.ndarray], Problems]:
     """The tensors that fit, by the module's names, and what does not."""
     fit: dict[str, np.ndarray] = {}
-    problems = _Problems()
+    problems = Problems()
     found = set()
     for key, (name, value) in values.items():
         if name is None:

@@ -1,16 +1,19 @@
 """Names of networks -> how to build, feed and fill them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 from flax import nnx
 
 from wsol_jax.models import inception, mobilenet, resnet, squeezenet, vgg, vit
+from wsol_jax.models.facts import IMAGENET_CLASSES, Facts, facts_of, imagenet_classes
+from wsol_jax.models.layouts import known_names
 from wsol_jax.models.network import Network, Probability, Size
 from wsol_jax.models.preprocessing import (
     PREPROCESSINGS,
@@ -20,12 +23,13 @@ from wsol_jax.models.preprocessing import (
 )
 from wsol_jax.models.published import local_weights
 from wsol_jax.models.weights import (
+    Problems,
     Table,
     WeightsError,
     assign,
     assign_named,
     module_name,
-    read_metadata,
+    problems_of,
     read_tensors,
 )
 from wsol_jax.names import shown, unknown_name
@@ -113,7 +117,7 @@ RECIPES: Mapping[str, Recipe] = {
         mobilenet.WEIGHT_NAMES,
         mobilenet.HEAD,
         'classifier.bias',
-        options=('output_stride',),
+        options=('output_stride', 'padding'),
     ),
     'squeezenet1_1': Recipe(
         squeezenet.SqueezeNet,
@@ -141,10 +145,10 @@ def build(name: str, num_classes: int, rngs: nnx.Rngs, **options: Any) -> nnx.Mo
         name: one of NETWORKS.
         num_classes: length of the logits.
         rngs: for the initial weights and for dropout.
-        **options: `padding` ('same' or 'torchvision') and `added` ('glorot' or 'identity') of
-            inception_v3; `width`, `output_stride` (32, 16 or 8) and `strides` of the
-            resnets; `output_stride` (32 or 16) of mobilenet_v1; those of `vit.ViT` of the vision
-            transformers.
+        **options: `padding` ('same' or 'torchvision') of inception_v3 and mobilenet_v1; `added`
+            ('glorot' or 'identity') of inception_v3; `width`, `output_stride` (32, 16 or 8) and
+            `strides` of the resnets; `output_stride` (32 or 16) of mobilenet_v1; those of
+            `vit.ViT` of the vision transformers.
 
     Raises:
         ValueError: an unknown name or option, naming the nearest right one, or a number out of
@@ -191,12 +195,13 @@ def load_network(
         preprocessing: what the weights expect: 'imagenet' (torchvision), 'caffe', 'symmetric'
             (TensorFlow), 'unit' (RGB in [0, 1]), {'mean': .., 'std': .., 'bgr': ..} on the 0..255
             scale, or a `Preprocessing`. None: what the file says of itself (the metadata
-            'preprocessing' of a .safetensors file, in the same form), else that of the weights
-            known by this name, with a warning where there are others.
+            'preprocessing' of a .safetensors file, in the same form) or what is published with it
+            (see `facts_of`, which tells the input size and the names of the classes, too), else
+            that of the weights known by this name, with a warning where there are others.
         probability: what the logits stand for: 'softmax', 'sigmoid' or a function; None: 'sigmoid'
             for one class, else 'softmax'. See `Network`.
         seed: for the initial weights.
-        **options: see `build`.
+        **options: see `build`; those that are not given are as names and shapes in the file tell.
 
     Raises:
         ValueError: an unknown name or option, or a wrong preprocessing or probability.
@@ -205,7 +210,25 @@ def load_network(
     weights = local_weights(weights) if weights else None
     module = load_module(name, weights, num_classes, seed=seed, **options)
     found = find_preprocessing(name, weights, preprocessing)
-    return as_network(name, module, found, probability)
+    facts = facts_of(weights) if weights else Facts()
+    network = as_network(name, module, found, probability, _input_size(module, facts))
+    names = _class_names(facts, network.num_classes) if weights and not num_classes else None
+    return replace(network, class_names=names)
+
+
+def _input_size(module: nnx.Module, facts: Facts) -> Size | None:
+    """Of the images that weights were published for; position embeddings have their own."""
+    if hasattr(module, 'image_size') or facts.input_size is None:
+        return None
+    height, width = facts.input_size
+    return height if height == width else facts.input_size
+
+
+def _class_names(facts: Facts, count: int) -> tuple[str, ...] | None:
+    """What the weights' source calls their classes; a head of 1000 is ImageNet's otherwise."""
+    assumed = imagenet_classes() if count == IMAGENET_CLASSES else None
+    names = facts.class_names or assumed
+    return names if names and len(names) == count else None
 
 
 def load_module(
@@ -218,17 +241,22 @@ def load_module(
 ) -> nnx.Module:
     """The module behind `load_network`, in training mode; same arguments and errors.
 
-    Its preprocessing is found by `find_preprocessing`.
+    Its preprocessing is found by `find_preprocessing`. Options that are not given are as the file
+    tells them: see `said_options`.
     """
+
+    recipe = _recipe(name)
+    tensors: Mapping[str, np.ndarray] = {}
+    if weights:
+        weights = local_weights(weights)
+        tensors, said = known_names(read_tensors(weights), weights)
+        options = {k: v for k, v in said.items() if k in recipe.options} | options
 
     def random_module(classes: int) -> nnx.Module:
         return build(name, classes, nnx.Rngs(seed), **options)
 
-    recipe = _recipe(name)
     if not weights:
         return random_module(num_classes or DEFAULT_CLASSES)
-    weights = local_weights(weights)
-    tensors = read_tensors(weights)
     if num_classes is not None:
         module = random_module(num_classes)
         assign(module, tensors, weights, recipe.table, recipe.head, strict=False)
@@ -238,6 +266,55 @@ def load_module(
         module = nnx.eval_shape(partial(random_module, classes))
         assign(module, tensors, weights, recipe.table, recipe.head)
     return module
+
+
+def said_options(name: str, weights: str | Path) -> dict[str, Any]:
+    """Options of a network that a weights file tells by its names and shapes.
+
+    Args:
+        name: one of NETWORKS.
+        weights: as those of `load_network`.
+
+    Returns:
+        Those that are not as by default, such as {'image_size': 384}.
+
+    Raises:
+        WeightsError: the file cannot be read, or fetched.
+    """
+    path, recipe = local_weights(weights), _recipe(name)
+    kind: Any = getattr(recipe.constructor, 'func', recipe.constructor)  # behind a partial
+    usual = {k: p.default for k, p in signature(kind.__init__).parameters.items()}
+    said = known_names(read_tensors(path), path)[1]
+    return {k: v for k, v in said.items() if k in recipe.options and v != usual[k]}
+
+
+class Fit(NamedTuple):
+    """How a file fits a network.
+
+    Attributes:
+        classes: of its head; 0 where the head is another one, or none.
+        problems: what does not fit of the rest.
+    """
+
+    classes: int
+    problems: Problems
+
+
+def fit_of(name: str, tensors: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> Fit:
+    """How tensors fit a network; nothing is computed.
+
+    Args:
+        name: one of NETWORKS.
+        tensors: under known names, see `known_names`.
+        options: that they want, of any network, from there, too.
+    """
+    recipe = _recipe(name)
+    own = {k: v for k, v in options.items() if k in recipe.options}
+    bias = tensors.get(recipe.class_key, np.zeros(1))
+    classes = len(bias) if bias.ndim == 1 and len(bias) else 1
+    module = nnx.eval_shape(lambda: build(name, classes, nnx.Rngs(0), **own))
+    problems = problems_of(module, tensors, recipe.table)
+    return Fit(0 if problems else classes, problems.outside(recipe.head))
 
 
 def classes_of(name: str, values: Mapping[str, np.ndarray], path: str | Path) -> int:
@@ -303,11 +380,12 @@ def find_preprocessing(
     if not weights:
         return recipe.preprocessing
     weights = local_weights(weights)
-    if said := read_metadata(weights).get('preprocessing'):
+    facts = facts_of(weights)
+    if facts.preprocessing:
         try:
-            return _of_colours(as_preprocessing(said))
+            return _of_colours(facts.preprocessing)
         except ValueError as error:
-            raise WeightsError(f'{weights}: its metadata: {error}') from None
+            raise WeightsError(f'{facts.told_by}: {error}') from None
     if recipe.or_else:
         assumed, other = map(preprocessing_name, (recipe.preprocessing, recipe.or_else))
         logging.warning(

@@ -11,7 +11,7 @@ from flax import nnx
 from wsol_jax.config import ConfigError, TrainConfig
 from wsol_jax.fields import converted, value_fault
 from wsol_jax.models import as_network, load_module
-from wsol_jax.models.zoo import RECIPES
+from wsol_jax.models.zoo import RECIPES, said_options
 from wsol_jax.names import unknown_name
 from wsol_jax.training.method import TrainedMethod
 from wsol_jax.training.methods.acol import ACoL
@@ -102,9 +102,19 @@ def make_module(
             f'config.network.name={name!r} has no {missing[0]}, which this training needs; '
             f'it fits {fit}'
         )
-    module = load_module(name, weights, num_classes, seed=seed, **{**options, **needed})
+    options = {**options, **needed}
+    if weights and name in RECIPES:
+        _check_said(name, weights, options)
+    module = load_module(name, weights, num_classes, seed=seed, **options)
     add_heads(name, module, method, seed)
     return module
+
+
+def _check_said(name: str, weights: Path, options: Mapping[str, Any]) -> None:
+    """Wants what a file tells of its network among the settings: checkpoints do not tell it."""
+    said = said_options(name, weights)
+    if missing := {key: value for key, value in said.items() if key not in options}:
+        raise ConfigError(f'{weights} needs config.network.options to hold {missing}')
 
 
 def add_heads(name: str, module: nnx.Module, method: TrainedMethod, seed: int) -> None:
