@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
 
-.PHONY: demo test test-slow check
+.PHONY: demo test test-slow check docs
 
 demo: $(VENV)/ready
 	$(VENV)/bin/python -m wsol_jax.main --config configs/shapes_resnet.py --workdir $(DEMO)
@@ -21,6 +21,9 @@ check: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/ready
+	$(VENV)/bin/python -m sphinx -b html -n -W --keep-going --quiet docs docs/_build
 
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
