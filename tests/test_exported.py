@@ -285,6 +285,13 @@ def rewritten(file, path, without='', **changed):
     return path
 
 
+def test_names_of_classes(toy, toy_images, toy_file, tmp_path):
+    export(replace(toy, class_names=tuple('uvwxyz')), ('dgl',), None, tmp_path / 'named')
+    maps = load_exported(tmp_path / 'named')
+    assert maps(toy_images[:1], 2).names == ['w']
+    assert load_exported(toy_file).header.class_names == ()
+
+
 def test_files_that_cannot_be_read(toy_file, tmp_path):
     whole = toy_file.read_bytes()
     (tmp_path / 'text').write_text('no archive')

@@ -1,6 +1,7 @@
 """The command as a user meets it: in a process of its own, judged by exit code and output."""
 
 import csv
+import hashlib
 import json
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from wsol_jax.data import Shapes
 from wsol_jax.data.files import MARKER
 from wsol_jax.localization.task import LOCALIZATION
 from wsol_jax.models import build
+from wsol_jax.models.weights import WeightsError
 from wsol_jax.workdir import locked, write_text
 
 # Processes forked from one that has imported everything but started nothing: no wait for imports.
@@ -329,7 +331,10 @@ NETWORKS = 'inception_v3, resnet10, resnet18, resnet34, resnet50, resnet101'
             "config.data.class_index=True has no effect on source 'image_folder', only on ",
         ),
         (['network.weights=w.safetensors'], 'w.safetensors: no such weights file'),
-        (['network.weights=tiny.py'], 'tiny.py: weights must be a .safetensors, .pth or .pt file'),
+        (
+            ['network.weights=tiny.py'],
+            'tiny.py: weights must be a .safetensors, .pth, .pt or .bin file',
+        ),
         (['network.weights=bad.safetensors'], 'bad.safetensors: not a readable safetensors file'),
         (
             ['network.weights=other.safetensors'],
@@ -479,7 +484,7 @@ def test_a_whole_run_leaves_what_the_contract_names(finished):
         *('metrics.json', 'curves.csv', 'report.html', 'figures'),
     }
     found = {path.name for path in (workdir / 'checkpoints').iterdir()}
-    assert found == {'best', 'last', 'made_from.json', 'steps.json'}
+    assert found == {'best', 'last', 'made_from.json', 'steps.json', 'class_names.json'}
     record = json.loads((workdir / 'config.json').read_text())
     assert record['config']['train.epochs'] == 2 and 'jax' in record['versions']
     with (workdir / 'boxes/test.csv').open() as file:
@@ -673,6 +678,49 @@ def test_stages_one_by_one_give_the_same(finished, tmp_path):
         assert tiny(tmp_path, f'--config.stages={stage}').code == 0
     for name in ('metrics.json', 'boxes/test.csv', 'boxes/val.csv'):
         assert (tmp_path / 'W' / name).read_bytes() == (finished[0] / 'W' / name).read_bytes()
+
+
+@pytest.fixture
+def by_name(tmp_path, hub):
+    """Settings that localize in a folder of images with weights of the hub, and what these hold."""
+    (tmp_path / 'images').mkdir()
+    for k, record in enumerate(Shapes('test', 3, size=32)):
+        (tmp_path / f'images/{k}.png').write_bytes(record.image)
+    write_weights(file := tmp_path / 'w.safetensors')
+    facts = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'input_size': [3, 32, 32]}
+    names = [f'thing {i}' for i in range(6)]
+    hub.add('timm/tiny', file.read_bytes(), {'label_names': names, 'pretrained_cfg': facts})
+    network = {'name': 'resnet10', 'weights': 'timm/tiny', 'options': {'width': 8}}
+    settings = {
+        'data': {'source': 'image_folder', 'root': str(tmp_path / 'images')},
+        'network': network,
+        'localize': {'splits': ('test',), 'classes': 'top1', 'layers': ('stage4',)},
+        'evaluate': {'size': 32},
+        'report': {'images': 0},
+    }
+    return settings, file.read_bytes()
+
+
+def test_weights_by_name(by_name, tmp_path, hub):
+    settings, content = by_name
+    config = read_config({**settings, 'stages': ('localize', 'evaluate', 'report')})
+    for _ in range(2):
+        wsol_jax.run.run(config, tmp_path / 'W')
+    assert len([path for path, _ in hub.asked if path.startswith('/cdn/')]) == 1
+    # What they are is recorded once they are there.
+    recorded = json.loads((tmp_path / 'W/config.json').read_text())['contents']
+    assert recorded == {'network.weights': hashlib.sha256(content).hexdigest()}
+    page = (tmp_path / 'W/report.html').read_text()
+    assert 'thing ' in page and 'label_names' not in page
+
+
+def test_training_fetches_its_weights_before_anything_else(by_name, tmp_path, hub):
+    settings, _ = by_name
+    settings = {**settings, 'stages': ('train',), 'data': {'shapes_counts': (8, 4, 4)}}
+    settings['network'] = settings['network'] | {'weights': 'timm/tyni'}
+    with pytest.raises(WeightsError, match=r'timm/tyni: .* holds neither'):
+        wsol_jax.run.run(read_config(settings), tmp_path / 'W')
+    assert not (tmp_path / 'W').exists()
 
 
 def test_plain_folder_with_an_image_that_does_not_decode(tmp_path):

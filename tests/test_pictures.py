@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -160,6 +162,12 @@ def test_classes_stand_at_the_left():
         ['class 4', '', ''],
         ['', '', ''],
     ]
+
+
+def test_names_of_classes_stand_there_where_they_are_known():
+    result = replace(localization([[4, -1], [8, 1]]), class_names=tuple('abcdefghi'))
+    cells = grid(show(GREY, result), 3)
+    assert [line[0].get_ylabel() for line in cells] == ['e', 'i', 'b']
 
 
 def test_several_classes_have_a_line_each():

@@ -76,6 +76,7 @@ class Header:
         keys: (method, layer) of every map.
         channels: of the images.
         relu: whether scoring each of them starts with a ReLU.
+        class_names: of the logits; () where they are not known.
     """
 
     format: int
@@ -88,6 +89,7 @@ class Header:
     keys: tuple[Key, ...]
     channels: int = 3
     relu: tuple[bool, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -154,7 +156,7 @@ class ExportedMaps:
             chosen, maps = chosen[:, 0], [m[:, 0] for m in maps]
         found = Maps(zip(self.header.keys, maps, strict=True))
         relu = dict(zip(self.header.keys, self.header.relu, strict=False))
-        return Localization(found, logits, chosen, relu, sizes)
+        return Localization(found, logits, chosen, relu, sizes, self.header.class_names)
 
     def _program(self, images: Any, indices: np.ndarray | None) -> tuple:
         if images.dtype != np.uint8:
@@ -202,7 +204,7 @@ def export(
     size = input_size or network.input_size
     facts = (network.name, size, network.num_classes, classes, tuple(plan.keys))
     channels, relu = network.input_shape[2], tuple(plan.relu.values())
-    header = Header(FORMAT, _JAX, PLATFORMS, *facts, channels, relu)
+    header = Header(FORMAT, _JAX, PLATFORMS, *facts, channels, relu, network.class_names or ())
     weights, results = _as_function(network, plan, top)
     batch, count = symbolic_shape('b, k')
     images = jax.ShapeDtypeStruct((batch, *header.input_shape), np.uint8)
@@ -324,7 +326,8 @@ def _header(path: Path, text: bytes) -> Header:
     found = _facts(path, text, _FACTS)
     size, keys = found['input_size'], tuple((method, layer) for method, layer in found['keys'])
     found |= {'input_size': size if isinstance(size, int) else tuple(size), 'keys': keys}
-    return Header(**found | {name: tuple(found[name]) for name in ('platforms', 'relu')})
+    lists = ('platforms', 'relu', 'class_names')
+    return Header(**found | {name: tuple(found[name]) for name in lists})
 
 
 def _facts(path: Path, text: bytes, names: Iterable[str]) -> dict[str, Any]:
@@ -333,7 +336,8 @@ def _facts(path: Path, text: bytes, names: Iterable[str]) -> dict[str, Any]:
         found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError('no JSON object')
-        found = {'channels': Header.channels, 'relu': []} | found  # older files say less
+        # Older files say less.
+        found = {'channels': Header.channels, 'relu': [], 'class_names': []} | found
         for name in names:
             if name not in found:
                 raise ValueError(f'nothing said of {name}')
@@ -369,6 +373,7 @@ _FACTS: dict[str, Callable[[Any], bool]] = {
     'keys': lambda v: isinstance(v, list) and all(_are_texts(key) and len(key) == 2 for key in v),
     'channels': _is_count,
     'relu': lambda v: isinstance(v, list) and all(isinstance(relu, bool) for relu in v),
+    'class_names': _are_texts,
 }
 
 

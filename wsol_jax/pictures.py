@@ -43,7 +43,7 @@ def show(
         images: B images in any of the forms that `localize` takes.
         result: what `localize` returned, or {(method, layer): maps [B,h,w] or [B,K,h,w]}. With K
           classes an image it has a line for each of its classes, in the order of
-          `Localization.classes`; the index of the class stands at the left.
+          `Localization.classes`; the name of the class, or its index, stands at the left.
         keys: the (method, layer) to show, in this order; None for all.
         threshold: fraction of a map's maximum, in [0, 1), for the box of its largest contour, drawn
           in orange; None for no boxes.
@@ -134,9 +134,11 @@ def _labels(result: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray
     """What stands at the left [B,K], and which have a line: images may have less than K classes."""
     if not isinstance(result, Localization):
         return np.full(shape, ''), np.full(shape, True)
-    known = np.asarray(result.classes).reshape(shape)
-    labels = np.where(known == NO_CLASS, '', np.char.add('class ', known.astype(str)))
-    return labels, (known != NO_CLASS) | (np.ndim(result.classes) == 1)
+    known, names = np.asarray(result.classes).reshape(shape), np.reshape(result.names, shape)
+    numbered = np.where(known == NO_CLASS, '', np.char.add('class ', names))
+    return names if result.class_names else numbered, (known != NO_CLASS) | (
+        np.ndim(result.classes) == 1
+    )
 
 
 def _line(

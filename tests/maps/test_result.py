@@ -1,5 +1,7 @@
 """Maps by name, and boxes in the pixels of each image."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -143,6 +145,17 @@ def test_maps_are_a_tree_of_arrays(result):
     assert all(isinstance(m, np.ndarray) for m in host.values())
     doubled = jax.jit(lambda maps: jax.tree.map(lambda m: 2 * m, maps))(result.maps)
     np.testing.assert_allclose(doubled['dgl', 'late'], 2 * result.maps['dgl', 'late'])
+
+
+def test_names_of_the_classes(toy, photos):
+    network = replace(toy, class_names=tuple('uvwxyz'))
+    one = localize(network, photos[:2], classes=[4, 0])
+    assert one.names == ['y', 'u']
+    several = localize(network, photos[:2], classes=[[4, 0], [5]])
+    assert several.names == [['y', 'u'], ['z', '']]
+    assert "classes ['y', 'u'], maps" in repr(one)
+    plain = localize(toy, photos[:2], classes=[4, 0])
+    assert (plain.names, plain.class_names) == (['4', '0'], ())
 
 
 def test_repr_is_short(result):

@@ -211,6 +211,16 @@ def test_an_image_with_fewer_classes_than_others(tmp_path):
     assert not gallery.maps[A][1, 1].any() and not gallery.boxes[A][1, 1].any()
 
 
+def test_classes_that_the_classifier_names(tmp_path):
+    """The data set's names come first; what it does not name is as the classifier has it."""
+    source, raw = named(1), smooth_maps(9, 1, classes=3)
+    store = write_maps(tmp_path, source, {A: raw}, classes=[[0, 9, -1]])
+    assert store.class_names() == ()
+    store.name_classes([f'class {i}' for i in range(10)])
+    (image,) = collect(CONFIG, source, store).images
+    assert image.map_names == ('a', 'class 9', 'no class')
+
+
 def test_several_classes_an_image(tmp_path):
     raw = smooth_maps(9, 3, classes=5)
     classes = [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [7, 6, 5, 4, 3]]

@@ -589,6 +589,11 @@ def opened(undisturbed, tmp_path):
     return workdir
 
 
+def test_a_trained_network_knows_the_names_of_its_classes(opened, sources):
+    assert load_network('tiny', opened).class_names == sources[0].class_names
+    assert load_network('tiny', opened, 4).class_names is None
+
+
 def test_load_network_opens_a_workdir(opened, sources):
     expected = network_of(opened, sources)
     for weights in (opened, str(opened)):

@@ -212,7 +212,7 @@ def localize(
     if is_single(classes):
         chosen, maps = chosen[:, 0], {k: m[:, 0] for k, m in maps.items()}
     maps = Maps((key, maps[key]) for key in plan.keys)
-    return Localization(maps, logits, chosen, plan.relu, sizes)
+    return Localization(maps, logits, chosen, plan.relu, sizes, network.class_names or ())
 
 
 def check_network(network: Any) -> None:

@@ -84,6 +84,8 @@ def localize_split(
     store = _open_store(setting.classes, network, plan, len(source), labels.most, size, folder)
     store.expect(known)
     check_origin(network, folder, workdir)
+    if network.class_names and store.class_names() != network.class_names:
+        store.name_classes(network.class_names)
     work = Pass(
         size,
         labels,

@@ -82,7 +82,14 @@ def _is_column(item: tuple[str, Column]) -> bool:
 def is_inside(name: str) -> bool:
     """Whether the name of a column leads to a place of its own in the folder of the store."""
     parts = name.split('/')
-    known = {*STATUS, 'index.json', 'image_ids.txt', 'skipped.csv', 'made_from.json'}
+    known = {
+        *STATUS,
+        'index.json',
+        'image_ids.txt',
+        'skipped.csv',
+        'made_from.json',
+        'class_names.json',
+    }
     return not (known & {parts[0]} or {'', '.', '..'} & {*parts} or '\0' in name)
 
 

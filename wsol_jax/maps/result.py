@@ -40,6 +40,7 @@ class Localization:
           [B,K] at the end of images with fewer classes than others, whose maps are zero there.
         relu: {(method, layer): whether scoring starts with a ReLU}; where none is told it does not.
         sizes: (width, height) of each image as it was given; () where it is not known.
+        class_names: of the logits; () where they are not known.
     """
 
     maps: Maps
@@ -47,9 +48,25 @@ class Localization:
     classes: jax.Array
     relu: Mapping[Key, bool] = field(default_factory=dict)
     sizes: Sequence[tuple[int, int]] = ()
+    class_names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'maps', Maps(self.maps))
+
+    @property
+    def names(self) -> list:
+        """The names of `classes`, one an image, or a list of K each; numbers where none is known.
+
+        It is '' where a map is for no single class.
+        """
+        return self._named(np.asarray(self.classes).tolist())
+
+    def _named(self, classes: Any) -> Any:
+        if isinstance(classes, list):
+            return [self._named(part) for part in classes]
+        if classes == NO_CLASS:
+            return ''
+        return self.class_names[classes] if self.class_names else str(classes)
 
     def boxes(self, threshold: float, sizes: Any = None, *, closing: int = 0) -> dict[Key, list]:
         """Boxes of what each map highlights, in the pixels of each image, as scores count them.
@@ -120,7 +137,7 @@ class Localization:
         return self.sizes if sizes is None else sizes_of(sizes, len(self.classes))
 
     def __repr__(self) -> str:
-        classes = np.asarray(self.classes).tolist()
+        classes = self.names if self.class_names else np.asarray(self.classes).tolist()
         shown = f'{classes[:8]}'[:-1] + ', ...]' if len(classes) > 8 else f'{classes}'
         lines = [f'  {key}: {list(np.shape(m))}' for key, m in self.maps.items()]
         if len(lines) > _LINES:

@@ -1,6 +1,7 @@
 """Raw maps on disk: the maps of one split as columns of a store."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from wsol_jax.data import DataError
 from wsol_jax.maps import Key
 from wsol_jax.maps.columns import Store
 from wsol_jax.maps.layout import AGAIN, Column, is_inside
+from wsol_jax.workdir import read_json, write_text
 
 TOP = 5
+_NAMES = 'class_names.json'
 
 
 class MapStore(Store):
@@ -80,6 +83,20 @@ class MapStore(Store):
         }
         columns |= {path_of(key): Column(tuple(s), 'float32') for key, s in shapes.items()}
         return cls.prepare(folder, count, columns, _about(target, {k: relu[k] for k in shapes}))
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Notes what the classifier calls its classes, for labels that the data set does not name.
+
+        Args:
+            names: in the order of the logits.
+        """
+        write_text(self.folder / _NAMES, json.dumps({'class_names': list(names)}) + '\n')
+
+    def class_names(self) -> tuple[str, ...]:
+        """What `name_classes` noted; () where nothing is."""
+        file = self.folder / _NAMES
+        names = read_json(file).get('class_names') if file.exists() else []
+        return tuple(map(str, names)) if isinstance(names, list) else ()
 
     def read(self, key: Key, start: int, stop: int) -> np.ndarray:
         """Raw maps [stop - start, K, h, w] of one (method, layer).

@@ -3,7 +3,7 @@
 import base64
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -100,10 +100,8 @@ def collect(config: Config, source: Source, store: MapStore) -> Gallery:
     positions = evenly_spaced(done, config.report.gallery)
     records = [source[int(i)] for i in positions]
     part = ImageMaps.read(store, positions, records)
-    names = [
-        tuple('no class' if k == NO_CLASS else source.class_name(k) for k in of_image)
-        for of_image in part.classes.tolist()
-    ]
+    name = _namer(source, store.class_names())
+    names = [tuple(map(name, of_image)) for of_image in part.classes.tolist()]
     images = [_shown(source, *pair, setting.size) for pair in zip(records, names, strict=True)]
     gallery = Gallery(setting.size, images, {}, {}, {})
     for key, table in _scored(part, setting).items() if images else ():
@@ -113,6 +111,18 @@ def collect(config: Config, source: Source, store: MapStore) -> Gallery:
         if any(image.outline for image in images):
             gallery.overlaps[key] = _overlaps(table, images)
     return gallery
+
+
+def _namer(source: Source, others: Sequence[str]) -> Callable[[int], str]:
+    """What a class is called: as in the data set, else as the classifier has it."""
+
+    def name(label: int) -> str:
+        if label == NO_CLASS:
+            return 'no class'
+        own = source.class_name(label)
+        return others[label] if own == str(label) and label < len(others) else own
+
+    return name
 
 
 def _scored(part: ImageMaps, setting: EvaluateConfig) -> dict[Key, Table]:

@@ -103,7 +103,7 @@ def train(
         score = _score_of(config, network, val_source, checkpoints, epoch_score)
         record_origin(workdir, workdir / 'checkpoints')
         remove_scores(workdir)  # they tell of another network
-        record_training(workdir, total, preprocessing)
+        record_training(workdir, total, preprocessing, train_source.class_names)
         setting = _with_head(config)
         program = make_program(
             setting,

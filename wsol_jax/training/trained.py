@@ -1,8 +1,8 @@
 """The networks that trainings leave in their workdirs, and what is noted of them there."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PREPROCESSING = 'checkpoints/preprocessing.json'
 _STEPS = 'checkpoints/steps.json'
+_CLASSES = 'checkpoints/class_names.json'
 # Beside the checkpoints what they were made from; the other is of the whole workdir.
 _CONFIGS = ('checkpoints/made_from.json', 'config.json')
 
@@ -127,7 +128,9 @@ class Training:
         found = zoo.find_preprocessing(name, None, preprocessing) if preprocessing else noted
         probability = probability or probability_of(self.config)
         size = self.config.get('network.input_size') or None
-        return zoo.as_network(name, module, found, probability, size)
+        network = zoo.as_network(name, module, found, probability, size)
+        names = _recorded_names(self.workdir)
+        return replace(network, class_names=names if len(names) == network.num_classes else None)
 
 
 def open_training(workdir: Path, name: str) -> Training:
@@ -217,17 +220,33 @@ def probability_of(config: Mapping[str, Any]) -> str | None:
     return config.get('network.probability') or of_loss
 
 
-def record_training(workdir: Path, steps: int, preprocessing: Preprocessing | None) -> None:
+def record_training(
+    workdir: Path,
+    steps: int,
+    preprocessing: Preprocessing | None,
+    class_names: Sequence[str] = (),
+) -> None:
     """Notes beside the checkpoints of a training what those who open its network need to know.
 
     Args:
         workdir: of the training.
         steps: of the whole training: with fewer it is not finished.
         preprocessing: where the checkpoints expect other than the usual of their network.
+        class_names: of the data set; () where it has none.
     """
     write_text(workdir / _STEPS, json.dumps({'steps': steps}) + '\n')
     if preprocessing:
         write_text(workdir / _PREPROCESSING, json.dumps(asdict(preprocessing)) + '\n')
+    if class_names:
+        write_text(workdir / _CLASSES, json.dumps({'class_names': list(class_names)}) + '\n')
+
+
+def _recorded_names(workdir: Path) -> tuple[str, ...]:
+    note = workdir / _CLASSES
+    names = read_json(note).get('class_names') if note.exists() else []
+    if not isinstance(names, list):
+        raise WeightsError(f'{note}: holds no list of names; delete it')
+    return tuple(map(str, names))
 
 
 def recorded_preprocessing(workdir: Path) -> Preprocessing | None:
