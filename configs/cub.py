@@ -28,7 +28,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from configs import ilsvrc
+from wsol_jax.configs import ilsvrc
 
 
 def get_config(variant: str = 'inception_v3') -> ConfigDict:

@@ -15,7 +15,7 @@ pixels on features that were stored beforehand): a class has 25 images to learn 
 
 from ml_collections import ConfigDict
 
-from configs import cub30_trained
+from wsol_jax.configs import cub30_trained
 
 
 def get_config() -> ConfigDict:

@@ -26,8 +26,8 @@ end.
 
 from ml_collections import ConfigDict
 
-from configs import cub30_trained
 from wsol_jax.config import ConfigError
+from wsol_jax.configs import cub30_trained
 from wsol_jax.names import unknown_name
 
 _LAYER = {'layer': 'pw_5', 'base': 16}

@@ -17,7 +17,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from configs import ilsvrc_bas
+from wsol_jax.configs import ilsvrc_bas
 
 VARIANTS = ilsvrc_bas.VARIANTS
 _OPTIONS = {

@@ -17,7 +17,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from configs import ilsvrc_deit
+from wsol_jax.configs import ilsvrc_deit
 
 VARIANTS = ilsvrc_deit.VARIANTS
 

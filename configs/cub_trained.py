@@ -20,7 +20,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from configs import ilsvrc_trained
+from wsol_jax.configs import ilsvrc_trained
 
 VARIANTS = ilsvrc_trained.VARIANTS
 

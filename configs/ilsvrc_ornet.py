@@ -20,7 +20,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from configs import cub_ornet
+from wsol_jax.configs import cub_ornet
 
 VARIANTS, STARTS = cub_ornet.VARIANTS, cub_ornet.STARTS
 _EPOCHS = {'plain': 2, 'coarse': 6, 'refine': 2}

@@ -26,10 +26,12 @@ these networks we know none for certain.
 Not measured here: anything; the training is too large for the machine this was written on.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from configs import ilsvrc
 from wsol_jax.config import ConfigError
+from wsol_jax.configs import ilsvrc
 from wsol_jax.names import unknown_name
 
 _NETWORKS = ('vgg16', 'inception_v3', 'resnet50')
@@ -76,14 +78,15 @@ def get_config(variant: str = 'acol_vgg16') -> ConfigDict:
     return config
 
 
-def _options(method: str, network: str) -> dict[str, object]:
-    return {
+def _options(method: str, network: str) -> dict[str, Any]:
+    options: dict[str, dict[str, Any]] = {
         'has': {'grid': 7},
         'cutmix': {},
         'adl': {'layers': _DROPPED[network]},
         'acol': {'delta': 0.7, 'layer': _READ[network]},
         'spg': {'attention': (0.7, 0.01), 'layer': _READ[network], **_SIDES[network]},
-    }[method]
+    }
+    return options[method]
 
 
 def _up_to(last: str, layers: tuple[str, ...]) -> tuple[str, ...]:

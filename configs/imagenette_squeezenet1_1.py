@@ -10,7 +10,7 @@ Measured on the 150 test images (layer and threshold chosen on val), GT-known Lo
 
 from ml_collections import ConfigDict
 
-from configs import imagenette_mobilenet_v1
+from wsol_jax.configs import imagenette_mobilenet_v1
 
 
 def get_config() -> ConfigDict:

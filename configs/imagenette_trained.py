@@ -10,7 +10,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from configs import cub30_trained
+from wsol_jax.configs import cub30_trained
 
 VARIANTS = cub30_trained.VARIANTS
 

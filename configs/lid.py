@@ -24,7 +24,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from configs import ilsvrc
+from wsol_jax.configs import ilsvrc
 
 
 def get_config() -> ConfigDict:

@@ -25,7 +25,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from configs import ilsvrc
+from wsol_jax.configs import ilsvrc
 
 _FASTER = {
     'inception_v3': r'^(Mixed_6[fg]|fc)\.',

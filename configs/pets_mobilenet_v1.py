@@ -16,7 +16,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from configs import cub30_mobilenet_v1
+from wsol_jax.configs import cub30_mobilenet_v1
 
 
 def get_config() -> ConfigDict:

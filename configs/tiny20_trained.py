@@ -14,8 +14,8 @@ Not measured here: anything.
 
 from ml_collections import ConfigDict
 
-from configs import tiny20_resnet18
 from wsol_jax.config import ConfigError
+from wsol_jax.configs import tiny20_resnet18
 from wsol_jax.names import unknown_name
 
 # Variant -> train.method, its options, and the maps beside DGL and LayerCAM.

@@ -24,6 +24,7 @@ from experiments.seeds import SEEDS, scores_of, spread
 from wsol_jax.command_line import WORKDIR, run_command
 from wsol_jax.config import Config, ConfigError, read_config
 from wsol_jax.names import unknown_name
+from wsol_jax.presets import config_file
 from wsol_jax.report.table import heading, markdown
 from wsol_jax.workdir import write_text
 
@@ -44,9 +45,7 @@ def experiments_of(files: Sequence[str]) -> dict[str, tuple[Config, str]]:
     """
     found = {}
     for file in files:
-        if not Path(file).is_file():
-            raise ConfigError(f'--configs: {file}: no such file')
-        module = runpy.run_path(file)
+        module = runpy.run_path(str(config_file(file)))
         if 'VARIANTS' not in module:
             raise ConfigError(f'--configs: {file} has no VARIANTS')
         starts = module.get('STARTS', {})

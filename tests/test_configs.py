@@ -20,7 +20,7 @@ from wsol_jax.training.methods import make_method, make_module
 from wsol_jax.training.optimizer import check_patterns, is_frozen, make_schedule, parameter_name
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted((ROOT / 'configs').glob('*.py'))
+FILES = sorted((ROOT / 'configs').glob('[!_]*.py'))
 VARIANTS = ('inception_v3', 'resnet50', 'vgg16')
 OF_VARIANTS = ('ilsvrc', 'cub', 'openimages30k')
 CASES = [f'{stem}:{name}' for stem in OF_VARIANTS for name in VARIANTS]
@@ -28,11 +28,6 @@ CASES += [file.stem for file in FILES]
 # Those of training methods tell their variants.
 TRAINED = {f.stem: tuple(runpy.run_path(str(f)).get('VARIANTS', ())) for f in FILES}
 CASES += [f'{stem}:{name}' for stem, names in TRAINED.items() for name in names]
-
-
-@pytest.fixture(autouse=True)
-def _checkout(monkeypatch):
-    monkeypatch.setattr(sys, 'path', [str(ROOT), *sys.path])  # as when run from the checkout
 
 
 def load(case, *overrides):

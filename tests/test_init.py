@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 
@@ -88,6 +89,12 @@ def test_submodules_are_attributes():
         'wsol_jax.data',
         'wsol_jax.models',
     ]
+
+
+def test_the_version_is_a_number_that_needs_no_look_at_the_installation():
+    assert re.fullmatch(r'\d+\.\d+\.\d+', wsol_jax.__version__)
+    script = 'import wsol_jax; wsol_jax.__version__; print("importlib.metadata" in sys.modules)'
+    assert loaded(script) == ['False']
 
 
 @pytest.mark.parametrize(

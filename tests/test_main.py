@@ -263,9 +263,9 @@ def test_wrong_overrides(tmp_path, argument, message):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ([], 'both are needed: --config FILE.py and --workdir DIR'),
-        (['--config', 'tiny.py'], 'both are needed: --config FILE.py and --workdir DIR'),
-        (['--workdir', 'W'], 'both are needed: --config FILE.py and --workdir DIR'),
+        ([], 'both are needed: --config CONFIG and --workdir DIR; see --help'),
+        (['--config', 'tiny.py'], 'both are needed: --config CONFIG and --workdir DIR; see --help'),
+        (['--workdir', 'W'], 'both are needed: --config CONFIG and --workdir DIR; see --help'),
         (['--config'], 'Missing value for flag --config'),
         (
             ['--config', 'tiny.py', '--workdir', 'W', 'stray'],

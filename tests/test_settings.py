@@ -5,10 +5,12 @@ import json
 
 import pytest
 
+import wsol_jax
 from wsol_jax.command_line import parse_flags
 from wsol_jax.config import Config, DataConfig, LocalizeConfig, flatten, read_config
 from wsol_jax.fields import ConfigError, documented, setting, settings_of
 from wsol_jax.localization.plan import Options
+from wsol_jax.presets import presets
 from wsol_jax.settings import SETTINGS, MapOptions, check, invalidates
 from wsol_jax.workdir import open_workdir
 
@@ -149,18 +151,35 @@ def help_of(capsys, *arguments):
 
 
 @pytest.mark.parametrize('flag', ['--help', '-?', '--helpfull', '--helpshort'])
-def test_help_lists_every_setting_whatever_else_is_wrong(capsys, flag):
+def test_help_lists_every_setting_whatever_else_is_wrong(capsys, monkeypatch, flag):
+    monkeypatch.setenv('COLUMNS', '80')
     text = help_of(capsys, flag, '--config=none.py', '--config.train.epoch=3')
     lines = text[text.index('Settings:') :].splitlines()
-    assert max(map(len, lines)) <= 100
+    wide = [line for line in lines if len(line) > 80]
+    assert all(line.startswith('  --config.') for line in wide), wide  # to be copied whole
     flags = [line.split('=')[0].strip() for line in lines if line.startswith('  --')]
     assert flags == [f'--config.{key}' for key in SETTINGS]
     at = lines.index('  --config.train.epochs=10')
     meaning = 'passes over the train split; int, 1..100,000; changes checkpoints, maps, scores'
-    assert lines[at + 1].strip() == meaning
+    assert ' '.join(line.strip() for line in lines[at + 1 : at + 3]) == meaning
     assert "  --config.localize.methods=\"('dgl', 'cam')\"" in lines
     assert "  --config.network.weights=''" in lines and 'report: The figures and the page.' in lines
-    assert ('--workdir:' in text) == (flag == '--helpfull')
+    assert '--workdir: folder' in text and '--config: config file' in ' '.join(text.split())
+    assert all(f'\n  {name} ' in text for name in presets())
+    assert ('--verbosity:' in text) == (flag == '--helpfull')
+
+
+def test_help_is_as_wide_as_the_terminal(capsys, monkeypatch):
+    longest = {}
+    for columns in ('40', '90', '500'):
+        monkeypatch.setenv('COLUMNS', columns)
+        lines = help_of(capsys, '--help').splitlines()
+        longest[columns] = max(len(line) for line in lines if not line.startswith('  --config.'))
+    assert 78 <= longest['40'] <= 80 and 85 < longest['90'] <= 90 and 95 < longest['500'] <= 100
+
+
+def test_the_version(capsys):
+    assert help_of(capsys, '--version') == f'wsol_jax {wsol_jax.__version__}\n'
 
 
 def test_what_help_shows_as_defaults_are_defaults(capsys):

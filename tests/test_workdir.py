@@ -342,3 +342,10 @@ def test_a_run_leaves_the_index_of_the_repository_alone(tmp_path, monkeypatch):
     assert (tmp_path / '.git/index').read_bytes() == before
     file.write_text('changed')
     assert workdir_module._git_revision().endswith('-dirty')
+
+
+def test_a_repository_that_it_is_only_installed_in_is_not_recorded(tmp_path, monkeypatch):
+    subprocess.run(['git', '-C', str(tmp_path), 'init', '-q'], check=True)
+    (tmp_path / 'a.py').write_text('')
+    monkeypatch.setattr(workdir_module, '__file__', str(tmp_path / 'a.py'))
+    assert workdir_module._git_revision() == ''

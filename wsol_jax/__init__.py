@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from wsol_jax.pictures import show
     from wsol_jax.training.trained import load_network
 
+__version__ = '0.2.0'
+
 __all__ = [
     'METHODS',
     'NETWORKS',

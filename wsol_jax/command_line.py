@@ -1,24 +1,42 @@
 """The flags of the command, and one clear line for whatever is wrong with them."""
 
-import dataclasses
 import logging
 import re
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from functools import partial
+from typing import Any, NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
 
+from wsol_jax import __version__
 from wsol_jax.config import ConfigError, check_key
 from wsol_jax.interrupts import exit_code, readers_may_leave, stop_like_ctrl_c
 from wsol_jax.names import shortened
-from wsol_jax.settings import Config
+from wsol_jax.presets import FOLDER, config_file
+from wsol_jax.usage import usage
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, as FILE.py[:variant].')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for everything the run writes.')
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'config file or name of a shipped config; CONFIG:VARIANT for a variant'
+)
+WORKDIR = flags.DEFINE_string('workdir', None, 'folder for everything the run writes')
+
+
+class _ByName(flags.ArgumentParser):
+    """Of a config file, which may be given by the name of a shipped config, too."""
+
+    def __init__(self, of_files: flags.ArgumentParser) -> None:
+        self._of_files = of_files
+
+    def parse(self, argument: str) -> Any:
+        name, colon, variant = argument.partition(':')
+        return self._of_files.parse(f'{config_file(name)}{colon}{variant}')
+
+
+flags.FLAGS[CONFIG.name].parser = _ByName(flags.FLAGS[CONFIG.name].parser)
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
@@ -32,7 +50,8 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     for name in ('absl', 'asyncio'):  # who logs an error with its traceback raises it, too
         logging.getLogger(name).addFilter(lambda record: not record.exc_info)
     try:
-        app.run(main, flags_parser=parse_flags)
+        about = sys.modules[main.__module__].__doc__ or ''
+        app.run(main, flags_parser=partial(parse_flags, about=about))
     except KeyboardInterrupt as stop:
         print('interrupted; the same command goes on from here', file=sys.stderr)
         sys.exit(exit_code(stop))
@@ -48,30 +67,12 @@ def _show(unraisable: 'sys.UnraisableHookArgs') -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def settings_help(kind: type = Config, prefix: str = 'config') -> str:
-    """Every setting of a dataclass as a flag: default, meaning, type, and what it changes."""
-    lines, defaults = [], kind()
-    for field in dataclasses.fields(kind):
-        flag, default = f'{prefix}.{field.name}', getattr(defaults, field.name)
-        if dataclasses.is_dataclass(default):
-            about = (type(default).__doc__ or '').partition('\n')[0]
-            lines += ['', f'{field.name}: {about}', settings_help(type(default), flag)]
-            continue
-        known = field.metadata['setting']
-        value = default or "''" if isinstance(default, str) else default
-        shown = f'"{value}"' if isinstance(default, tuple | dict) else value
-        name = str(field.type) if isinstance(default, tuple) else type(default).__name__
-        values = ', '.join(filter(None, (name, known.allowed)))
-        text = f'{known.help}; {values}; changes {known.changes}'
-        lines += [f'  --{flag}={shown}', textwrap.indent(textwrap.fill(text, 92), ' ' * 6)]
-    return '\n'.join(lines)
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the flags as absl does; `--help` lists the settings and ends the program.
+def parse_flags(argv: Sequence[str], about: str = '') -> list[str]:
+    """Parses the flags as absl does; `--help` and `--version` print and end the program.
 
     Args:
         argv: the command line with the program's name.
+        about: what `--help` says of the program.
 
     Returns:
         The arguments that are no flags, the program's name first.
@@ -79,7 +80,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: something is wrong in the flags or in the config file, in one line.
     """
-    file = _check_flags(argv)
+    file = _check_flags(argv, about)
     try:
         positional = flags.FLAGS(argv)
         getattr(CONFIG.value, 'keys', None)  # raises what was put off when the file was loaded
@@ -88,27 +89,46 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     return positional
 
 
-def _check_flags(argv: Sequence[str]) -> str:
-    """Checks that the config file exists and overrides name settings; returns the file."""
+def _check_flags(argv: Sequence[str], about: str) -> str:
+    """Checks that there is such a config file and overrides name settings; returns the file."""
     plain = flags.FlagValues()
     flags.DEFINE_string('config', '', '', flag_values=plain)
-    for name, short in (('help', '?'), ('helpshort', None), ('helpfull', None)):
+    for name, short in (('help', '?'), ('helpshort', None), ('helpfull', None), ('version', None)):
         flags.DEFINE_boolean(name, False, '', short_name=short, flag_values=plain)
     arguments = plain(argv, known_only=True)
     if plain.help or plain.helpshort or plain.helpfull:
-        with readers_may_leave():
-            app.usage(shorthelp=not plain.helpfull, writeto_stdout=True)
-            print(f'Settings:\n{settings_help()}')
-        sys.exit(0)
+        _leave_with(usage(about, _flags_help(plain.helpfull)))
+    if plain.version:
+        _leave_with(f'wsol_jax {__version__}')
     for argument in arguments:
         if override := re.match(r'--?(?:no)?config\.([^=]*)', argument):
             check_key(override[1])
-    file = plain.config.partition(':')[0]
-    if file and not Path(file).is_file():
-        raise ConfigError(f'{file}: no such config file')
-    if file:  # from wherever the command is started, configs/a.py may import configs/b.py
-        sys.path.append(str(Path(file).resolve().parent.parent))
-    return file
+    if not plain.config:
+        return ''
+    file = config_file(plain.config.partition(':')[0])
+    if file.parent != FOLDER:  # wherever it is started, mine/a.py may import mine/b.py
+        sys.path.append(str(file.resolve().parent.parent))
+    return str(file)
+
+
+def _flags_help(full: bool) -> str:
+    """The flags of the program; in full those of its libraries, too."""
+    known = flags.FLAGS
+    if full:
+        return known.get_help()
+    own = (flag for name in (__name__, sys.argv[0]) for flag in known.get_flags_for_module(name))
+    return '\n'.join(map(_flag_help, own))
+
+
+def _flag_help(flag: flags.Flag) -> str:
+    default = f' (default: {flag.default})' if flag.default else ''
+    return textwrap.fill(f'  --{flag.name}: {flag.help}{default}', 80, subsequent_indent=' ' * 6)
+
+
+def _leave_with(text: str) -> NoReturn:
+    with readers_may_leave():
+        print(text)
+    sys.exit(0)
 
 
 def _flags_message(file: str, argv: Sequence[str], error: Exception) -> str:

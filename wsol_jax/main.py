@@ -1,6 +1,12 @@
-"""The command: `python -m wsol_jax.main --config configs/X.py --workdir DIR`.
+"""Weakly supervised object localization: trains, localizes, scores and reports.
 
-Runs the stages of the config in order; what the workdir holds already is not done again.
+    wsol --config CONFIG[:VARIANT] --workdir DIR [--config.KEY=VALUE ...]
+    wsol --help
+    wsol --version
+
+`python -m wsol_jax.main` is the same command. CONFIG is a file, or else the
+name of a shipped config; values of single settings go behind it. Runs the
+stages of the config in order; what DIR holds already is not done again.
 """
 
 from collections.abc import Sequence
@@ -17,7 +23,7 @@ def _main(arguments: Sequence[str]) -> None:
     if len(arguments) > 1:
         raise ConfigError(f'unexpected argument {arguments[1]!r}; write --config.key=value')
     if not (CONFIG.present and WORKDIR.value):
-        raise ConfigError('both are needed: --config FILE.py and --workdir DIR')
+        raise ConfigError('both are needed: --config CONFIG and --workdir DIR; see --help')
     logging.set_verbosity(logging.WARNING)  # orbax reports every file at INFO
     run(read_config(CONFIG.value), Path(WORKDIR.value))
 

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from absl import logging
 
+from wsol_jax import __version__
 from wsol_jax.data.files import MARKER
 from wsol_jax.fields import ConfigError, Kept, flatten
 from wsol_jax.settings import Config, invalidates
@@ -258,7 +259,7 @@ def _environment() -> dict[str, Any]:
     import jax  # here: counting processes write files of results without it
 
     return {
-        'versions': {name: metadata.version(name) for name in _PACKAGES},
+        'versions': {'wsol_jax': __version__} | {n: metadata.version(n) for n in _PACKAGES},
         'python': platform.python_version(),
         'devices': [str(d) for d in jax.devices()],
         'git': _git_revision(),
@@ -267,6 +268,8 @@ def _environment() -> dict[str, Any]:
 
 def _git_revision() -> str:
     # `describe --dirty` takes a lock: commits beside it fail, and a killed run leaves it behind.
+    if not _git('ls-files', Path(__file__).name):
+        return ''  # installed, may be in a checkout of something else
     revision = _git('describe', '--always', '--abbrev=12')
     changed = revision and _git('status', '--porcelain', '--untracked-files=no')
     return f'{revision}-dirty' if changed else revision
