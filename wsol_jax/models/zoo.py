@@ -58,6 +58,7 @@ class Recipe:
         options: the names that `constructor` takes beyond these two.
         or_else: what other published weights expect, of the same names and shapes; None where all
             agree.
+        stem: the key in the file of its first kernel, by which `wsol_jax.weights` knows it.
     """
 
     constructor: Callable[..., nnx.Module]
@@ -68,6 +69,7 @@ class Recipe:
     class_key: str
     options: tuple[str, ...] = ()
     or_else: Preprocessing | None = None
+    stem: str = ''
 
 
 def _resnet(depth: int) -> Recipe:
@@ -79,6 +81,7 @@ def _resnet(depth: int) -> Recipe:
         resnet.WEIGHT_NAMES,
         resnet.HEAD,
         'fc.bias',
+        stem='conv1.weight',
         options=('width', 'output_stride', 'strides'),
     )
 
@@ -93,6 +96,7 @@ def _vit(
         vit.WEIGHT_NAMES,
         vit.HEAD,
         'head.bias',
+        stem='patch_embed.proj.weight',
         options=(*_COUNTS_OF_VIT, 'drop_path', 'spatial_token'),
         or_else=or_else,
     )
@@ -106,10 +110,20 @@ RECIPES: Mapping[str, Recipe] = {
         inception.WEIGHT_NAMES,
         inception.HEAD,
         'fc.bias',
+        stem='Conv2d_1a_3x3.conv.weight',
         options=('padding', 'added'),
     ),
     **{f'resnet{depth}': _resnet(depth) for depth in resnet.STAGES},
-    'vgg16': Recipe(vgg.VGG16, IMAGENET, 224, vgg.WEIGHT_NAMES, vgg.HEAD, 'fc.bias', or_else=CAFFE),
+    'vgg16': Recipe(
+        vgg.VGG16,
+        IMAGENET,
+        224,
+        vgg.WEIGHT_NAMES,
+        vgg.HEAD,
+        'fc.bias',
+        stem='features.0.weight',
+        or_else=CAFFE,
+    ),
     'mobilenet_v1': Recipe(
         mobilenet.MobileNetV1,
         SYMMETRIC,
@@ -117,6 +131,7 @@ RECIPES: Mapping[str, Recipe] = {
         mobilenet.WEIGHT_NAMES,
         mobilenet.HEAD,
         'classifier.bias',
+        stem='conv_0.weight',
         options=('output_stride', 'padding'),
     ),
     'squeezenet1_1': Recipe(
@@ -126,6 +141,7 @@ RECIPES: Mapping[str, Recipe] = {
         squeezenet.WEIGHT_NAMES,
         squeezenet.HEAD,
         'classifier.1.bias',
+        stem='features.0.weight',
         or_else=IMAGENET,
     ),
     'deit_tiny': _vit(192, 3, IMAGENET),
@@ -212,7 +228,7 @@ def load_network(
     found = find_preprocessing(name, weights, preprocessing)
     facts = facts_of(weights) if weights else Facts()
     network = as_network(name, module, found, probability, _input_size(module, facts))
-    names = _class_names(facts, network.num_classes) if weights and not num_classes else None
+    names = class_names_of(facts, network.num_classes) if weights and not num_classes else None
     return replace(network, class_names=names)
 
 
@@ -224,8 +240,17 @@ def _input_size(module: nnx.Module, facts: Facts) -> Size | None:
     return height if height == width else facts.input_size
 
 
-def _class_names(facts: Facts, count: int) -> tuple[str, ...] | None:
-    """What the weights' source calls their classes; a head of 1000 is ImageNet's otherwise."""
+def class_names_of(facts: Facts, count: int) -> tuple[str, ...] | None:
+    """What the weights' source calls their classes.
+
+    Args:
+        facts: of the weights.
+        count: of the classes of their head. Where nothing tells the names, 1000 are taken for those
+            of ImageNet-1k, which public classifiers with as many classes know.
+
+    Returns:
+        As many names; None where they are not known.
+    """
     assumed = imagenet_classes() if count == IMAGENET_CLASSES else None
     names = facts.class_names or assumed
     return names if names and len(names) == count else None
@@ -281,11 +306,16 @@ def said_options(name: str, weights: str | Path) -> dict[str, Any]:
     Raises:
         WeightsError: the file cannot be read, or fetched.
     """
-    path, recipe = local_weights(weights), _recipe(name)
+    path = local_weights(weights)
+    return unusual_options(name, known_names(read_tensors(path), path)[1])
+
+
+def unusual_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of options from `known_names` that a network has, and not by default."""
+    recipe = _recipe(name)
     kind: Any = getattr(recipe.constructor, 'func', recipe.constructor)  # behind a partial
     usual = {k: p.default for k, p in signature(kind.__init__).parameters.items()}
-    said = known_names(read_tensors(path), path)[1]
-    return {k: v for k, v in said.items() if k in recipe.options and v != usual[k]}
+    return {k: v for k, v in options.items() if k in recipe.options and v != usual[k]}
 
 
 class Fit(NamedTuple):
