@@ -7,7 +7,7 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 from PIL import Image
 
-from wsol_jax import Localization, boxes_from_map
+from wsol_jax import Localization, boxes_from_map, overlay, score_map
 from wsol_jax.pictures import show
 from wsol_jax.report.overlay import BOX_COLOR, TRUE_COLOR, blend
 
@@ -258,3 +258,65 @@ def test_what_is_wrong_is_said(case):
         show(*arguments, **options)
     assert '\n' not in str(error.value)
     assert not pyplot.get_fignums()
+
+
+def test_an_overlay_has_the_size_of_the_image(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    exif = Image.Exif()
+    exif[274] = 6  # displayed turned by a quarter, clockwise
+    Image.fromarray(image).save(tmp_path / 'a.png', exif=exif)
+    raw = np.random.default_rng(1).random((3, 4))
+    for given in (image, image[None], image / 255, Image.fromarray(image), [image]):
+        found = overlay(given, raw)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, blend(image, score_map(raw, (9, 6))))
+    turned = np.rot90(image, -1)
+    for given in (tmp_path / 'a.png', str(tmp_path / 'a.png')):
+        found = overlay(given, jnp.asarray(raw))
+        np.testing.assert_array_equal(found, blend(turned, score_map(np.float32(raw), (6, 9))))
+
+
+def test_an_overlay_of_a_deep_and_a_grey_file(tmp_path):
+    deep = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(deep).save(tmp_path / 'deep.png')
+    Image.fromarray((deep >> 8).astype(np.uint8)).save(tmp_path / 'grey.png')
+    for name in ('deep.png', 'grey.png'):
+        found = overlay(tmp_path / name, BLOCK, opacity=0)
+        np.testing.assert_allclose(found, np.stack([deep / 257] * 3, -1), atol=1)
+
+
+def test_colours_and_opacity_of_an_overlay():
+    image = GREY[0]
+    np.testing.assert_array_equal(overlay(image, BLOCK, opacity=0), image)
+    solid = overlay(image, BLOCK, opacity=1, colors='gray')
+    np.testing.assert_array_equal(solid, 255 * BLOCK[..., None].astype(np.uint8).repeat(3, -1))
+    half = overlay(image, BLOCK, opacity=0.5)
+    np.testing.assert_allclose(half[3, 3], BRIGHT / 2 + 50, atol=1)
+    np.testing.assert_allclose(half[0, 0], DARK / 2 + 50, atol=1)
+
+
+def test_an_overlay_of_a_method_that_ends_in_a_relu():
+    signed = np.zeros((8, 8))
+    signed[0, 0], signed[7, 7] = -3.0, 1.0
+    np.testing.assert_allclose(overlay(GREY[0], signed)[4, 4], 0.6 * UPPER + 40, atol=1)
+    np.testing.assert_allclose(overlay(GREY[0], signed, relu=True)[4, 4], 0.6 * DARK + 40, atol=1)
+
+
+@pytest.mark.parametrize(
+    ('image', 'raw', 'options', 'message'),
+    [
+        (GREY, BLOCK, {}, 'an overlay is of one image, got 2'),
+        (
+            GREY[0],
+            BLOCK[None],
+            {},
+            r'one map \[h,w\], got \[1, 8, 8\]; of one image take maps\[i\]',
+        ),
+        (GREY[0], BLOCK[0], {}, r'one map \[h,w\], got \[8\]$'),
+        (GREY[0], BLOCK, {'opacity': 60}, r'opacity must be in \[0, 1\], got 60'),
+        ('no.jpg', BLOCK, {}, 'no.jpg: no such file'),
+    ],
+)
+def test_what_has_no_overlay(image, raw, options, message):
+    with pytest.raises(ValueError, match=message):
+        overlay(image, raw, **options)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from wsol_jax.localization.method import Method, Run
     from wsol_jax.localization.methods import METHODS
     from wsol_jax.localization.targets import SCORES, FinerCAM
+    from wsol_jax.maps.box_files import write_boxes, write_coco
     from wsol_jax.maps.boxes import boxes_from_map
     from wsol_jax.maps.result import Localization
     from wsol_jax.maps.score import score_map
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
         from_linen,
         from_nnx,
     )
-    from wsol_jax.pictures import show
+    from wsol_jax.pictures import overlay, show
     from wsol_jax.training.trained import load_network
 
 __version__ = '0.2.0'
@@ -46,8 +47,11 @@ __all__ = [
     'load_exported',
     'load_network',
     'localize',
+    'overlay',
     'score_map',
     'show',
+    'write_boxes',
+    'write_coco',
 ]
 
 # Scores of maps on disk are counted in processes that need no JAX.
@@ -72,8 +76,11 @@ __getattr__, __dir__ = lazy(
         'load_exported': 'exported',
         'load_network': 'training.trained',
         'localize': 'localization.localize',
+        'overlay': 'pictures',
         'score_map': 'maps.score',
         'show': 'pictures',
+        'write_boxes': 'maps.box_files',
+        'write_coco': 'maps.box_files',
         **dict.fromkeys(('data', 'evaluation', 'localization', 'maps', 'models', 'report'), ''),
     },
 )

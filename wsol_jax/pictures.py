@@ -1,4 +1,4 @@
-"""Maps over images, for notebooks."""
+"""Maps over images: figures for notebooks, and pictures."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from wsol_jax.maps.boxes import boxes_from_map
 from wsol_jax.maps.result import Localization
 from wsol_jax.maps.score import score_map
 from wsol_jax.names import unknown_name
-from wsol_jax.report.overlay import DPI, Cell, draw_grid, map_title
+from wsol_jax.report.overlay import DPI, MAP_COLORS, OPACITY, Cell, blend, draw_grid, map_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,6 +83,44 @@ def show(
     return figure
 
 
+def overlay(
+    image: Any,
+    raw: Any,
+    *,
+    relu: bool = False,
+    colors: str = MAP_COLORS,
+    opacity: float = OPACITY,
+) -> np.ndarray:
+    """A map in colour over its image, in the image's own size.
+
+    Args:
+        image: one image in any of the forms that `localize` takes.
+        raw: its map [h,w], at any resolution.
+        relu: set negative values to zero first, for methods whose definition ends in a ReLU; the
+          maps of `Localization.rectified` have it behind them.
+        colors: the name of a colour map of Matplotlib.
+        opacity: of the map, in [0, 1].
+
+    Returns:
+        [H,W,3] uint8, turned as the EXIF orientation of a file says.
+
+    Raises:
+        ValueError: not one image or not one map, one that cannot be read, or an opacity outside
+          [0, 1].
+        KeyError: Matplotlib has no such colour map.
+    """
+    given, raw = listed(image), np.asarray(raw)
+    if len(given) != 1:
+        raise ValueError(f'an overlay is of one image, got {len(given)}')
+    if raw.ndim != 2:
+        hint = '; of one image take maps[i]' if raw.ndim > 2 else ''
+        raise ValueError(f'an overlay is of one map [h,w], got {list(raw.shape)}{hint}')
+    if not 0 <= opacity <= 1:
+        raise ValueError(f'opacity must be in [0, 1], got {opacity}')
+    pixels, _ = _bytes(given[0])
+    return blend(pixels, score_map(raw, pixels, relu=relu), colors, opacity)
+
+
 def _pictures(images: Any) -> list[tuple[np.ndarray, tuple[int, int]]]:
     """[H,W,3] uint8 each, no larger than it is seen, and the (width, height) of the image."""
     with ThreadPoolExecutor() as pool:
@@ -90,11 +128,15 @@ def _pictures(images: Any) -> list[tuple[np.ndarray, tuple[int, int]]]:
 
 
 def _picture(item: Any) -> tuple[np.ndarray, tuple[int, int]]:
-    image, (width, height) = read_image(item)
-    image = image if image.dtype == np.uint8 else (255 * image).round().astype(np.uint8)
+    image, (width, height) = _bytes(item)
     factor = min(1, SIDE / max(width, height))
     seen = max(1, round(factor * width)), max(1, round(factor * height))
     return resize_image(image, seen), (width, height)
+
+
+def _bytes(item: Any) -> tuple[np.ndarray, tuple[int, int]]:
+    image, size = read_image(item)
+    return image if image.dtype == np.uint8 else (255 * image).round().astype(np.uint8), size
 
 
 def _true_boxes(truth: Sequence[Any] | None, count: int) -> list[np.ndarray]:

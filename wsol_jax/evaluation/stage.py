@@ -25,12 +25,12 @@ from wsol_jax.evaluation.scoring import score_split_part
 from wsol_jax.evaluation.split import SplitMaps
 from wsol_jax.evaluation.table import Scores, Table, joined
 from wsol_jax.maps import NO_CLASS, Key
+from wsol_jax.maps.box_files import BoxRow, write_boxes
 from wsol_jax.maps.store import MapStore
 from wsol_jax.models import Network
 from wsol_jax.parallel import local_devices
 from wsol_jax.workdir import write_csv
 
-_BOX_COLUMNS = ('image_id', 'method', 'layer', 'class', 'class_score', 'threshold')
 _Scored = Mapping[Key, Scores]
 
 
@@ -202,7 +202,7 @@ def _write_boxes(
     scores = split.store.fact('class_scores')[split.readable]
     sizes = np.array([stored_size(record) for record in split.records]).reshape(-1, 2)
     rows = (
-        (record.image_id, *key, int(label), f'{score:.6f}', f'{table.thresholds[0]:g}', *box)
+        BoxRow(record.image_id, *key, int(label), score, table.thresholds[0], box)
         for key, table in tables.items()
         for record, *of_image in zip(
             split.records, split.classes, scores, _stored(table, sizes, setting.size), strict=True
@@ -210,10 +210,10 @@ def _write_boxes(
         for label, score, box in zip(*of_image, strict=True)
         if label != NO_CLASS  # an image may have fewer classes than others
     )
-    write_csv(path, (*_BOX_COLUMNS, 'x0', 'y0', 'x1', 'y1'), rows)
+    write_boxes(path, rows)
 
 
-def _stored(table: Table, sizes: np.ndarray, canvas: int) -> list[list[list[int]]]:
+def _stored(table: Table, sizes: np.ndarray, canvas: int) -> list[list[Any]]:
     """Boxes [n,K,4] at the first threshold, in pixels of stored images of sizes [n,2]."""
     boxes = table.boxes[:, :, 0]
     of_each = np.repeat(sizes, boxes.shape[1], axis=0)

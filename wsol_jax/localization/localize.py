@@ -212,7 +212,8 @@ def localize(
     if is_single(classes):
         chosen, maps = chosen[:, 0], {k: m[:, 0] for k, m in maps.items()}
     maps = Maps((key, maps[key]) for key in plan.keys)
-    return Localization(maps, logits, chosen, plan.relu, sizes, network.class_names or ())
+    names, probability = network.class_names or (), network.probabilities
+    return Localization(maps, logits, chosen, plan.relu, sizes, names, probability)
 
 
 def check_network(network: Any) -> None:

@@ -1,14 +1,16 @@
 """What `localize` returns: maps by name, and their boxes in the pixels of each image."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from wsol_jax.maps import NO_CLASS, Key, Maps
+from wsol_jax.maps.box_files import BoxRow
 from wsol_jax.maps.boxes import boxes_from_map
 from wsol_jax.maps.score import score_map, sizes_of
 
@@ -41,6 +43,8 @@ class Localization:
         relu: {(method, layer): whether scoring starts with a ReLU}; where none is told it does not.
         sizes: (width, height) of each image as it was given; () where it is not known.
         class_names: of the logits; () where they are not known.
+        probability: what the logits [B,C] stand for: the function that makes probabilities of them;
+          None where it is not known.
     """
 
     maps: Maps
@@ -49,6 +53,7 @@ class Localization:
     relu: Mapping[Key, bool] = field(default_factory=dict)
     sizes: Sequence[tuple[int, int]] = ()
     class_names: Sequence[str] = ()
+    probability: Callable[[jax.Array], jax.Array] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'maps', Maps(self.maps))
@@ -68,7 +73,9 @@ class Localization:
             return ''
         return self.class_names[classes] if self.class_names else str(classes)
 
-    def boxes(self, threshold: float, sizes: Any = None, *, closing: int = 0) -> dict[Key, list]:
+    def boxes(
+        self, threshold: float, sizes: Any = None, *, closing: int = 0, key: Any = None
+    ) -> dict[Key, list]:
         """Boxes of what each map highlights, in the pixels of each image, as scores count them.
 
         That is `boxes_from_map` with the ReLU where the method has one.
@@ -78,6 +85,8 @@ class Localization:
             sizes: of the images, where others are meant than those given to `localize`: one for
               all, or one each, as for `boxes_from_map`.
             closing: see `boxes_from_map`.
+            key: (method, layer), or one of them where that is enough, of the maps that are meant;
+              None for all.
 
         Returns:
             {(method, layer): one array [n,4] of x0, y0, x1, y1 for each image, the largest contour
@@ -92,7 +101,58 @@ class Localization:
         def of_map(raw: np.ndarray, size: tuple[int, int], relu: bool) -> np.ndarray:
             return boxes_from_map(raw, size, threshold, closing=closing, relu=relu)
 
-        return {key: self._each(key, known, of_map) for key in self.maps}
+        keys = self.maps if key is None else [self.maps.key(key)]
+        return {k: self._each(k, known, of_map) for k in keys}
+
+    def box_rows(
+        self,
+        threshold: float,
+        image_ids: Iterable[Any],
+        sizes: Any = None,
+        *,
+        key: Any = None,
+        closing: int = 0,
+    ) -> list[BoxRow]:
+        """The box of the largest contour of each map, for `write_boxes` and `write_coco`.
+
+        Args:
+            threshold: as for `boxes`.
+            image_ids: names or numbers of the images, in their order.
+            sizes: as for `boxes`.
+            key: as for `boxes`.
+            closing: see `boxes_from_map`.
+
+        Raises:
+            ValueError: as `boxes`, or there is not one id for every image.
+        """
+        ids = list(image_ids)
+        if len(ids) != len(self.classes):
+            raise ValueError(f'image_ids must name {len(self.classes)} images, got {len(ids)}')
+        found = self.boxes(threshold, sizes, closing=closing, key=key)
+        targets = self._targets()
+        return [
+            BoxRow(name, *k, *target, threshold, tuple(contours[0].tolist()))
+            for k, of_images in found.items()
+            for name, of_image, boxes in zip(ids, targets, of_images, strict=True)
+            for target, contours in zip(
+                of_image, boxes if isinstance(boxes, list) else [boxes], strict=True
+            )
+        ]
+
+    def _targets(self) -> list[list[tuple[int, float | None]]]:
+        """(class, its probability) of each map of each image; None where that is not known."""
+        classes = np.asarray(self.classes).tolist()
+        known = self.probability and np.asarray(self.probability(jnp.asarray(self.logits)))
+
+        def scored(i: int, k: int) -> tuple[int, float | None]:
+            return k, None if known is None or k == NO_CLASS else float(known[i, k])
+
+        return [
+            [scored(i, k) for k in of_image if k != NO_CLASS]
+            if isinstance(of_image, list)
+            else [scored(i, of_image)]
+            for i, of_image in enumerate(classes)
+        ]
 
     def score_maps(self, key: Any, sizes: Any = None, *, closing: int = 0) -> list:
         """Score maps [height,width] in [0, 1] in the pixels of each image, see `score_map`.
