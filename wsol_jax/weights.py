@@ -8,16 +8,14 @@ from wsol_jax.data.files import printable
 from wsol_jax.interrupts import exit_code, readers_may_leave, stop_like_ctrl_c
 from wsol_jax.models import cached_weights, local_weights
 from wsol_jax.models.facts import Facts, facts_of
+from wsol_jax.models.fits import Fit, fit_of, unusual_options
 from wsol_jax.models.layouts import Tensors, known_names
 from wsol_jax.models.preprocessing import preprocessing_name
 from wsol_jax.models.weights import WeightsError, read_tensors
 from wsol_jax.models.zoo import (
     NETWORKS,
     RECIPES,
-    Fit,
     class_names_of,
-    fit_of,
-    unusual_options,
 )
 
 # Whose names and shapes are known to fit; an 'hf-hub:' one of transformers, the others as named.

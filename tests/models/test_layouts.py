@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from wsol_jax.models import load_network
+from wsol_jax.models.fits import Fit, fit_of, said_options
 from wsol_jax.models.layouts import known_names
 from wsol_jax.models.weights import WeightsError
-from wsol_jax.models.zoo import Fit, fit_of, said_options
 
 LEAVES = {'w': 'weight', 'b': 'bias', 'm': 'running_mean', 'v': 'running_var'}
 

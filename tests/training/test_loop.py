@@ -395,7 +395,7 @@ def test_reading_a_training_writes_nothing(undisturbed, sources, tmp_path):
     shutil.rmtree(tmp_path / 'W/checkpoints/best')
     started(starting_from(tmp_path / 'W'))
     left = sorted(path.name for path in (tmp_path / 'W/checkpoints').iterdir())
-    assert left == ['last', 'steps.json']
+    assert left == ['class_names.json', 'last', 'steps.json']
 
 
 def test_training_that_is_done_is_not_done_again(undisturbed, sources):

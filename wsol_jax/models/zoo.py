@@ -3,9 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -23,13 +22,11 @@ from wsol_jax.models.preprocessing import (
 )
 from wsol_jax.models.published import local_weights
 from wsol_jax.models.weights import (
-    Problems,
     Table,
     WeightsError,
     assign,
     assign_named,
     module_name,
-    problems_of,
     read_tensors,
 )
 from wsol_jax.names import shown, unknown_name
@@ -267,7 +264,7 @@ def load_module(
     """The module behind `load_network`, in training mode; same arguments and errors.
 
     Its preprocessing is found by `find_preprocessing`. Options that are not given are as the file
-    tells them: see `said_options`.
+    tells them: see `fits.said_options`.
     """
 
     recipe = _recipe(name)
@@ -291,60 +288,6 @@ def load_module(
         module = nnx.eval_shape(partial(random_module, classes))
         assign(module, tensors, weights, recipe.table, recipe.head)
     return module
-
-
-def said_options(name: str, weights: str | Path) -> dict[str, Any]:
-    """Options of a network that a weights file tells by its names and shapes.
-
-    Args:
-        name: one of NETWORKS.
-        weights: as those of `load_network`.
-
-    Returns:
-        Those that are not as by default, such as {'image_size': 384}.
-
-    Raises:
-        WeightsError: the file cannot be read, or fetched.
-    """
-    path = local_weights(weights)
-    return unusual_options(name, known_names(read_tensors(path), path)[1])
-
-
-def unusual_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of options from `known_names` that a network has, and not by default."""
-    recipe = _recipe(name)
-    kind: Any = getattr(recipe.constructor, 'func', recipe.constructor)  # behind a partial
-    usual = {k: p.default for k, p in signature(kind.__init__).parameters.items()}
-    return {k: v for k, v in options.items() if k in recipe.options and v != usual[k]}
-
-
-class Fit(NamedTuple):
-    """How a file fits a network.
-
-    Attributes:
-        classes: of its head; 0 where the head is another one, or none.
-        problems: what does not fit of the rest.
-    """
-
-    classes: int
-    problems: Problems
-
-
-def fit_of(name: str, tensors: Mapping[str, np.ndarray], options: Mapping[str, Any]) -> Fit:
-    """How tensors fit a network; nothing is computed.
-
-    Args:
-        name: one of NETWORKS.
-        tensors: under known names, see `known_names`.
-        options: that they want, of any network, from there, too.
-    """
-    recipe = _recipe(name)
-    own = {k: v for k, v in options.items() if k in recipe.options}
-    bias = tensors.get(recipe.class_key, np.zeros(1))
-    classes = len(bias) if bias.ndim == 1 and len(bias) else 1
-    module = nnx.eval_shape(lambda: build(name, classes, nnx.Rngs(0), **own))
-    problems = problems_of(module, tensors, recipe.table)
-    return Fit(0 if problems else classes, problems.outside(recipe.head))
 
 
 def classes_of(name: str, values: Mapping[str, np.ndarray], path: str | Path) -> int:

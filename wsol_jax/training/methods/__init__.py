@@ -11,7 +11,8 @@ from flax import nnx
 from wsol_jax.config import ConfigError, TrainConfig
 from wsol_jax.fields import converted, value_fault
 from wsol_jax.models import as_network, load_module
-from wsol_jax.models.zoo import RECIPES, said_options
+from wsol_jax.models.fits import said_options
+from wsol_jax.models.zoo import RECIPES
 from wsol_jax.names import unknown_name
 from wsol_jax.training.method import TrainedMethod
 from wsol_jax.training.methods.acol import ACoL
