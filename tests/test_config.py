@@ -12,6 +12,7 @@ from wsol_jax.config import (
     NetworkConfig,
     TrainConfig,
     check_key,
+    config_file,
     default_config,
     flatten,
     read_config,
@@ -272,3 +273,26 @@ def test_flatten_gives_one_plain_value_a_key():
     pairs = flatten(read_config(with_value('train.multipliers', [('^fc', 10.0), ('b', 2.0)])))
     assert json.loads(json.dumps(pairs)) == pairs
     assert not any(a != b and b.startswith(f'{a}.') for a, b in product(flat, flat))
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {},
+        {'network.weights': 'w.safetensors'},
+        {'network.weights': "o'neill.pth", 'train.learning_rate': 0.1},
+        {'network.options': {'width': 16}, 'localize.methods': ('cam', 'dgl'), 'seed': 3},
+        {'train.optimizer': 'adamw', 'train.multipliers': (('head', 2.0),), 'augment.flip': False},
+    ],
+)
+def test_a_config_file_makes_the_config_again(settings):
+    tree = default_config()
+    for path, value in settings.items():
+        group, _, key = path.rpartition('.')
+        (tree[group] if group else tree)[key] = value
+    config, space = read_config(tree), {}
+    text = config_file(config)
+    exec(text, space)
+    assert read_config(space['get_config']()) == config
+    names = {line.split(' = ')[0].strip() for line in text.splitlines() if 'config.' in line}
+    assert {f'config.{path}' for path in settings} <= names and 'config.data.root' not in names

@@ -40,6 +40,7 @@ __all__ = [
     'ReportConfig',
     'TrainConfig',
     'check_key',
+    'config_file',
     'default_config',
     'flatten',
     'read_config',
@@ -53,6 +54,27 @@ def default_config() -> 'ml_collections.ConfigDict':
     tree = dataclasses.asdict(Config())
     tree['train'] = dataclasses.asdict(TrainConfig())  # its recipe hangs on what else is set
     return ml_collections.ConfigDict(tree)
+
+
+def config_file(config: Config) -> str:
+    """A config file that makes this experiment again; it names what is not at its default."""
+    plain = [f.name for f in dataclasses.fields(Config)]
+    usual = {name: getattr(Config(), name) for name in plain} | {'train': TrainConfig()}
+    lines = [
+        line for name in plain for line in _assignments(name, getattr(config, name), usual[name])
+    ]
+    body = '\n'.join(f'    {line}' for line in ['config = default_config()', *lines])
+    head = 'from wsol_jax.config import default_config\n\n\ndef get_config():\n'
+    return f'{head}{body}\n    return config\n'
+
+
+def _assignments(path: str, value: Any, usual: Any) -> list[str]:
+    """Python that sets what differs from the usual value."""
+    if not dataclasses.is_dataclass(value):
+        return [] if value == usual else [f'config.{path} = {value!r}']
+    names = [f.name for f in dataclasses.fields(value)]
+    pairs = [(f'{path}.{name}', getattr(value, name), getattr(usual, name)) for name in names]
+    return [line for pair in pairs for line in _assignments(*pair)]
 
 
 def read_config(tree: 'ml_collections.ConfigDict | Mapping[str, Any]') -> Config:

@@ -40,7 +40,9 @@ def smooth_maps(seed, count, side=7, classes=1):
     return np.float32([[cv2.GaussianBlur(m, (3, 3), 0) for m in of_image] for of_image in noise])
 
 
-def write_maps(workdir, source, maps, *, split='test', relu=False, classes=None, status=None):
+def write_maps(
+    workdir, source, maps, *, split='test', relu=False, classes=None, status=None, top=(0, 1)
+):
     """A store with the given maps {key: [N,K,h,w]}."""
     ids = [r.image_id for r in source.records]
     shapes = {key: m.shape[1:] for key, m in maps.items()}
@@ -52,7 +54,7 @@ def write_maps(workdir, source, maps, *, split='test', relu=False, classes=None,
     facts = {
         'classes': np.array(labels, np.int32),
         'class_scores': np.full((len(ids), num_classes), 0.5, np.float32),
-        'top': np.tile(np.arange(2, dtype=np.int32), (len(ids), 1)),
+        'top': np.tile(np.array(top, np.int32), (len(ids), 1)),
     }
     status = np.full(len(ids), DONE) if status is None else np.array(status)
     store.write(np.arange(len(ids)), ids, status, facts | by_column(maps))
@@ -160,7 +162,37 @@ def test_image_and_boxes_on_the_canvas(tmp_path):
     assert (image.boxes, image.outline) == ([[5, 4, 25, 20]], '')
     assert (image.labels, image.names, image.map_names) == ((3,), ('d',), ('d',))
     picture = np.array(Image.open(io.BytesIO(base64.b64decode(image.jpeg))))
-    assert picture.shape == (SIDE, SIDE, 3) and np.abs(picture.astype(int) - 200).max() <= 2
+    # Twice as wide as high, as the stored image is, and the pixels of the canvas: 68 * 34.
+    assert picture.shape == (34, 68, 3) and image.size == (68, 34)
+    assert np.abs(picture.astype(int) - 200).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ('size', 'expected'), [((48, 192), (24, 96)), ((10, 990), (20, 118)), ((990, 10), (118, 20))]
+)
+def test_strips_are_shown_six_times_as_long_as_wide(tmp_path, size, expected):
+    image = replace(record('x'), image=png(np.zeros((*size[::-1], 3))), size=size)
+    (got,) = gallery_of(tmp_path, Listed([image]), {A: smooth_maps(7, 1)}).images
+    assert got.size == expected
+
+
+@pytest.mark.parametrize(
+    ('labels', 'classes', 'top', 'predicted', 'right'),
+    [
+        ((3,), [3], (3, 1), '50 %', True),
+        ((3,), [3], (1, 3), 'b, its class 50 %', False),
+        ((3,), [1, 2], (1, 3), 'b, 50 %', False),
+        ((3, 1), [3, 1], (1, 3), 'b, 50 %, d 50 %', True),
+        ((3,), [5], (1, 3), 'b', False),
+        ((), [1], (1, 3), 'b, 50 %', None),
+    ],
+)
+def test_what_the_classifier_says(tmp_path, labels, classes, top, predicted, right):
+    """The probabilities that are stored are those of the classes that the maps are for."""
+    source = Listed([replace(record('x'), labels=labels)])
+    maps = {A: smooth_maps(7, 1, classes=len(classes))}
+    (image,) = gallery_of(tmp_path, source, maps, classes=[classes], top=top).images
+    assert (image.predicted.replace('\xa0', ' '), image.right) == (predicted, right)
 
 
 def mask_pair(x0, x1, ignored=None):

@@ -12,11 +12,11 @@ import pytest
 from conftest import Listed
 from test_gallery import CONFIG, A, named, record, smooth_maps, write_maps
 
-from wsol_jax.config import ReportConfig
+from wsol_jax.config import Config, DataConfig, NetworkConfig, ReportConfig
 from wsol_jax.maps.columns import SKIPPED
 from wsol_jax.report import page
-from wsol_jax.report.page import write_page
-from wsol_jax.workdir import write_csv
+from wsol_jax.report.page import origin, write_page
+from wsol_jax.workdir import write_csv, write_text
 
 SCRIPT = '</script><script>alert(1)</script>'
 NO_GALLERY = replace(CONFIG, report=ReportConfig(gallery=0))
@@ -175,6 +175,7 @@ def test_it_opens_without_a_network(tmp_path):
     assert all(a.startswith('data:image/jpeg;base64,') for a in addresses)
     for address in addresses:
         text = text.replace(address, '')
+    text = re.sub('<pre.*?</pre>', '', text, flags=re.DOTALL)  # the config file, which is shown
     assert not re.search(r'https?:|@import|url\(|\bimport\b|fetch\(|<link|<iframe', text)
     assert "default-src 'none'" in text
 
@@ -203,13 +204,49 @@ def test_without_scores_curves_and_gallery(tmp_path):
     rows = [row('cam', 'a', 'test', threshold_from='config')]
     metrics = {'split': 'test', 'classification': {}, 'skipped': {}, 'localization': rows}
     reader = Reader(page_of(tmp_path, metrics))
-    assert reader.rows == [
-        ['chosen', 'method', 'layer', 'threshold'],
-        ['', 'cam', 'a', '0.30'],
-    ]
+    assert reader.rows == [['method', 'layer', 'threshold'], ['cam', 'a', '0.30']]
     assert reader.addresses == [] and set(reader.scripts) == {'data', None}
+    text = page_of(tmp_path, metrics)
+    assert '>Methods</h2>' in text and 'oracle' not in body(text) and 'percent' not in body(text)
     text = page_of(tmp_path, {**metrics, 'localization': []})
     assert '<table' not in text and '<h1>Localization on test</h1>' in text
+
+
+def body(text):
+    """What is read, without style and scripts."""
+    return re.sub(r'<(style|script)\b.*?</\1>', '', text, flags=re.DOTALL)
+
+
+def test_the_gallery_of_images_of_which_nothing_is_known_has_no_score(tmp_path):
+    known, unknown = record('x', (4, 4, 40, 40)), replace(record('x'), labels=())
+    for name, image in (('known', known), ('unknown', unknown)):
+        source = Listed([image])
+        text = body(page_of(tmp_path / name, config=CONFIG, source=source, classes=[[0]]))
+        for part in ('id="show"', 'id="label"', 'ground truth', 'Hit:', '<b>✓</b> predicted'):
+            assert (part in text) == (name == 'known'), part
+        assert 'id="view"' in text and 'predicted' in text
+
+
+def test_the_head_says_what_made_it(tmp_path):
+    network = NetworkConfig('resnet10', str(tmp_path / 'secret' / 'w.safetensors'))
+    data = DataConfig(source='class_folder', root=str(tmp_path / 'secret' / 'birds'))
+    config = replace(NO_GALLERY, network=network, data=data)
+    (tmp_path / 'secret').mkdir()
+    (tmp_path / 'secret' / 'w.safetensors').touch()
+    facts = origin(config, tmp_path / 'W')
+    assert facts.pop('made')[:2] == '20'
+    data = 'birds (class_folder), test'
+    assert facts == {'model': 'resnet10', 'weights': 'w.safetensors', 'data': data}
+    (tmp_path / 'W' / 'checkpoints').mkdir(parents=True)
+    assert origin(config, tmp_path / 'W')['weights'] == 'trained in W, from w.safetensors'
+    shapes = Config(data=DataConfig(source='shapes'))
+    facts = origin(shapes, tmp_path / 'W')
+    assert (facts['weights'], facts['data']) == ('trained in W', 'shapes, test')
+    write_text(tmp_path / 'W' / 'config.json', '{"git": "abc"}')
+    assert origin(shapes, tmp_path / 'W')['code'] == 'abc'
+    text = page_of(tmp_path / 'W', config=config)
+    assert '<span>weights <b>trained in W, from w.safetensors</b></span>' in text
+    assert 'config.network.name = &#39;resnet10&#39;' in text
 
 
 def test_a_gallery_of_no_image_is_none(tmp_path):

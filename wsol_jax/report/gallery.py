@@ -3,8 +3,8 @@
 import base64
 import io
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ Array = np.ndarray
 THRESHOLDS = np.arange(0, 1, 0.01)
 SIDES = (28, 20, 14, 10, 7)
 _QUALITY = 80
+_LONGEST = 6  # times as long as wide is what a card can show
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,28 @@ class Shown:
 
     Attributes:
         image_id: of its record.
-        jpeg: the image on the canvas, base64.
+        jpeg: the image as it is displayed, base64.
+        size: (width, height) of it in pixels, about as many as the canvas has.
         labels: its classes.
         names: of its classes.
         map_names: of the K classes that its maps are for.
         boxes: true boxes x0, y0, x1, y1 in pixels of the canvas.
         outline: of its true mask, as an SVG path; '' where it has boxes, or no mask.
+        predicted: the class ranked first, unless it is the only one of the image, and the
+            probabilities of that and of its classes, as far as they are known.
+        right: whether it is one of its classes; None where they are not known, or it is not.
     """
 
     image_id: str
     jpeg: str
+    size: tuple[int, int]
     labels: tuple[int, ...]
     names: tuple[str, ...]
     map_names: tuple[str, ...]
     boxes: list[list[int]]
     outline: str
+    predicted: str = ''
+    right: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -100,17 +108,56 @@ def collect(config: Config, source: Source, store: MapStore) -> Gallery:
     positions = evenly_spaced(done, config.report.gallery)
     records = [source[int(i)] for i in positions]
     part = ImageMaps.read(store, positions, records)
+    scores = store.fact('class_scores')[positions]
     name = _namer(source, store.class_names())
-    names = [tuple(map(name, of_image)) for of_image in part.classes.tolist()]
-    images = [_shown(source, *pair, setting.size) for pair in zip(records, names, strict=True)]
-    gallery = Gallery(setting.size, images, {}, {}, {})
-    for key, table in _scored(part, setting).items() if images else ():
-        gallery.maps[key] = _small(part.maps[key], setting)
+    facts = zip(part.classes.tolist(), part.top[:, 0].tolist(), scores.tolist(), strict=True)
+    images = [
+        _classified(shown(record, setting.size, source.class_name), *fact, name)
+        for record, fact in zip(records, facts, strict=True)
+    ]
+    tables = _scored(part, setting) if images else {}
+    small = {key: _small(part.maps[key], setting) for key in tables}
+    return gallery_of(setting.size, images, small, tables)
+
+
+def gallery_of(
+    size: int, images: list[Shown], maps: dict[Key, Array], tables: Mapping[Key, Table]
+) -> Gallery:
+    """A gallery of N images.
+
+    Args:
+        size: side of the canvas in pixels.
+        images: N of them.
+        maps: [N, K, h, w] in [0, 1], at most 28 x 28.
+        tables: what they score at each of `THRESHOLDS`.
+    """
+    gallery = Gallery(size, images, maps, {}, {})
+    for key, table in tables.items():
         boxes = np.moveaxis(table.boxes, 2, 3)
-        gallery.boxes[key] = boxes.astype(np.min_scalar_type(setting.size))
+        gallery.boxes[key] = boxes.astype(np.min_scalar_type(size))
         if any(image.outline for image in images):
             gallery.overlaps[key] = _overlaps(table, images)
     return gallery
+
+
+def _classified(
+    image: Shown,
+    classes: list[int],
+    first: int,
+    scores: list[float],
+    name: Callable[[int], str],
+) -> Shown:
+    """An image with the class ranked first, and probabilities [K] of the classes of its maps."""
+    known = {k: f'{100 * score:.0f}\xa0%' for k, score in zip(classes, scores, strict=True)}
+    parts = ['' if image.labels == (first,) else name(first), known.get(first, '')]
+    missed = [k for k in image.labels if k != first and k in known]
+    parts += [f'{name(k) if len(image.labels) > 1 else "its class"} {known[k]}' for k in missed]
+    return replace(
+        image,
+        map_names=tuple(map(name, classes)),
+        predicted=', '.join(filter(None, parts)),
+        right=first in image.labels if image.labels else None,
+    )
 
 
 def _namer(source: Source, others: Sequence[str]) -> Callable[[int], str]:
@@ -150,25 +197,43 @@ def _overlaps(table: Table, images: Sequence[Shown]) -> Array:
     return (overlap * 100 + 1e-6).astype(np.uint8)
 
 
-def _shown(source: Source, record: Record, map_names: tuple[str, ...], size: int) -> Shown:
-    canvas = (size, size)
-    boxes, mask = ground_truth(record, canvas)
+def shown(record: Record, size: int, class_name: Callable[[int], str]) -> Shown:
+    """An image with what is true of it; its one map is of no class.
+
+    Args:
+        record: of the image.
+        size: side of the canvas in pixels.
+        class_name: names its classes.
+
+    Raises:
+        DataError: the image or its mask cannot be read.
+    """
+    boxes, mask = ground_truth(record, (size, size))
+    jpeg, own = _jpeg(record, size)
     return Shown(
         image_id=record.image_id,
-        jpeg=_jpeg(record, canvas),
+        jpeg=jpeg,
+        size=own,
         labels=record.labels,
-        names=tuple(map(source.class_name, record.labels)),
-        map_names=map_names,
+        names=tuple(map(class_name, record.labels)),
+        map_names=('',),
         boxes=boxes.tolist(),
         outline='' if mask is None or len(boxes) else _outline(mask),
     )
 
 
-def _jpeg(record: Record, canvas: tuple[int, int]) -> str:
-    stream = io.BytesIO()
-    picture = Image.fromarray(resize_image(decode_image(record, max(canvas)), canvas))
-    picture.save(stream, 'JPEG', quality=_QUALITY)
-    return base64.b64encode(stream.getvalue()).decode('ascii')
+def _jpeg(record: Record, side: int) -> tuple[str, tuple[int, int]]:
+    """The image in its own shape, base64, with about side * side pixels; and its size."""
+    pixels, stream = decode_image(record, side), io.BytesIO()
+    size = _displayed(pixels.shape[1] / pixels.shape[0], side)
+    Image.fromarray(resize_image(pixels, size)).save(stream, 'JPEG', quality=_QUALITY)
+    return base64.b64encode(stream.getvalue()).decode('ascii'), size
+
+
+def _displayed(ratio: float, side: int) -> tuple[int, int]:
+    """(width, height) of an image of width / height `ratio`; strips are not made any narrower."""
+    root = min(max(ratio, 1 / _LONGEST), _LONGEST) ** 0.5
+    return round(side * root), round(side / root)
 
 
 def _outline(mask: Array) -> str:

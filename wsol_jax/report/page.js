@@ -87,15 +87,17 @@ const showDetails = ({ method, layer }) => {
       ...shown.map((row) => detailRow(row, element.dataset.name, columns)),
     );
     element.querySelector('.which').textContent = shown.length
-      ? `${method} at ${shown[0].layer}, ${data.split}` : '';
+      ? `${placeOf(shown[0])}, ${data.split}` : '';
     sortTable(element.querySelector('table'));
   }
 };
 
 // What is selected
 
+const placeOf = ({ method, layer }) => (layer ? `${method} at ${layer}` : method);
+
 const fill = (select, values, chosen) => {
-  select.replaceChildren(...values.map((value) => new Option(value, value, false, value === chosen)));
+  select?.replaceChildren(...values.map((value) => new Option(value, value, false, value === chosen)));
 };
 
 const showSelection = (row) => {
@@ -108,7 +110,7 @@ const showSelection = (row) => {
   find('scores').querySelector(`input[value="${state.row}"]`).checked = true;
   all('section .which').forEach((element) => {
     const split = element.closest('section').contains(find('cards')) ? data.split : row.split;
-    element.textContent = `${row.method} at ${row.layer}, ${split}`;
+    element.textContent = `${placeOf(row)}, ${split}`;
   });
   if (!find('bar')) return;
   fill(find('method'), [...new Set(ofSplit.map((other) => other.method))], row.method);
@@ -302,6 +304,16 @@ const moveFocus = (event) => {
 
 // Large view
 
+/** What is told of an image in the large view, in order. */
+const aboutImage = (card) => {
+  const result = ['.mark', '.overlap'].map((name) => card.querySelector(name).textContent);
+  return [
+    `${result.join(' ')} at threshold ${(state.step / 100).toFixed(2)}`.trim(),
+    card.querySelector('.class')?.textContent,
+    card.querySelector('img').alt,
+  ].filter(Boolean).join(' · ');
+};
+
 const showLarge = (card) => {
   const i = indexOf(card);
   rove(card);
@@ -309,8 +321,7 @@ const showLarge = (card) => {
   find('large-picture').replaceChildren(picture);
   paintPicture(picture, i);
   find('large-title').textContent = card.querySelector('.name').textContent;
-  find('large-text').textContent = `${card.querySelector('.mark').textContent} ${overlapText(i)} `
-    + `at threshold ${(state.step / 100).toFixed(2)} · ${card.querySelector('img').alt}`;
+  find('large-text').textContent = aboutImage(card);
 };
 
 const turn = (by) => {

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import matplotlib
 import numpy as np
 from absl import logging
 
-from wsol_jax.config import Config
+from wsol_jax.config import Config, config_file
 from wsol_jax.data import Source
 from wsol_jax.evaluation.curves import CURVES
 from wsol_jax.maps.columns import DONE
@@ -20,7 +21,7 @@ from wsol_jax.report.gallery import SIDES, THRESHOLDS, Gallery, Shown, blob, col
 from wsol_jax.report.overlay import MAP_COLORS
 from wsol_jax.report.results import read_curves
 from wsol_jax.report.table import Row, columns, heading, is_oracle, starred, threshold_text
-from wsol_jax.workdir import write_text
+from wsol_jax.workdir import read_json, write_text
 
 _LIMIT = 15_000_000  # bytes of the whole page
 _CURVES = ('threshold', *CURVES)
@@ -43,17 +44,66 @@ def write_page(
     Raises:
         DataError: an image of the gallery can no longer be read.
     """
-    rows = sorted(metrics['localization'], key=lambda row: not row.get('chosen'))
     page = {
         'title': f'Localization on {metrics["split"]}',
-        'metrics': metrics,
         'done': int(np.sum(store.fact('status') == DONE)),
         'closing': config.evaluate.closing,
-        'curves': _curves(rows, read_curves(workdir)),
-        **_tables(metrics, rows),
+        'origin': origin(config, workdir),
+        'again': config_file(config),
     }
     gallery = collect(config, source, store) if config.report.gallery else None
-    write_text(workdir / 'report.html', _fitting(page, gallery))
+    text = page_text(metrics, read_curves(workdir), gallery, **page)
+    write_text(workdir / 'report.html', text)
+
+
+def page_text(
+    metrics: dict[str, Any],
+    curves: Iterable[Mapping[str, str]],
+    gallery: Gallery | None,
+    **page: Any,
+) -> str:
+    """The page, of at most 15 MB.
+
+    Args:
+        metrics: what metrics.json holds.
+        curves: the lines of curves.csv.
+        gallery: None for a page without one.
+        page: its `title`; how many images are `done`; `closing` of the maps, 0 for none; `origin`,
+            {what: text} below the title; and `again`, a config file, '' for none.
+    """
+    rows = sorted(metrics['localization'], key=lambda row: not row.get('chosen'))
+    page |= {'metrics': metrics, 'curves': _curves(rows, curves), **_tables(metrics, rows)}
+    return _fitting(page, gallery)
+
+
+def origin(config: Config, workdir: Path) -> dict[str, str]:
+    """What made the results, for the head of the page: nothing but names of files and folders.
+
+    Args:
+        config: the experiment, whose last split is shown.
+        workdir: of the experiment.
+    """
+    data, split = config.data, config.localize.splits[-1]
+    start = _file_name(config.train.init_from or config.network.weights)
+    trained = (workdir / 'checkpoints').exists()
+    parts = [f'trained in {workdir.name}'] * trained + [f'from {start}' if trained else start]
+    name = data.name or Path(data.root).name
+    kind = f'{name} ({data.source})' if name else data.source
+    record = workdir / 'config.json'
+    code = read_json(record).get('git') if record.exists() else ''
+    facts = {
+        'model': config.network.name,
+        'weights': ', '.join(parts) if start else ''.join(parts[:trained]),
+        'data': f'{kind}, {split}',
+        'code': str(code or ''),
+        'made': time.strftime('%Y-%m-%d %H:%M'),
+    }
+    return {what: text for what, text in facts.items() if text}
+
+
+def _file_name(weights: str) -> str:
+    """Of a file or folder the last part of its path; weights by name are as they are."""
+    return Path(weights).name if Path(weights).exists() else weights
 
 
 def _tables(metrics: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
@@ -65,6 +115,8 @@ def _tables(metrics: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
     known = [{name: row[name] for name in _ROW if name in row} for row in rows]
     return {
         'rows': rows,
+        'chooses': any('chosen' in row for row in rows),
+        'layered': any(row['layer'] for row in rows),
         'blank': any(row.get('blank_maps') for row in rows),
         'threshold_text': threshold_text,
         'splits': list(dict.fromkeys(row['split'] for row in rows)),
@@ -144,6 +196,7 @@ def _packed(gallery: Gallery, side: int) -> dict[str, Any]:
         'images': gallery.images,
         'labels': _labels(gallery),
         'side': side,
+        'judged': any(image.boxes or image.outline for image in gallery.images),
         'blobs': {
             'maps': maps,
             'boxes': [blob(gallery.boxes[key].tobytes()) for key in keys],
