@@ -16,6 +16,7 @@ from wsol_jax.data import DataError
 from wsol_jax.evaluation.__main__ import main
 from wsol_jax.evaluation.scoremaps import (
     evaluate_scoremaps,
+    read_scoremap,
     score_scoremaps,
     scoremap_metrics,
     scoremap_records,
@@ -224,7 +225,8 @@ def test_counts_of_parts_add_up(data):
     rules = scoremap_rules(thresholds)
     parts = [score_scoremaps(some, rules) for some in (records[:4], records[4:])]
     merged = scoremap_metrics(Scores.joined(parts))
-    assert merged == evaluate_scoremaps(data / 'maps', data / 'metadata', interval=0.05)
+    whole = evaluate_scoremaps(data / 'maps', data / 'metadata', interval=0.05)
+    assert merged == {name: whole[name] for name in merged}
 
 
 def test_what_is_kept_of_an_image_does_not_grow_with_the_thresholds(tmp_path):
@@ -314,6 +316,177 @@ def test_pxap_is_that_of_a_literal_loop_over_all_pixels_together(tmp_path):
     assert metrics['PxAP'] == pytest.approx(expected, rel=1e-9)
 
 
+def test_maps_of_another_size_are_resized_and_scaled(tmp_path):
+    """Bicubic, then minimum and maximum to 0 and 1: one that is 224 x 224 counts as it is."""
+    rng = np.random.default_rng(5)
+    raw = {
+        'square.jpg': 50 * rng.normal(size=(7, 7)),
+        'wide.jpg': rng.normal(size=(12, 30)).astype(np.float16),
+        'large.jpg': np.asfortranarray(cv2.GaussianBlur(rng.random((300, 500)), (0, 0), 20)),
+        'constant.jpg': np.full((9, 9), 4.0),
+    }
+    maps = {}
+    for name, scores in raw.items():
+        large = cv2.resize(scores.astype(float), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+        scale = np.ptp(large) or 1
+        maps[name] = (large - large.min()) / scale
+    write_maps(tmp_path / 'raw', raw)
+    write_maps(tmp_path / 'maps', maps)
+    write_boxes(tmp_path / 'metadata', {n: (300, 200, [(33, 20, 210, 161)]) for n in raw})
+    for name in raw:
+        read = read_scoremap(tmp_path / 'raw' / f'{name}.npy')
+        np.testing.assert_allclose(read, maps[name], atol=1e-12)
+    one, other = (
+        evaluate_scoremaps(tmp_path / folder, tmp_path / 'metadata', interval=0.05)
+        for folder in ('raw', 'maps')
+    )
+    assert one == other and one['blank_maps'] == 1 and max(one['curves']['largest']['30']) > 0
+
+
+@pytest.fixture
+def splits(tmp_path):
+    """Two splits of four images, each best at another threshold; the second has classes."""
+    narrow, wide = (40, 40, 80, 120), (40, 40, 200, 120)
+    scores = np.zeros((SIZE, SIZE))
+    scores[40:120, 40:200], scores[40:120, 40:80] = 0.5, 1  # wide up to 0.5, narrow above
+    truth = {'val': [narrow, narrow, narrow, wide], 'test': [wide, wide, wide, narrow]}
+    for split, boxes in truth.items():
+        listed = {f'{split}{i}.png': (SIZE, SIZE, [box]) for i, box in enumerate(boxes)}
+        write_boxes(tmp_path / 'metadata' / split, listed)
+        write_maps(tmp_path / f'maps_{split}', dict.fromkeys(listed, scores))
+    labels = [f'test{i}.png,{i // 2}' for i in range(4)]
+    write_lines(tmp_path / 'metadata/test/class_labels.txt', labels)
+    write_lines(tmp_path / 'class_names.txt', ['auk', '<b>owl'])
+    return tmp_path
+
+
+def of_split(root, *more):
+    folders = ['--scoremaps', str(root / 'maps_test'), '--metadata', str(root / 'metadata/test')]
+    return [*folders, '--interval', '.1', '--out', str(root / 'm.json'), *more]
+
+
+def elsewhere(root):
+    folders = str(root / 'metadata/val'), str(root / 'maps_val')
+    return ['--choose_on', folders[0], '--choose_on_scoremaps', folders[1]]
+
+
+@pytest.mark.parametrize('processes', ['1', '2'])
+def test_the_threshold_of_another_split(splits, capsys, processes):
+    assert main(of_split(splits, *elsewhere(splits), '--processes', processes)) == 0
+    metrics = json.loads((splits / 'm.json').read_text())
+    # Grey value 127 is above int(255 t) up to t = .4; val is best above, at .5 first.
+    assert (metrics['threshold'], metrics['threshold_from']) == (0.5, 'val')
+    assert (metrics['GTKnownLoc'], metrics['MaxBoxAcc'], metrics['MaxBoxAcc_threshold']) == (
+        *(25, 75),
+        0,
+    )
+    assert metrics['oracles'] == ['MaxBoxAcc', 'MaxBoxAccV2']
+    assert metrics['by_class'] == [
+        {'class': 0, 'name': 'auk', 'images': 2, 'GTKnownLoc': 0},
+        {'class': 1, 'name': '<b>owl', 'images': 2, 'GTKnownLoc': 50},
+    ]
+    # 40 * 80 of 224 * 224 pixels are 6 %, 160 * 80 are 26 %.
+    assert metrics['by_size'] == [
+        {'size': '0-10 %', 'images': 1, 'GTKnownLoc': 100},
+        {'size': '10-30 %', 'images': 3, 'GTKnownLoc': 0},
+    ]
+    # Binomial of 4 draws at 1/4: 0 of 4 has 32 %, 3 of 4 or more 5.1 %, 4 of 4 only .4 %.
+    assert metrics['intervals'] == {'GTKnownLoc': [0, 75]}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'GTKnownLoc 25.00 (95 %: 0.0-75.0)'
+    assert lines[-1] == 'Threshold 0.50, chosen on val.'
+
+
+def test_the_best_threshold_of_the_images_themselves_is_an_oracle(splits, capsys):
+    assert main(of_split(splits)) == 0
+    metrics = json.loads((splits / 'm.json').read_text())
+    assert (metrics['threshold'], metrics['threshold_from']) == (0, 'test')
+    assert metrics['GTKnownLoc'] == metrics['MaxBoxAcc'] == 75
+    assert metrics['oracles'] == ['MaxBoxAcc', 'MaxBoxAccV2', 'GTKnownLoc']
+    assert [row['GTKnownLoc'] for row in metrics['by_class']] == [100, 50]
+    assert 'scored images themselves' in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_masks_at_the_threshold_of_another_split(tmp_path):
+    maps = {name: score_maps()[name] for name in ('smooth.jpg', 'dim.jpg', 'noise.jpg')}
+    truth = {name: scores > 0.55 * scores.max() for name, scores in maps.items()}
+    other = {name: (scores > 0.2 * scores.max()) for name, scores in maps.items()}
+    for folder, masks in (('test', truth), ('val', other)):
+        (tmp_path / folder).mkdir()
+        write_masks(tmp_path / folder, {n: [(255 * m, None)] for n, m in masks.items()})
+        for file in (tmp_path / folder / 'masks').iterdir():
+            (tmp_path / 'masks').mkdir(exist_ok=True)
+            file.rename(tmp_path / 'masks' / f'{folder}_{file.name}')
+        listed = tmp_path / folder / 'metadata' / 'localization.txt'
+        lines = listed.read_text().split('\n')
+        write_lines(listed, [line.replace(',', f',{folder}_', 1) for line in lines])
+    write_maps(tmp_path / 'maps', maps)
+    given = tmp_path / 'maps', tmp_path / 'test/metadata', tmp_path / 'masks'
+    metrics = evaluate_scoremaps(
+        *given,
+        interval=0.05,
+        choose_on=tmp_path / 'val/metadata',
+        choose_on_scoremaps=tmp_path / 'maps',
+    )
+
+    def mean_iou(masks, t):
+        found = [maps[n] >= t for n in maps]
+        return 100 * np.mean(
+            [(f & masks[n]).sum() / (f | masks[n]).sum() for f, n in zip(found, maps, strict=True)]
+        )
+
+    thresholds = np.arange(0, 1, 0.05)
+    best = thresholds[np.argmax([mean_iou(other, t) for t in thresholds])]
+    assert metrics['threshold'] == best
+    assert metrics['mIoU'] == pytest.approx(mean_iou(truth, best), rel=1e-12)
+    assert metrics['mIoU'] < metrics['PeakIoU'] - 1
+    assert metrics['oracles'] == ['PeakIoU', 'PeakPooledIoU']
+    assert set(metrics['intervals']) == {'mIoU', 'PxAP'}
+    for name, (low, high) in metrics['intervals'].items():
+        assert low < metrics[name] < high
+    itself = evaluate_scoremaps(*given, interval=0.05)
+    assert itself['mIoU'] == pytest.approx(itself['PeakIoU'])
+    assert itself['oracles'][-1] == 'mIoU'
+    assert itself['intervals']['PxAP'] == metrics['intervals']['PxAP']
+
+
+@pytest.mark.parametrize(
+    ('more', 'reason'),
+    [
+        (['--choose_on', 'val'], 'choose_on and choose_on_scoremaps go together'),
+        (['--choose_on_scoremaps', 'val'], 'choose_on and choose_on_scoremaps go together'),
+        (['--images', 'photos'], '--images DIR is for the gallery of --report FILE.html'),
+        (['--images', 'photos', '--report', 'p.html'], 'photos: no such folder of images'),
+        (['--choose_on', 'val', '--choose_on_scoremaps', 'x'], 'image_ids.txt: no such file'),
+    ],
+)
+def test_what_does_not_go_together_is_found_before_the_work(
+    splits, capsys, monkeypatch, more, reason
+):
+    monkeypatch.chdir(splits)
+    with pytest.raises(SystemExit):
+        main(of_split(splits, *more))
+    message = capsys.readouterr().err
+    assert reason in message and message.count('\n') == 1
+    assert not (splits / 'm.json').exists()
+
+
+def test_a_split_to_choose_on_needs_the_same_kind_of_truth(splits, capsys):
+    write_masks(splits, {'x': [(first_pixels(0, 9), None)]})
+    write_maps(splits / 'maps', {'x': np.ones((SIZE, SIZE))})
+    other = ['--choose_on', str(splits / 'metadata'), '--masks', str(splits / 'masks')]
+    with pytest.raises(SystemExit):
+        main(of_split(splits, *other, '--choose_on_scoremaps', str(splits / 'maps')))
+    assert 'localization.txt: expected boxes, as the scored' in capsys.readouterr().err
+
+
+def test_counting_needs_neither_jax_nor_what_draws_the_page():
+    names = ('jax', 'flax', 'matplotlib', 'jinja2')
+    code = f'import sys, wsol_jax.evaluation.__main__; print(*set(sys.modules) & set({names}))'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout == '\n'
+
+
 def arguments(root, *more):
     folders = ['--scoremaps', str(root / 'maps'), '--metadata', str(root / 'metadata')]
     return [*folders, '--out', str(root / 'out' / 'metrics.json'), *more]
@@ -323,7 +496,12 @@ def test_command_writes_what_the_function_returns(data, capsys):
     assert main(arguments(data, '--interval', '.1')) == 0
     written = json.loads((data / 'out' / 'metrics.json').read_text())
     assert written == evaluate_scoremaps(data / 'maps', data / 'metadata', interval=0.1)
-    assert f'MaxBoxAcc {written["MaxBoxAcc"]:.2f}\n' in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    oracle = 'oracle: best threshold on these images'
+    assert f'MaxBoxAcc {written["MaxBoxAcc"]:.2f} ({oracle})' in lines
+    low, high = written['intervals']['GTKnownLoc']
+    told = f'95 %: {low:.1f}-{high:.1f}; {oracle}'
+    assert lines[0] == f'GTKnownLoc {written["MaxBoxAcc"]:.2f} ({told})'
 
 
 def changed(value):
@@ -359,7 +537,11 @@ MAP = 'maps/a/plateaus.jpeg.npy'
 LISTED = 'metadata/localization.txt'
 ERRORS = {
     'missing map': (remove(MAP), MAP, 'no such score map (1 of 9'),
-    'shape': (save(np.zeros((SIZE, SIZE - 1))), MAP, '[224, 224], got [224, 223]'),
+    'no map': (save(np.zeros(SIZE)), MAP, '[224, 224], of at most 4096 * 4096, got [224]'),
+    'without pixels': (save(np.zeros((0, SIZE))), MAP, 'got [0, 224]'),
+    'too large': (save(np.zeros((4096, 4097), np.float16)), MAP, 'got [4096, 4097]'),
+    'NaN elsewhere': (save(np.full((7, 7), np.nan)), MAP, 'holds NaN'),
+    'infinite elsewhere': (save(np.array([[0, np.inf]])), MAP, '0..inf, must be finite'),
     'channels': (save(np.zeros((1, SIZE, SIZE))), MAP, '[1, 224, 224]'),
     'dtype': (save(np.zeros((SIZE, SIZE), np.uint8)), MAP, 'uint8'),
     'NaN': (save(changed(np.nan)), MAP, 'NaN'),

@@ -14,9 +14,13 @@ RIGHT = 0.5  # the IoU from which on a box is right
 
 
 def defined_for(target: str) -> tuple[str, ...]:
-    """Which box scores mean something for maps of these classes (`LocalizeConfig.classes`)."""
+    """Which box scores mean something for maps of these classes (`LocalizeConfig.classes`).
+
+    'given' are maps of the object, of which no classifier is known.
+    """
     defined = {
         'ground_truth': ('GTKnownLoc', 'Top1Loc', 'Top5Loc'),
+        'given': ('GTKnownLoc',),
         'top1': ('Top1Loc',),
         'top5': ('Top1Loc', 'Top5Loc'),
     }

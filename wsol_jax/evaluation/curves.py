@@ -110,6 +110,11 @@ class Curves:
         return self.mean_iou if self.masked else None
 
     @property
+    def best_threshold(self) -> float | None:
+        """Where `curve` is best; the lowest of several."""
+        return None if self.curve is None else float(self.thresholds[np.argmax(self.curve)])
+
+    @property
     def score(self) -> float | None:
         """The score that layers are chosen by: MaxBoxAcc, else PxAP, else None."""
         if self.boxed:

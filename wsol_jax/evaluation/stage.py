@@ -70,8 +70,8 @@ def evaluate(
 
 def choose(curves: Mapping[Key, Curves]) -> dict[Key, float]:
     """The threshold that is best on these images, for every (method, layer) that has a score."""
-    found = {key: c.curve for key, c in curves.items()}
-    return {k: float(curves[k].thresholds[np.argmax(c)]) for k, c in found.items() if c is not None}
+    found = {key: of_key.best_threshold for key, of_key in curves.items()}
+    return {key: threshold for key, threshold in found.items() if threshold is not None}
 
 
 def _best_layers(scored: _Scored) -> dict[str, str]:
