@@ -23,7 +23,7 @@ check: $(VENV)/ready
 	$(VENV)/bin/mypy
 
 docs: $(VENV)/ready
-	$(VENV)/bin/python -m sphinx -b html -n -W --keep-going --quiet docs docs/_build
+	$(VENV)/bin/python -m sphinx -b html -n -W --keep-going --quiet docs docs/_build/html
 
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

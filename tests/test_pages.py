@@ -3,7 +3,9 @@
 import configparser
 import re
 import shlex
+import sys
 import tomllib
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +20,9 @@ from test_configs import load
 
 import wsol_jax
 from wsol_jax.config import check_key
+from wsol_jax.localization.methods import METHODS
 from wsol_jax.models import Network, Preprocessing
+from wsol_jax.training.methods import METHODS as TRAINED
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -187,7 +191,7 @@ def commands(page):
     prose = re.sub(r'^```.*?^```', '', text, flags=re.DOTALL | re.MULTILINE)
     for line in [*lines, *(span.replace('\n', ' ') for span in re.findall(r'`([^`]+)`', prose))]:
         plain = re.sub(r'^(\w+=\S+ )*', '', line.strip())
-        if re.match(r'(python|make|pip|pytest)\s', plain):
+        if re.match(r'(wsol|python|make|pip|pytest)\s', plain):
             yield shlex.split(plain.replace('[-', '-').replace('] ', ' '), comments=True)
 
 
@@ -198,10 +202,7 @@ CASES = [(named(page), command) for page in PAGES for command in commands(page)]
 def test_a_command_is_one(page, command, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(ROOT)
-    kind, *rest = command
-    {'make': check_make, 'pip': check_pip, 'pytest': check_pytest, 'python': check_python}[kind](
-        rest
-    )
+    CHECKS[command[0]](command[1:])
 
 
 def check_make(targets):
@@ -243,6 +244,76 @@ def check_python(arguments):
         load(file.removeprefix('configs/').replace('.py', ''), *[f for f in flags if '.' in f])
 
 
+CHECKS = {
+    'make': check_make,
+    'pip': check_pip,
+    'pytest': check_pytest,
+    'python': check_python,
+    'wsol': lambda arguments: check_python(['-m', 'wsol_jax.main', *arguments]),
+}
+
+
 def test_there_are_commands_of_each_kind():
-    assert {command[0] for _, command in CASES} == {'make', 'pip', 'pytest', 'python'}
+    assert {command[0] for _, command in CASES} >= {'make', 'pip', 'pytest', 'python'}
     assert len(CASES) > 40
+
+
+# ---------------------------------------------------------------- links and cards
+
+
+def links(page):
+    """The files that a page links to or shows; those of the web apart."""
+    prose = re.sub(
+        r'^```.*?^```|`[^`]*`', '', page.read_text('utf-8'), flags=re.DOTALL | re.MULTILINE
+    )
+    targets = re.findall(r'\]\(([^)\s]+)\)', prose)
+    return [t.partition('#')[0] for t in targets if not re.match(r'https?:|#', t)]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=named)
+def test_what_a_page_links_to_is_there(page):
+    for target in links(page):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.fixture
+def cards(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'docs')
+    return import_module('cards')
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_a_method_tells_its_formula_its_paper_and_when_it_fails(name):
+    summary, *rest = METHODS[name].__doc__.split('\n\n')
+    title, colon, formula = summary.partition(': ')
+    assert title and colon and formula.endswith('.')
+    assert re.search(r'(19|20)\d\d|pytorch-grad-cam|G2M|nobody', rest[0]), 'no source'
+    assert any(text.strip().startswith('Weak') for text in rest)
+
+
+@pytest.mark.parametrize('name', filter(None, TRAINED))
+def test_a_training_method_tells_its_paper_and_when_it_fails(name):
+    kind = TRAINED[name]
+    assert re.search(r'\(.*20\d\d', sys.modules[kind.__module__].__doc__)
+    assert '\n\n    Weak' in kind.__doc__
+
+
+def test_there_is_a_card_for_every_method(cards):
+    without, trained = cards.without_training(), cards.with_training()
+    assert without.count('\n## ') == without.count('**Weak** ') == len(METHODS)
+    assert all(f'({name})=' in without for name in METHODS)
+    assert all(f'({name})=' in trained for name in TRAINED if name)
+
+
+def test_a_card_tells_what_its_method_needs(cards):
+    needs = {name: cards.needs(METHODS[name]()) for name in METHODS}
+    assert needs['dgl'].startswith('the gradient of the score and that of the loss; any layer')
+    assert needs['eigen_cam'].startswith('no gradient') and 'passes' not in needs['eigen_cam']
+    assert needs['cam'].endswith('the layer before global average pooling')
+    assert 'all main layers' in needs['rollout'] and 'attention' in needs['rollout']
+
+
+def test_every_picture_of_the_gallery_is_of_a_method(cards):
+    files = {file.stem for file in cards.PICTURES.glob('*.jpg')}
+    assert files == {'image', *METHODS} - {'rollout'}
+    assert all(f'(#{name})' in cards.gallery() for name in files - {'image'})

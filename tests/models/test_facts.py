@@ -1,6 +1,5 @@
 """What comes with public weights: preprocessing, input size, class names."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -8,17 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
-from test_layouts import PUBLISHED
 from test_weights import random_tensors, resnet10_shapes
 
 from wsol_jax import load_network
-from wsol_jax.config import ConfigError, TrainConfig
 from wsol_jax.models import Network, Preprocessing
 from wsol_jax.models.facts import Facts, facts_of, imagenet_classes
 from wsol_jax.models.preprocessing import PREPROCESSINGS
-from wsol_jax.models.torchvision_weights import TorchvisionWeights
 from wsol_jax.models.weights import WeightsError
-from wsol_jax.training.methods import make_method, make_module
 
 NAMES = [f'bird {i}' for i in range(7)]
 TIMM = {
@@ -189,36 +184,6 @@ def test_random_networks_and_other_numbers_of_classes_have_no_names(tensors, tmp
     save_file(tensors, path := tmp_path / 'net.safetensors')
     assert load_network('resnet10', path, width=4).class_names is None
     assert load_network('resnet10', num_classes=1000, width=4).class_names is None
-
-
-def test_torchvision_by_name(hub, tmp_path, monkeypatch):
-    torch = pytest.importorskip('torch')
-    stored = {}
-    for key, shape in PUBLISHED['torchvision/resnet18'].items():  # a sixteenth as wide
-        stored[key] = torch.zeros([side // 16 if side % 64 == 0 else side for side in shape])
-    stored['fc.bias'] += torch.arange(1000)
-    torch.save(stored, file := tmp_path / 'w.pth')
-    content = file.read_bytes()
-    known = TorchvisionWeights('resnet18', 'X', f'r-{hashlib.sha256(content).hexdigest()[:8]}.pth')
-    monkeypatch.setattr('wsol_jax.models.published.ADDRESS', f'{hub.address}/')
-    for module in ('torchvision_weights', 'facts'):
-        monkeypatch.setattr(f'wsol_jax.models.{module}.TORCHVISION', (known,))
-    hub.files[f'/{known.file}'] = content
-    network = load_network('resnet18', 'torchvision/resnet18', width=4)
-    assert network.class_names == imagenet_classes() and network.input_size == 224
-    assert network.preprocessing == PREPROCESSINGS['imagenet']
-    np.testing.assert_array_equal(network.state['fc']['bias'][...], np.arange(1000))
-
-
-def test_training_wants_to_be_told_what_the_file_implies(tmp_path):
-    """Checkpoints tell no options: those of the settings make the network again."""
-    shapes = {'patch_embed.proj.weight': (192, 3, 8, 8), 'pos_embed': (1, 17, 192)}
-    tensors = {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
-    save_file(tensors, path := tmp_path / 'w.safetensors')
-    with pytest.raises(ConfigError) as error:
-        make_module('vit_tiny', path, 3, make_method(TrainConfig()), 0, {'patch': 8})
-    said = "{'image_size': 32}"
-    assert str(error.value) == f'{path} needs config.network.options to hold {said}'
 
 
 def test_real_weights_by_name(hub):

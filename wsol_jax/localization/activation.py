@@ -27,6 +27,8 @@ def eigen_cam(centred: bool = False) -> Method:
     Muhammad and Yeasin, "Eigen-CAM: Class Activation Map using Principal Components", IJCNN 2020.
     The sign of v is fixed so that activations without negative values give none.
 
+    Weak where something else than the object is active: it knows no class.
+
     Args:
         centred: subtract the channel means over positions first, as pytorch-grad-cam does.
     """
@@ -35,10 +37,12 @@ def eigen_cam(centred: bool = False) -> Method:
 
 
 def kpca_cam() -> Method:
-    """KPCA-CAM: Eigen-CAM with a kernel, the first component of a sigmoid kernel PCA.
+    """KPCA-CAM: sqrt(l) u, (l, u) the first eigenpair of a centred sigmoid kernel of S.
 
     Karmani et al., "KPCA-CAM: Visual Explainability of Deep Computer Vision Models Using Kernel
-    PCA", 2024.
+    PCA", 2024: Eigen-CAM with a kernel over the positions.
+
+    Weak where something else than the object is active: it knows no class.
     """
     return Method('kpca_cam', (), _as_they_are, reduce=kernel_component, relu=True)
 
@@ -47,16 +51,20 @@ def fem() -> Method:
     """FEM: sum_k w_k S_k, w_k the share of positions where S_k > mean_k + 2 std_k.
 
     Fuad et al., "Features Understanding in 3D CNNs for Actions Recognition in Video", IPTA 2020.
+
+    Weak on objects that fill much of the image, which exceed no mean by much; it knows no class.
     """
     return Method('fem', (), _fem)
 
 
 def dff(components: int = 8, steps: int = 100) -> Method:
-    """Deep Feature Factorization: the part of relu(S) ~ W H that speaks most for the class.
+    """Deep Feature Factorization: W_j, the part of relu(S) ~ W H that speaks most for the class.
 
     Collins, Achanta, Süsstrunk, "Deep Feature Factorization for Concept Discovery", ECCV 2018:
     non-negative factors, here of each image by itself. Of the parts W_j H_j the map is the W_j
     with the largest sum_xy W_j (H_j . g), g the gradient of the score. All parts: `nmf`.
+
+    Weak where an object falls into several parts: the map is one of them.
 
     Args:
         components: how many parts.
@@ -66,7 +74,12 @@ def dff(components: int = 8, steps: int = 100) -> Method:
 
 
 def random_cam(seed: int = 0) -> Method:
-    """RandomCAM: sum_k w_k S_k with w_k uniform in [-1, 1]: what chance reaches.
+    """RandomCAM: sum_k w_k S_k with w_k uniform in [-1, 1].
+
+    What chance reaches, which nobody published as a method: a method that is hardly better has
+    found nothing.
+
+    Weak everywhere.
 
     Args:
         seed: of the weights; every image and layer has its own.

@@ -11,11 +11,13 @@ ATTENTION = 'attention'  # the part of a block where it is shown
 
 
 def rollout() -> Method:
-    """Attention rollout: how much of each patch flows into the class token through all blocks.
+    """Attention rollout: the first row of prod_l (A_l + I) / 2, A_l the attention of block l.
 
-    Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, equation 1: the
-    product over the blocks of A/2 + I/2, A the attention weights, here the mean of the heads. What
-    a spatial token takes counts as the class token's.
+    Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, equation 1: how much
+    of each patch flows into the class token, the heads of a block being averaged. What a spatial
+    token takes counts as the class token's.
+
+    Weak where something else than the object is attended to: it knows no class.
     """
     return Method('rollout', passes=_rollout, where='all', part=ATTENTION)
 

@@ -26,28 +26,43 @@ def cam() -> Method:
     Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016. Behind
     global average pooling and a linear layer g_k = w_k^c / (hw) at every position, so the weights
     are read off the gradient; hence only on the last layer.
+
+    Weak where a part of the object tells its class: the map covers that part.
     """
     return Method('cam', (class_score,), _cam, where='last')
 
 
 def grad_cam() -> Method:
-    """Grad-CAM: sum_k mean(g_k) S_k. Selvaraju et al., ICCV 2017."""
+    """Grad-CAM: sum_k mean(g_k) S_k.
+
+    Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+    Localization", ICCV 2017, eq. 1 and 2.
+
+    Weak where a channel matters at some places and not at others, as in early layers: its weight is
+    a mean over all places.
+    """
     return Method('grad_cam', (class_score,), _grad_cam, relu=True)
 
 
 def grad_cam_pp() -> Method:
-    """Grad-CAM++: weights sum_xy a relu(g), a = g^2 / (2 g^2 + sum_xy(S) g^3).
+    """Grad-CAM++: sum_k w_k S_k, w = sum_xy a relu(g), a = g^2 / (2 g^2 + sum_xy(S) g^3).
 
-    Chattopadhay et al., WACV 2018, eq. 19 (exponential score). a = 0 where g = 0.
+    Chattopadhay et al., "Grad-CAM++: Generalized Gradient-based Visual Explanations for Deep
+    Convolutional Networks", WACV 2018, eq. 19 (exponential score). a = 0 where g = 0.
+
+    Weak at telling classes apart: behind a ReLU no channel has a negative weight, so what speaks
+    against the class does not count.
     """
     return Method('grad_cam_pp', (class_score,), _grad_cam_pp, relu=True)
 
 
 def smooth_grad_cam_pp(samples: int = 4, sigma: float = 0.3) -> Method:
-    """Smooth Grad-CAM++: Grad-CAM++ with g, g^2 and g^3 averaged over noisy inputs.
+    """Smooth Grad-CAM++: sum_k w_k S_k, as Grad-CAM++, g, g^2 and g^3 averaged over noisy inputs.
 
     Omeiza et al., "Smooth Grad-CAM++", 2019, eq. 10 to 12. The raw map is in units of its own: the
     gradients are scaled by the largest one of each image.
+
+    Weak where Grad-CAM++ is, at a forward and a backward pass for each noisy input.
 
     Args:
         samples: how many noisy inputs.
@@ -58,49 +73,82 @@ def smooth_grad_cam_pp(samples: int = 4, sigma: float = 0.3) -> Method:
 
 
 def xgrad_cam() -> Method:
-    """XGrad-CAM: weights sum_xy(g S) / sum_xy(S). Fu et al., BMVC 2020, eq. 8."""
+    """XGrad-CAM: sum_k w_k S_k, w = sum_xy(g S) / sum_xy(S).
+
+    Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs", BMVC
+    2020, eq. 8.
+
+    Weak where the activations of a channel sum to nearly nothing, as signed ones may: the weight
+    is divided by their sum.
+    """
     return Method('xgrad_cam', (class_score,), _xgrad_cam, relu=True)
 
 
 def layer_cam() -> Method:
-    """LayerCAM: sum_k relu(g_k) S_k. Jiang et al., IEEE TIP 2021, eq. 6.
+    """LayerCAM: sum_k relu(g_k) S_k.
 
-    Its fusion over layers (eq. 8 and 9) is `fusion='layer_cam'`.
+    Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE
+    TIP 2021, eq. 6. Its fusion over layers (eq. 8 and 9) is `fusion='layer_cam'`.
+
+    Weak on activations that may be negative, as those of transformers: it was made for layers
+    behind a ReLU.
     """
     return Method('layer_cam', (class_score,), _layer_cam)
 
 
 def hires_cam() -> Method:
-    """HiResCAM: sum_k g_k S_k, no averaging of the gradient. Draelos & Carin, 2020."""
+    """HiResCAM: sum_k g_k S_k.
+
+    Draelos and Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional
+    neural networks", 2020. The gradient is not averaged; behind global average pooling and a linear
+    layer it is CAM up to a factor.
+
+    Weak in early layers, whose single gradients are noisy.
+    """
     return Method('hires_cam', (class_score,), _hires_cam)
 
 
 def grad_cam_elementwise() -> Method:
-    """Element-wise Grad-CAM: sum_k relu(g_k S_k), as in the library pytorch-grad-cam."""
+    """Element-wise Grad-CAM: sum_k relu(g_k S_k).
+
+    As in the library pytorch-grad-cam. Behind a ReLU it is LayerCAM.
+
+    Weak where what speaks against the class would have to be subtracted: it is left out.
+    """
     return Method('grad_cam_elementwise', (class_score,), _elementwise)
 
 
 def eigen_grad_cam() -> Method:
-    """EigenGrad-CAM: first principal component of g S, centred; as in pytorch-grad-cam."""
+    """EigenGrad-CAM: (g S) v, v the first principal component of g S, centred.
+
+    As in the library pytorch-grad-cam. A component has no sign of its own: it is turned so that the
+    value farthest from zero is positive.
+
+    Weak where the ground varies more than the object: the first component is the ground's then.
+    """
     return Method(
         'eigen_grad_cam', (class_score,), _hires_cam, reduce=principal_component, relu=True
     )
 
 
 def shapley_cam() -> Method:
-    """Shapley-CAM: weights mean_xy(g - H S / 2), H the Hessian of the score with respect to S.
+    """Shapley-CAM: sum_k w_k S_k, w = mean_xy(g - H S / 2), H the Hessian of the score in S.
 
     Cai, "CAMs as Shapley Value-based Explainers", 2025. H S is the derivative of the gradient in
     the direction S. In a network that is linear by parts the Hessian of a logit is zero and the
     map is Grad-CAM's; with `score='softmax'` it is not.
+
+    Weak where Grad-CAM is, at one derivative more for each layer.
     """
     return Method('shapley_cam', (class_score,), passes=_shapley, relu=True, forward_mode=True)
 
 
 def refine_cam() -> Method:
-    """Refine-CAM: product of the [0, 1] maps of Grad-CAM++ over all main layers.
+    """Refine-CAM: product over all main layers of the [0, 1] maps of Grad-CAM++.
 
-    As in pytorch-grad-cam; one map from all layers.
+    As in the library pytorch-grad-cam; one map from all layers.
+
+    Weak where a single layer is: what one map leaves out, the product leaves out.
     """
     return Method('refine_cam', (class_score,), passes=_refine, where='all')
 

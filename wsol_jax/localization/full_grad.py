@@ -16,12 +16,16 @@ Layers = dict[str, jax.Array]  # {layer: [B,h,w,K']}
 
 
 def full_grad() -> Method:
-    """FullGrad: psi(|g_x x|) + sum_l sum_k psi(|g_l b_l|)_k at the resolution of the input, eq. 5.
+    """FullGrad: psi(|g_x x|) + sum_l sum_k psi(|g_l b_l|)_k.
 
-    The network is taken as the chain of its main layers: b_l = S_l - J_l S_(l-1) is what layer l
-    adds to the linear part of the step before it (the implicit bias of the paper, section 3), with
-    every bias, batch-norm shift and clipping in between. psi scales each channel to [0, 1] and
-    resizes it.
+    Srinivas and Fleuret, "Full-Gradient Representation for Neural Network Visualization", NeurIPS
+    2019, eq. 5, at the resolution of the input. The network is taken as the chain of its main
+    layers: b_l = S_l - J_l S_(l-1) is what layer l adds to the linear part of the step before it
+    (the implicit bias of the paper, section 3), with every bias, batch-norm shift and clipping in
+    between. psi scales each channel to [0, 1] and resizes it.
+
+    Weak in cost, a derivative for each layer, and where the sign matters: it sums magnitudes, so
+    what speaks against the class counts as what speaks for it.
     """
     return Method('full_grad', (class_score,), passes=_full_grad, where='all', forward_mode=True)
 

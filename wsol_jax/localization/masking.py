@@ -17,19 +17,24 @@ from wsol_jax.parallel import in_parts
 
 
 def score_cam() -> Method:
-    """Score-CAM: w = softmax over channels of the scores of the image under each channel's mask.
+    """Score-CAM: sum_k w_k S_k, w = softmax_k of the score of the image under channel k's mask.
 
     Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
     CVPR Workshops 2020, eq. 6 and 7. The mask is S_k resized to the input and scaled to [0, 1];
     it multiplies the preprocessed input. The baseline score, equal for all k, cancels.
+
+    Weak in cost, a forward pass for each channel, and where scores of masked images differ much:
+    the softmax leaves one channel then.
     """
     return Method('score_cam', passes=_MaskTerms(_once), relu=True)
 
 
 def ss_cam(samples: int = 35, sigma: float = 2.0) -> Method:
-    """SS-CAM: Score-CAM with scores averaged over Gaussian noise on the masks.
+    """SS-CAM: sum_k w_k S_k, as Score-CAM, scores averaged over Gaussian noise on the masks.
 
     Wang et al., "SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization", 2020.
+
+    Weak where Score-CAM is, at `samples` times its cost.
 
     Args:
         samples: how many noises.
@@ -39,9 +44,11 @@ def ss_cam(samples: int = 35, sigma: float = 2.0) -> Method:
 
 
 def is_cam(samples: int = 10) -> Method:
-    """IS-CAM: Score-CAM with scores averaged over the masks times i/n, i = 1 ... n.
+    """IS-CAM: sum_k w_k S_k, as Score-CAM, scores averaged over the masks times i/n, i = 1 ... n.
 
     Naidu et al., "IS-CAM: Integrated Score-CAM for axiomatic-based explanations", 2020.
+
+    Weak where Score-CAM is, at `samples` times its cost.
 
     Args:
         samples: n.
@@ -50,11 +57,14 @@ def is_cam(samples: int = 10) -> Method:
 
 
 def ablation_cam() -> Method:
-    """Ablation-CAM: w_k = (y - y_k) / |y|, y_k the score with channel k set to zero.
+    """Ablation-CAM: sum_k w_k S_k, w_k = (y - y_k) / |y|, y_k the score without channel k.
 
     Desai and Ramaswamy, "Ablation-CAM: Visual Explanations for Deep Convolutional Network via
     Gradient-free Localization", WACV 2020, eq. 4. The paper divides by y, which would turn the map
     upside down where the score is negative.
+
+    Weak in cost, a forward pass for each channel, and where many channels say the same: none of
+    them is missed alone.
     """
     return Method('ablation_cam', passes=_ablation_terms, relu=True)
 

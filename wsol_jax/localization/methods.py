@@ -16,6 +16,8 @@ from wsol_jax.names import unknown_name
 if TYPE_CHECKING:  # what is exported runs without the networks
     from wsol_jax.models.network import OwnMap
 
+# The docstring of each is its card in the documentation: 'Title: formula.', the paper, and, from
+# 'Weak' on, when it fails.
 METHODS: dict[str, Callable[..., Method]] = {
     'dgl': dgl,
     'sgl_g1': sgl_g1,

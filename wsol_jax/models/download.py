@@ -22,7 +22,6 @@ from wsol_jax.models.weights import WeightsError
 
 _TIMEOUT = 30  # seconds without a byte
 _PIECE = 1 << 18  # bytes
-_SHOWN = 1 << 20  # bytes of a file from which on its progress is shown
 _SHA256 = re.compile('"?([0-9a-f]{64})"?')
 
 
@@ -187,7 +186,7 @@ def _copy(answer: _Answer, out: IO[bytes], name: str) -> bool:
         total=answer.total or None,
         unit='B',
         unit_scale=True,
-        disable=None if answer.total > _SHOWN else True,  # None: unless this is a terminal
+        disable=None,
     )
     with progress:
         while piece := _piece(answer.body):

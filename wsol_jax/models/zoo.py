@@ -418,8 +418,7 @@ def _classes_in(tensors: Mapping[str, np.ndarray], key: str, path: str | Path) -
     if key not in tensors:
         raise WeightsError(
             f'{path}: no {key!r}, so the file does not tell the number of classes; '
-            'give num_classes to start from a new head; `python -m wsol_jax.weights check` says '
-            'which network it fits'
+            'give num_classes to start from a new head'
         )
     if tensors[key].ndim != 1 or not len(tensors[key]):
         raise WeightsError(f'{path}: {key} must have one value a class, is {tensors[key].shape}')

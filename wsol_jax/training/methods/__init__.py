@@ -25,7 +25,8 @@ from wsol_jax.training.methods.sat import SAT
 from wsol_jax.training.methods.spg import SPG
 from wsol_jax.training.methods.ts_cam import TSCAM
 
-# '' is the plain classifier.
+# '' is the plain classifier. Cards in the documentation are made of the first line of each file,
+# the docstring of its class, with when it fails from 'Weak' on, and its options.
 METHODS: Mapping[str, type[TrainedMethod]] = {
     '': TrainedMethod,
     'has': HaS,

@@ -28,6 +28,9 @@ class ACoL(TrainedMethod):
     """Two classifiers: B sees an endpoint without what A finds a class by.
 
     The logits are those of A. The map, 'acol', is the larger of both maps at every position.
+
+    Weak where A has found all of the object: B learns the class from the ground then, and the map
+    shows that, too.
     """
 
     delta: float = setting(

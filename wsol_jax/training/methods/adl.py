@@ -22,6 +22,8 @@ class ADL(TrainedMethod):
     weighted by its activity. A trained network computes as one that was trained without; its maps
     are those of CAM and of the others. Defaults are those of both releases (junsukchoe/ADL and
     wsolevaluation), which draw once for the whole batch.
+
+    Weak where the most active part is the whole object, or none of it: activity knows no class.
     """
 
     drop: float = setting(0.75, 'probability that a part is erased', 'checkpoints', Range(0, 1))

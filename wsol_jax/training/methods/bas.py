@@ -49,7 +49,10 @@ class BAS(TrainedMethod):
 
     The map, 'bas', is the generator's of the class that is asked for at top_k=1 (as on ILSVRC);
     above that the mean over so many classes, those with the highest logits, whichever class is
-    asked for (on CUB the release takes 80 or all 200). alpha and beta hang on the network.
+    asked for (on CUB the release takes 80 or all 200).
+
+    Weak where the surroundings tell the class as well: leaving them out costs the class something.
+    alpha and beta hang on the network.
     """
 
     layer: str = setting(

@@ -22,6 +22,8 @@ class CutMix(TrainedMethod):
     exchange any. The last of an odd number stays as it is, and so does one whose neighbour cannot
     be read. Every image draws a box of its own, where wsolevaluation (Choe et al., CVPR 2020), from
     which the defaults are, draws one for the whole batch and any partner in it.
+
+    Weak where the box covers the object: what counts of a label is the area of its image.
     """
 
     beta: float = setting(

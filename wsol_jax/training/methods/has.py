@@ -18,6 +18,8 @@ class HaS(TrainedMethod):
     the mean colour (mid-grey where inputs are from -1 to 1). At 224 pixels 4 patches along a side
     are of 56 pixels, the largest of the paper; the 4 of wsolevaluation (Choe et al., CVPR 2020),
     whose probability this is, are pixels.
+
+    Weak on small objects, all of which a patch may hide while their label stays.
     """
 
     grid: int = setting(4, 'patches along a side', 'checkpoints', Range(1, 1024))

@@ -49,6 +49,9 @@ class ORNet(TrainedMethod):
     are those it finds in the whole image. Frozen parts stay as they are, where the authors' code
     lets dropout and moving statistics on; and the best epoch is the one of the lowest loss on val,
     where they choose on the test images.
+
+    Weak in cost, three trainings one after another, and at telling several objects apart: the map
+    knows no class.
     """
 
     best: ClassVar[tuple[str, Literal['max', 'min']]] = ('loss', 'min')

@@ -32,6 +32,9 @@ class SAT(TrainedMethod):
     The classifier, on the patches, sees the object through masks that cover a given share of all
     images together: what does not help to classify goes. The map, 'sat', is the mean of the masks;
     it is the same for each class.
+
+    Weak at telling several objects apart, and where the share that masks are to cover is not that
+    of the objects.
     """
 
     network_options: ClassVar[Mapping[str, Any]] = MappingProxyType({'spatial_token': True})

@@ -38,6 +38,8 @@ class SPG(TrainedMethod):
     one from what A's maps are made of. What supervises is cut into foreground, background and a
     rest that does not count, at the size of the input (section 3.2). The logits are those of A and
     the map, 'spg', is its class map: B and C shape the features alone.
+
+    Weak where A's map is wrong, for it teaches all others; and six thresholds have to fit.
     """
 
     attention: tuple[float, float] = setting(

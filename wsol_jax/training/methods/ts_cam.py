@@ -22,6 +22,8 @@ class TSCAM(TrainedMethod):
 
     The map, 'ts_cam', is the attention that the class token pays to each patch, the mean of all
     blocks, times the map of the class.
+
+    Weak where the attention looks elsewhere: the map is small there, whatever the class.
     """
 
     def heads(self, network: Network, rngs: nnx.Rngs) -> Heads:
