@@ -7,6 +7,7 @@ from wsol_jax.names import lazy
 if TYPE_CHECKING:
     from wsol_jax.evaluation.faithfulness import faithfulness
     from wsol_jax.exported import export, load_exported
+    from wsol_jax.localization.folder import localize_folder
     from wsol_jax.localization.localize import localize
     from wsol_jax.localization.method import Method, Run
     from wsol_jax.localization.methods import METHODS
@@ -47,6 +48,7 @@ __all__ = [
     'load_exported',
     'load_network',
     'localize',
+    'localize_folder',
     'overlay',
     'score_map',
     'show',
@@ -76,6 +78,7 @@ __getattr__, __dir__ = lazy(
         'load_exported': 'exported',
         'load_network': 'training.trained',
         'localize': 'localization.localize',
+        'localize_folder': 'localization.folder',
         'overlay': 'pictures',
         'score_map': 'maps.score',
         'show': 'pictures',

@@ -467,6 +467,19 @@ def test_one_program_for_photos_of_all_sizes(toy):
     assert len(traced) == 2 * once and traced[-1] == (5, 8, 8, 3)
 
 
+def test_one_program_for_lists_of_any_length(toy):
+    rng = np.random.default_rng(0)
+    photos = [rng.integers(0, 256, (5 + i, 40 - i, 3), np.uint8) for i in range(18)]
+    alone = [localize(toy, photo, ('xgrad_cam',)).maps['xgrad_cam', 'late'] for photo in photos]
+    before = compute_maps._cache_size()
+    for count in (3, 5, 2, 16, 18):
+        result = localize(toy, photos[:count], ('xgrad_cam',))
+        assert result.logits.shape == (count, 6) and len(result.sizes) == count
+        expected = np.concatenate(alone[:count])
+        assert_close(result.maps['xgrad_cam', 'late'], expected, 1e-6)
+    assert compute_maps._cache_size() == before + 1
+
+
 def test_resize_is_the_choice_of_the_caller(toy, toy_images):
     large = toy_images.repeat(2, axis=1).repeat(4, axis=2)
     shapes = {

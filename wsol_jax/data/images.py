@@ -58,7 +58,8 @@ def batches(
     Args:
         images: from `listed`.
         shape: (height, width) to resize to; None for images as they are, which have one size.
-        batch_size: images in a batch; the last one is filled up with zeros.
+        batch_size: images in a batch; the last one is filled up with zeros, so that lists of any
+            length have batches of one shape. One image alone is a batch of its own.
         channels: of the arrays.
 
     Yields:
@@ -72,7 +73,7 @@ def batches(
         yield images, [images.shape[2:0:-1]] * len(images)
         return
     items = np.asarray(images) if _is_array(images) else images
-    count, common = min(batch_size, len(items)), shape
+    count, common = batch_size if len(items) > 1 else 1, shape
     read = partial(read_image, shape=shape, channels=channels)
     with ThreadPoolExecutor(min(THREADS, count)) as pool:
         for start in range(0, len(items), count):

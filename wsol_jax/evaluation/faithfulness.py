@@ -88,7 +88,7 @@ def faithfulness(
         scores: which of `SCORES`.
         steps: number of steps of insertion and deletion, at least 2.
         chunk_size: perturbed copies of the batch per forward pass.
-        batch_size: see `localize`.
+        batch_size: images that are computed at once; a shorter list is not filled up to it.
 
     Returns:
         {key: {score: [B]}} per image, in the units above.
@@ -110,7 +110,7 @@ def faithfulness(
     def program(images: Any, rows: tuple) -> dict[str, jax.Array]:
         return compute_faithfulness(*of_network, *options, images, *rows)
 
-    each = batches(images, shape, batch_size, channels)
+    each = batches(images, shape, min(batch_size, len(images)), channels)
     values, _ = in_batches(program, each, (list(given.values()), targets))
     return {key: {s: values[s][:, i] for s in scores} for i, key in enumerate(given)}
 

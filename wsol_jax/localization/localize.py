@@ -1,6 +1,6 @@
 """Localization maps of any network: the compiled program, and the call for notebooks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -174,8 +174,9 @@ def localize(
         resize: images become as large as the network's input, as in the command, for the class
           changes with the size; or side or (height, width) in pixels; False: they stay as they
           are, all of one size.
-        batch_size: images that are computed at once, all batches with one program; an array of
-          the right size is computed in one piece.
+        batch_size: images that are computed at once. A list of two or more is filled up to it, so
+          that one program does for lists of any length: lower it where images are few and methods
+          slow. An array of the right size is computed in one piece.
         **options: score, alpha, scales, flip, ...: see `wsol_jax.localization.plan.Options`.
 
     Returns:
@@ -185,27 +186,65 @@ def localize(
         ValueError: a wrong name, shape, range or class, an image that cannot be read, or a layer
             that no class score depends on.
     """
-    check_network(network)
     check_options(localize, options)
     classes = given_classes(classes)
+    plan = plan_of_call(network, methods, layers, classes, options)
     channels, shape = network.input_shape[2], resized_shape(network.input_shape[:2], resize)
     given = listed(images, channels)
+    each = batches(given, shape, batch_size, channels)
+    result, faults = run_plan(network, plan, classes, each, len(given))
+    check_gradients(faults)
+    return result
+
+
+def plan_of_call(
+    network: 'Network',
+    methods: Sequence[str | Method],
+    layers: Sequence[str] | None,
+    classes: Any,
+    options: dict[str, Any],
+) -> MapPlan:
+    """What is to be computed of images, of the arguments of `localize`.
+
+    Raises:
+        ValueError: see `make_plan`; or a trained head is asked for what is no class.
+    """
+    check_network(network)
     plan = make_plan(network, methods, layers, **options)
-    if callable(classes):
-        if own := [m.name for fused in plan.methods for m in fused if m.where == 'head']:
-            raise ValueError(f'{own[0]} makes maps of classes: give indices, not a function')
-        plan = replace(plan, score=FreeScore(classes))
-    top, indices = _target(classes, len(given), network.num_classes)
+    if not callable(classes):
+        return plan
+    if own := [m.name for fused in plan.methods for m in fused if m.where == 'head']:
+        raise ValueError(f'{own[0]} makes maps of classes: give indices, not a function')
+    return replace(plan, score=FreeScore(classes))
+
+
+def run_plan(
+    network: 'Network', plan: MapPlan, classes: Any, each: Iterable[tuple[Any, list]], count: int
+) -> tuple[Localization, dict[str, jax.Array]]:
+    """Computes what is planned, without waiting for it.
+
+    Args:
+        network: the classifier.
+        plan: from `plan_of_call`.
+        classes: as for `localize`, from `given_classes`.
+        each: batches of `wsol_jax.data.images`.
+        count: how many images they hold.
+
+    Returns:
+        The result, and what is wrong with the gradients, for `check_gradients`.
+
+    Raises:
+        ValueError: wrong classes, or an image that cannot be read.
+    """
+    top, indices = _target(classes, count, network.num_classes)
 
     def program(images: Any, indices: np.ndarray | None) -> tuple:
         arguments = (network.apply, network.preprocessing, plan, network.state)
         with backward_rules_told(plan):
             return compute_maps(*arguments, images, top, indices)
 
-    each = batches(given, shape, batch_size, channels)
     asked = None if indices is None else filled_up(indices)
     (logits, chosen, maps, faults), sizes = in_batches(program, each, asked)
-    check_gradients(faults)
     chosen, maps = emptied(indices, chosen, maps)
     if callable(classes):
         chosen = jnp.full_like(chosen, NO_CLASS)
@@ -213,7 +252,7 @@ def localize(
         chosen, maps = chosen[:, 0], {k: m[:, 0] for k, m in maps.items()}
     maps = Maps((key, maps[key]) for key in plan.keys)
     names, probability = network.class_names or (), network.probabilities
-    return Localization(maps, logits, chosen, plan.relu, sizes, names, probability)
+    return Localization(maps, logits, chosen, plan.relu, sizes, names, probability), faults
 
 
 def check_network(network: Any) -> None:
