@@ -168,7 +168,7 @@ FRESH = """
 import sys, types
 import numpy as np
 package = types.ModuleType('wsol_jax')
-package.__path__ = [{package!r}]
+package.__path__, package.__version__ = [{package!r}], '0'
 sys.modules['wsol_jax'] = package
 for name in ('wsol_jax.models', 'flax'):
     sys.modules[name] = None
