@@ -456,6 +456,20 @@ def test_maps_of_several_classes(browser, tmp_path):
                 assert card(page, k).locator('.overlap').inner_text().endswith(f'map of {name}')
 
 
+def test_maps_of_no_layer(browser, tmp_path):
+    """Those of another framework: one method, whose name stands alone."""
+    source, key = Listed([record('0.png', (8, 4, 80, 40))]), ('mine', '')
+    rows = [row('test', *key, GTKnownLoc=50.0)]
+    store = write_maps(tmp_path, source, {('mine', 'x'): MAPS[A][:1]})
+    store.arrays = {key: store.arrays['mine', 'x']}
+    store.relu, store.take = {key: False}, lambda _, index: MAPS[A][index]
+    write_page(CONFIG, {**metrics(), 'localization': rows}, source, store, tmp_path)
+    with opened(browser, tmp_path / 'report.html') as page:
+        assert page.locator('#layer, #scores .layer').count() == 0
+        assert page.locator('#gallery-title').inner_text() == 'Gallery mine, test'
+        assert box_of(page, 0) == boxes_at(MAPS[A][0, 0], 0.3).tolist()
+
+
 def test_images_without_ground_truth_are_neither_hit_nor_miss(browser, tmp_path):
     source = Listed([record(f'{k}.png') for k in range(3)])
     store = write_maps(tmp_path, source, {A: MAPS[A][:3]})
