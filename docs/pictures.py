@@ -16,11 +16,10 @@ import numpy as np
 
 import wsol_jax
 from wsol_jax.data import Shapes, decode_image
-from wsol_jax.report.overlay import BOX_COLOR, MAP_COLORS, TRUE_COLOR
+from wsol_jax.report.overlay import BOX_COLOR, TRUE_COLOR
 
 FOLDER = Path(__file__).parent / 'pictures'
 SIDE = 192
-OPACITY = 0.6
 THRESHOLD = 0.2
 OF_TRANSFORMERS = ('rollout',)
 
@@ -36,20 +35,15 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     truth = np.array(record.boxes[0]) * SIDE // network.input_size
     _write('image', with_box(enlarged(image), truth, TRUE_COLOR))
-    for key, (scores,) in ((key, result.score_maps(key, (SIDE, SIDE))) for key in result.maps):
-        box = result.boxes(THRESHOLD, (SIDE, SIDE))[key][0][0]
-        _write(key[0], with_box(overlaid(enlarged(image), scores), box, BOX_COLOR))
+    for key, boxes in result.boxes(THRESHOLD, (SIDE, SIDE)).items():
+        raw, relu = result.maps[key][0], result.has_relu(key)
+        picture = wsol_jax.overlay(enlarged(image), raw, relu=relu)
+        _write(key[0], with_box(picture, boxes[0][0], BOX_COLOR))
 
 
 def enlarged(image: np.ndarray) -> np.ndarray:
     """[SIDE,SIDE,3]."""
     return cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-
-
-def overlaid(image: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """A score map [H,W] in [0, 1] in colours over its image [H,W,3] uint8."""
-    colours = 255 * matplotlib.colormaps[MAP_COLORS](scores)[..., :3]
-    return ((1 - OPACITY) * image + OPACITY * colours).round().astype(np.uint8)
 
 
 def with_box(image: np.ndarray, box: np.ndarray, colour: str) -> np.ndarray:

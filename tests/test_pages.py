@@ -276,6 +276,12 @@ def test_what_a_page_links_to_is_there(page):
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize('name', wsol_jax.__all__)
+def test_every_public_name_stands_in_the_reference(name):
+    page = (ROOT / 'docs/reference/python.md').read_text('utf-8')
+    assert re.search(rf'(:: |`){name}\b', page)
+
+
 @pytest.fixture
 def cards(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / 'docs')
