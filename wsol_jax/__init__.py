@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from wsol_jax.localization.localize import localize
     from wsol_jax.localization.method import Method, Run
     from wsol_jax.localization.methods import METHODS
-    from wsol_jax.localization.targets import SCORES, FinerCAM
+    from wsol_jax.localization.targets import SCORES, FinerCAM, Region, Similarity
     from wsol_jax.maps.box_files import write_boxes, write_coco
     from wsol_jax.maps.boxes import boxes_from_map
     from wsol_jax.maps.result import Localization
@@ -38,7 +38,9 @@ __all__ = [
     'Method',
     'Network',
     'Preprocessing',
+    'Region',
     'Run',
+    'Similarity',
     'boxes_from_map',
     'export',
     'faithfulness',
@@ -68,7 +70,9 @@ __getattr__, __dir__ = lazy(
         'Method': 'localization.method',
         'Network': 'models',
         'Preprocessing': 'models',
+        'Region': 'localization.targets',
         'Run': 'localization.method',
+        'Similarity': 'localization.targets',
         'boxes_from_map': 'maps.boxes',
         'export': 'exported',
         'faithfulness': 'evaluation.faithfulness',

@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen
 
-from wsol_jax.localization.localize import localize
+from wsol_jax.localization.localize import compute_maps, localize
 from wsol_jax.localization.targets import (
     SCORES,
     FinerCAM,
     FreeScore,
+    Region,
+    Similarity,
     logit,
     resolve_score,
     softmax,
@@ -19,6 +22,7 @@ from wsol_jax.localization.targets import (
     target_scores,
 )
 from wsol_jax.maps import NO_CLASS
+from wsol_jax.models import Preprocessing, from_linen
 
 LOGITS = np.random.default_rng(3).normal(size=(3, 7)).astype(np.float32) * 2
 CLASSES = np.array([[1, 4], [0, 0], [6, 2]])
@@ -164,3 +168,186 @@ def test_names_resolve_and_wrong_ones_are_errors():
     assert resolve_score(jax.nn.relu) is jax.nn.relu
     with pytest.raises(ValueError, match=r"score 'sofmax'; did you mean 'softmax'"):
         resolve_score('sofmax')
+
+
+# ---------------------------------------------------------------- not a class at all
+
+
+def hires_by_grad(score_of, activations):
+    """sum_k g_k S_k with g of plain jax.grad; `score_of` takes what is added at the endpoint."""
+    g = jax.grad(lambda added: jnp.sum(score_of(added)))(jnp.zeros_like(activations))
+    return np.asarray(jnp.sum(g * activations, axis=-1))
+
+
+def assert_close(actual, expected):
+    scale = np.abs(expected).max()
+    assert scale > 0
+    np.testing.assert_allclose(np.asarray(actual), expected, rtol=0, atol=1e-5 * scale)
+
+
+def cosine(x, y):
+    return (x * y).sum(-1) / jnp.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+
+
+VECTOR = np.array([0.5, -1.0, 2.0, 0.0, 1.5, 1.0])
+
+
+@pytest.mark.parametrize('vector', [VECTOR, VECTOR.tolist(), jnp.asarray(3 * VECTOR)])
+def test_similarity_of_the_outputs(toy, toy_images, vector):
+    actual, classes = early_map(toy, toy_images, classes=Similarity(vector))
+    inputs = toy.preprocessing(toy_images)
+
+    def score_of(added):
+        return cosine(toy.apply(toy.state, inputs, {'early': added})[0], VECTOR)
+
+    activations = toy.apply(toy.state, inputs)[1]['early']
+    assert_close(actual, hires_by_grad(score_of, activations))
+    assert (classes == NO_CLASS).all()
+
+
+def test_similarity_of_the_pooled_activation_of_a_layer(toy, toy_images):
+    embedding = toy.explaining(lambda logits, endpoints: endpoints['late'].mean((1, 2)))
+    result = localize(embedding, toy_images, ('hires_cam',), classes=Similarity(VECTOR[:5]))
+    inputs = toy.preprocessing(toy_images)
+    seen = toy.apply(toy.state, inputs)[1]
+    np.testing.assert_allclose(result.logits, seen['late'].mean((1, 2)), rtol=1e-5)
+    for layer in ('early', 'late'):
+
+        def score_of(added, layer=layer):
+            late = toy.apply(toy.state, inputs, {layer: added})[1]['late']
+            return cosine(late.mean((1, 2)), VECTOR[:5])
+
+        assert_close(result.maps['hires_cam', layer], hires_by_grad(score_of, seen[layer]))
+
+
+def test_equal_vectors_and_regions_share_a_program(toy, toy_images):
+    localize(toy, toy_images, ('hires_cam',), classes=Similarity(VECTOR))
+    programs = compute_maps._cache_size()
+    localize(toy, toy_images, ('hires_cam',), classes=Similarity(VECTOR.tolist()))
+    assert compute_maps._cache_size() == programs
+    assert Region(np.eye(3), 1) == Region(np.eye(3, dtype=bool), 1) != Region(np.eye(3), 2)
+    assert hash(Region(np.eye(3), 1)) == hash(Region(np.eye(3).tolist(), 1))
+
+
+class Dense(linen.Module):
+    """Semantic segmentation: outputs [B,4,4,3]."""
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.relu(linen.Conv(6, (3, 3), strides=2, name='early')(x))
+        return linen.Conv(3, (3, 3), name='scores')(jnp.tanh(x))
+
+
+@pytest.fixture(scope='module')
+def dense():
+    module = Dense()
+    return module, module.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
+
+
+def network_of(module, variables, output):
+    scale = Preprocessing((128.0,) * 3, (64.0,) * 3)
+    return from_linen(module, variables, output=output, input_size=8, preprocessing=scale)
+
+
+def test_a_region_of_a_segmentation(dense, toy_images):
+    module, variables = dense
+    network = network_of(module, variables, lambda scores: scores)
+    mask = np.zeros((4, 4), bool)
+    mask[1:3, 2:] = True
+    result = localize(network, toy_images, ('hires_cam',), ('early',), Region(mask, 2))
+    inputs = network.preprocessing(toy_images)
+    weights = variables['params']
+
+    def early(inputs):
+        return linen.Conv(6, (3, 3), strides=2).apply({'params': weights['early']}, inputs)
+
+    def score_of(added):
+        x = jnp.tanh(linen.relu(early(inputs) + added))
+        scores = linen.Conv(3, (3, 3)).apply({'params': weights['scores']}, x)
+        return scores[:, 1:3, 2:, 2].sum((1, 2))
+
+    assert_close(result.maps['hires_cam'], hires_by_grad(score_of, early(inputs)))
+    assert result.logits.shape == (4, 4 * 4 * 3)
+
+
+class Detector(linen.Module):
+    """Raw outputs of a detector: {'boxes': [B,16,4], 'scores': [B,16,3]}."""
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Conv(6, (3, 3), strides=2, name='early')(x)
+        scores = linen.Conv(3, (3, 3), name='scores')(jnp.tanh(x))
+        return {
+            'boxes': linen.Conv(4, (1, 1))(x).reshape(len(x), -1, 4),
+            'scores': scores.reshape(len(x), -1, 3),
+        }
+
+
+def test_a_box_of_a_detector(toy_images):
+    module = Detector()
+    variables = module.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
+    network = network_of(module, variables, lambda found: found['scores'])
+    anchor = 6  # at row 1, column 2
+    result = localize(
+        network, toy_images, ('hires_cam',), ('early',), lambda z: z.reshape(16, 3)[anchor, 1]
+    )
+    inputs, weights = network.preprocessing(toy_images), variables['params']
+
+    def early(inputs):
+        return linen.Conv(6, (3, 3), strides=2).apply({'params': weights['early']}, inputs)
+
+    def score_of(added):
+        x = jnp.tanh(early(inputs) + added)
+        scores = linen.Conv(3, (3, 3)).apply({'params': weights['scores']}, x)
+        return scores[:, 1, 2, 1]
+
+    assert_close(result.maps['hires_cam'], hires_by_grad(score_of, early(inputs)))
+
+
+def test_regression_and_its_sign(toy, toy_images):
+    network = toy.explaining(lambda logits, endpoints: logits[:, 4:5])
+    up = early_map(network, toy_images, classes=0)[0]
+    down = early_map(network, toy_images, classes=lambda y: -y[0])[0]
+    inputs = toy.preprocessing(toy_images)
+    activations = toy.apply(toy.state, inputs)[1]['early']
+    expected = hires_by_grad(
+        lambda added: toy.apply(toy.state, inputs, {'early': added})[0][:, 4], activations
+    )
+    assert_close(up, expected)
+    assert_close(down, -expected)
+
+
+def test_outputs_nobody_meant_are_refused(dense):
+    module, variables = dense
+    with pytest.raises(ValueError, match=r'not logits \[2,C\]; pass output=.* to be explained'):
+        network_of(module, variables, None)
+    for wrong in (lambda scores: scores.sum(), lambda scores: scores[:1]):
+        with pytest.raises(ValueError, match=r'not logits|not outputs'):
+            network_of(module, variables, wrong)
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: Similarity(np.zeros(6)), r'not all zero, .*got shape \[6\]'),
+        (lambda: Similarity(np.ones((1, 6))), r'got shape \[1, 6\]'),
+        (lambda: Similarity([1.0, np.nan]), 'finite numbers'),
+        (lambda: Region(np.zeros((4, 4)), 0), r'must be \[H,W\] and not empty, got \[4, 4\]'),
+        (lambda: Region(np.ones(4), 0), r'got \[4\]'),
+    ],
+)
+def test_wrong_targets(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_targets_of_another_network(toy, toy_images, dense):
+    with pytest.raises(ValueError, match='the vector has 5 numbers, the network gives 6'):
+        localize(toy, toy_images, classes=Similarity(np.ones(5)))
+    network = network_of(*dense, lambda scores: scores)
+    for mask, index in ((np.ones((5, 5)), 0), (np.ones((4, 4)), 3)):
+        message = rf'class {index} in a region of .*among the 48 outputs'
+        with pytest.raises(ValueError, match=message):
+            localize(network, toy_images, classes=Region(mask, index))
+    with pytest.raises(ValueError, match=r'not outputs \[1,...\] of 1 images'):
+        toy.explaining(lambda logits, endpoints: endpoints)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wsol_jax.names import unknown_name
 
@@ -62,6 +63,75 @@ class FreeScore:
         """(logits [C], class index) -> score."""
         del index
         return self.function(logits)
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How similar outputs are to others, such as those of another image: the cosine.
+
+    A function for `classes=`; equal vectors share a compiled program.
+
+    Attributes:
+        vector: [N], as long as the outputs of an image.
+
+    Raises:
+        ValueError: it is no vector, or has no direction.
+    """
+
+    vector: Any
+
+    def __post_init__(self) -> None:
+        given = np.asarray(self.vector, np.float64)
+        if given.ndim != 1 or not np.isfinite(given).all() or not given.any():
+            raise ValueError(
+                'vector must be finite numbers [N], not all zero, such as the logits of one image, '
+                f'got shape {list(given.shape)}'
+            )
+        object.__setattr__(self, 'vector', tuple((given / np.linalg.norm(given)).tolist()))
+
+    def __call__(self, outputs: jax.Array) -> jax.Array:
+        """Outputs [N] of one image -> their cosine to the vector."""
+        if outputs.shape != (len(self.vector),):
+            raise ValueError(
+                f'the vector has {len(self.vector)} numbers, the network gives {len(outputs)}'
+            )
+        return jnp.dot(outputs, jnp.array(self.vector, outputs.dtype)) / jnp.linalg.norm(outputs)
+
+
+@dataclass(frozen=True)
+class Region:
+    """The score of a class in a region of the image, of a network for semantic segmentation.
+
+    The sum over the region of the outputs of the class: Vinogradova et al., "Towards Interpretable
+    Semantic Segmentation via Gradient-Weighted Class Activation Mapping", AAAI 2020, equation 2. A
+    function for `classes=`; equal regions share a compiled program.
+
+    Attributes:
+        mask: [H,W], bool or weights, at the resolution of the outputs [H,W,C].
+        index: of the class.
+
+    Raises:
+        ValueError: the mask is of another shape, or empty.
+    """
+
+    mask: Any
+    index: int
+
+    def __post_init__(self) -> None:
+        given = np.asarray(self.mask, np.float32)
+        if given.ndim != 2 or not given.any():
+            raise ValueError(f'mask must be [H,W] and not empty, got {list(given.shape)}')
+        object.__setattr__(self, 'mask', tuple(map(tuple, given.tolist())))
+
+    def __call__(self, outputs: jax.Array) -> jax.Array:
+        """Outputs [H*W*C] of one image -> the sum in the region."""
+        mask = jnp.array(self.mask, outputs.dtype)
+        if len(outputs) % mask.size or not 0 <= self.index < len(outputs) // mask.size:
+            raise ValueError(
+                f'class {self.index} in a region of {list(mask.shape)} is not among the '
+                f'{len(outputs)} outputs of the network: the mask must be as large as they are'
+            )
+        return jnp.sum(mask * outputs.reshape(*mask.shape, -1)[..., self.index])
 
 
 SCORES: dict[str, Score] = {'logit': logit, 'softmax': softmax, 'finer_cam': FinerCAM()}

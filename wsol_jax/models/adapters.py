@@ -20,6 +20,7 @@ from wsol_jax.models.network import (
     Size,
     Thaw,
     by_identity_unless_hashable,
+    flat,
     freeze,
     sides,
 )
@@ -74,8 +75,9 @@ def from_linen(
         tokens: ((H, W), number of class and register tokens in front) of a transformer; None
             takes N or N - 1 tokens as a square. Maps and gradients are those of the patches.
         call_options: more keywords for the call, or other values for the flags.
-        output: takes the logits [B,C] from what the model returns; None: it returns them, or
-            an object with `.logits`.
+        output: takes the logits [B,C] from what the model returns, or other outputs [B,...] that
+            are to be explained, which are flattened; None: it returns logits, or an object with
+            `.logits`.
         last_layer: the endpoint directly before global average pooling, where CAM is defined;
             None: the last main endpoint.
         probability: what the logits stand for: 'softmax', 'sigmoid' or a function; None: 'sigmoid'
@@ -314,11 +316,14 @@ def _call_options(module: Any, given: Mapping[str, Any] | None) -> CallOptions:
 
 def _logits(result: Any, output: Callable | None, batch: int) -> jax.Array:
     logits = output(result) if output else getattr(result, 'logits', result)
+    if output and getattr(logits, 'ndim', 0) > 2:  # told that these are meant
+        logits = flat(logits, batch)
     if not isinstance(logits, jax.Array) or logits.ndim != 2 or logits.shape[0] != batch:
         shapes = [list(jnp.shape(x)) for x in jax.tree.leaves(logits) if hasattr(x, 'shape')]
         raise ModelError(
             f'the output is {type(logits).__name__} with arrays {shapes}, not logits [{batch},C]; '
-            'pass output=..., a function from what the model returns to its logits'
+            'pass output=..., a function from what the model returns to its logits, or to other '
+            'outputs [B,...] that are to be explained'
         )
     return logits.astype(jnp.float32)
 

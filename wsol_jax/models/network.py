@@ -245,6 +245,25 @@ class Network:
             raise ValueError(f'{self.name} was made of a function: there is no module to copy')
         return apply.thaw(self.state)
 
+    def explaining(
+        self, output: Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
+    ) -> 'Network':
+        """The same network, other outputs of which are explained in place of the logits.
+
+        Args:
+            output: (logits [B,C], {endpoint: [B,H,W,K]}) -> outputs [B,...], of each image alone,
+                such as `lambda logits, endpoints: endpoints['pw_13'].mean((1, 2))`. They stand,
+                flattened, where the logits were. Defined once: programs are compiled anew for every
+                other function.
+
+        Raises:
+            ValueError: it returns no array [B,...].
+        """
+        apply = by_identity_unless_hashable(_Explaining(self.apply, output))
+        num_classes, _ = _shapes(apply, self.state, self.input_shape)
+        facts: dict[str, Any] = {'probability': None, 'own_map': None, 'class_names': None}
+        return replace(self, apply=apply, num_classes=num_classes, **facts)
+
     def layers(self) -> tuple[str, ...]:
         """The main endpoints, from input to output: all layers that are used by default."""
         main = self.main or main_endpoints(self.shapes)
@@ -295,6 +314,18 @@ class _ModuleApply:
 
 
 @dataclass(frozen=True)
+class _Explaining:
+    """`apply` of a network with other outputs in place of the logits."""
+
+    apply: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+    output: Callable[[jax.Array, dict[str, jax.Array]], jax.Array]
+
+    def __call__(self, state: Any, inputs: jax.Array, perturb: Perturbations | None = None) -> Any:
+        logits, endpoints = self.apply(state, inputs, perturb)
+        return flat(self.output(logits, endpoints), logits.shape[0]), endpoints
+
+
+@dataclass(frozen=True)
 class _HeadsMap:
     """`function` of the own map of a module with heads."""
 
@@ -304,6 +335,21 @@ class _HeadsMap:
         self, state: Any, endpoints: Mapping[str, jax.Array], classes: jax.Array
     ) -> jax.Array:
         return self.thaw(state).heads.map(endpoints, classes)
+
+
+def flat(outputs: Any, batch: int) -> jax.Array:
+    """Outputs [B,...] as [B,N].
+
+    Raises:
+        ValueError: they are no array of so many images.
+    """
+    if not isinstance(outputs, jax.Array) or not outputs.ndim or outputs.shape[0] != batch:
+        shapes = [list(jnp.shape(x)) for x in jax.tree.leaves(outputs) if hasattr(x, 'shape')]
+        raise ValueError(
+            f'what is explained is {type(outputs).__name__} with arrays {shapes}, not outputs '
+            f'[{batch},...] of {batch} images'
+        )
+    return outputs.reshape(batch, -1)
 
 
 def by_identity_unless_hashable(apply: Callable) -> Callable:
