@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
 
-.PHONY: demo test test-slow check docs
+.PHONY: demo test test-slow check docs package try-oldest try-newest
 
 demo: $(VENV)/ready
 	$(VENV)/bin/python -m wsol_jax.main --config configs/shapes_resnet.py --workdir $(DEMO)
@@ -24,6 +24,21 @@ check: $(VENV)/ready
 
 docs: $(VENV)/ready
 	$(VENV)/bin/python -m sphinx -b html -n -W --keep-going --quiet docs docs/_build/html
+
+# Wheel and source archive, tried outside the checkout: with the oldest and the newest libraries.
+PACKAGE = build/package
+
+package: $(VENV)/ready
+	rm -rf $(PACKAGE)
+	$(VENV)/bin/python -m build --no-isolation --outdir $(PACKAGE)
+	sed -n '/^install_requires/,/^$$/s/ >= /==/p' setup.cfg > $(PACKAGE)/oldest.txt
+	$(MAKE) --jobs 2 try-oldest try-newest
+
+try-oldest:
+	PYTHON=$(PYTHON) .ci/try $(PACKAGE)/*.whl --constraint $(PACKAGE)/oldest.txt
+
+try-newest:
+	PYTHON=$(PYTHON) .ci/try $(PACKAGE)/*.tar.gz
 
 $(VENV)/ready: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -63,5 +63,11 @@ def test_the_source_archive_holds_all_to_build_it_again(built):
     with tarfile.open(built[1]) as archive:
         files = {m.name.partition('/')[2] for m in archive.getmembers() if m.isfile()}
     assert sources() < files
-    assert {'setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'} < files
+    assert {'setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE', 'CHANGELOG.md'} < files
     assert not any(name.startswith(('tests/', 'configs/')) for name in files)
+
+
+def test_all_tell_the_same_version():
+    citation = (ROOT / 'CITATION.cff').read_text().splitlines()
+    assert f'version: {wsol_jax.__version__}' in citation
+    assert f'## {wsol_jax.__version__}' in (ROOT / 'CHANGELOG.md').read_text()

@@ -1,6 +1,7 @@
-"""progress.csv and what TensorBoard gets."""
+"""progress.csv, and what TensorBoard and Weights & Biases get."""
 
 import csv
+import subprocess
 import sys
 from types import SimpleNamespace
 from typing import ClassVar
@@ -9,7 +10,7 @@ import pytest
 
 from wsol_jax.config import ConfigError
 from wsol_jax.progress import ProgressLog, read_progress
-from wsol_jax.workdir import read_csv
+from wsol_jax.workdir import read_csv, write_text
 
 HEADER = 'stage,split,step,loss,accuracy,images_per_second'
 
@@ -133,3 +134,96 @@ def test_without_tensorboard_nothing_happens(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'tensorboardX', None)
     ProgressLog(tmp_path).row('train', 'val', 7, 5, loss=0.5)
     assert [path.name for path in tmp_path.iterdir()] == ['progress.csv']
+
+
+class Run:
+    """What there is of a run of wandb: the calls."""
+
+    def __init__(self, options):
+        self.id, self.options, self.calls = options['id'], options, []
+
+    def define_metric(self, name, step_metric):
+        self.calls.append((name, step_metric))
+
+    def log(self, values):
+        self.calls.append(values)
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    module = SimpleNamespace(run=None, runs=[], Error=type('Error', (Exception,), {}))
+
+    def init(**options):
+        module.run = Run(options)
+        module.runs.append(module.run)
+        return module.run
+
+    module.init = init
+    monkeypatch.setitem(sys.modules, 'wandb', module)
+    monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+    return module
+
+
+def test_weights_and_biases_gets_every_scalar_over_its_own_step(tmp_path, wandb):
+    write_text(tmp_path / 'config.json', '{"config": {"seed": 3}}')
+    ProgressLog(tmp_path, 'birds').row('train', 'val', 7, 5, loss=0.5, accuracy=40.0)
+    (run,) = wandb.runs
+    assert run.options['project'] == 'birds' and run.options['dir'] == str(tmp_path)
+    assert run.options['config'] == {'seed': 3} and run.options['resume'] == 'allow'
+    metric, values = run.calls
+    assert metric == ('train/val/*', 'train/val/step')
+    speed = values.pop('train/val/images_per_second')
+    assert values == {'train/val/loss': 0.5, 'train/val/accuracy': 40.0, 'train/val/step': 7}
+    assert speed == pytest.approx(float(read_progress(tmp_path)[0]['images_per_second']), rel=1e-4)
+
+
+def test_a_workdir_has_one_run_however_often_it_goes_on(tmp_path, wandb):
+    for workdir in (tmp_path / 'a', tmp_path / 'a', tmp_path / 'b'):
+        workdir.mkdir(exist_ok=True)
+        ProgressLog(workdir, 'birds').row('train', 'val', 1, 1)
+    assert len(wandb.runs) == 2  # of one process
+    wandb.run = None  # as in another one
+    ProgressLog(tmp_path / 'a', 'birds').row('train', 'val', 2, 1)
+    first, other, again = (run.id for run in wandb.runs)
+    assert first == again != other and len(first) == 32
+
+
+def test_nobody_is_told_of_a_run_unless_asked(tmp_path, wandb):
+    ProgressLog(tmp_path).row('train', 'val', 7, 5, loss=0.5)
+    assert wandb.runs == [] and [path.name for path in tmp_path.iterdir()] == ['progress.csv']
+
+
+def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    message = r"config\.wandb='birds' needs Weights & Biases: pip install 'wsol_jax\[wandb\]'$"
+    with pytest.raises(ConfigError, match=message):
+        ProgressLog(tmp_path, 'birds')
+
+
+def test_a_run_that_cannot_begin_is_one_line(tmp_path, wandb, monkeypatch):
+    def init(**_):
+        raise wandb.Error('No API key.\nLog in.')
+
+    monkeypatch.setattr(wandb, 'init', init)
+    with pytest.raises(ConfigError, match=r"^config\.wandb='birds': No API key\. Log in\.; WAN"):
+        ProgressLog(tmp_path, 'birds')
+
+
+OFFLINE = """import sys
+from pathlib import Path
+from wsol_jax.progress import ProgressLog
+ProgressLog(Path('W'), 'birds').row('train', 'val', int(sys.argv[1]), 4, loss=0.5)
+"""
+
+
+def test_the_real_one_keeps_one_run_in_the_workdir_without_a_network(tmp_path, monkeypatch):
+    pytest.importorskip('wandb', reason='wandb is not installed')
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    (tmp_path / 'W').mkdir()
+    for step in ('1', '2'):
+        subprocess.run([sys.executable, '-c', OFFLINE, step], cwd=tmp_path, check=True, timeout=200)
+    name = (tmp_path / 'W/wandb/run_id.txt').read_text().strip()
+    files = list((tmp_path / 'W/wandb').glob('offline-run-*/run-*.wandb'))
+    assert [file.name for file in files] == [f'run-{name}.wandb'] * 2
+    for file in files:
+        assert b'train/val/loss' in file.read_bytes() and b'birds' in file.read_bytes()

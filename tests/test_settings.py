@@ -65,6 +65,7 @@ FREE = {
     'report.images',
     'report.gallery',
     'report.format',
+    'wandb',
 }
 OF_TRAINING = {'seed', 'data', 'augment', 'network', 'train'}
 

@@ -71,7 +71,7 @@ def fill_store(
     batch_size = devices.round_up(min(config.localize.batch_size, len(source)))
     reader = evaluation_batches(source, work.size, batch_size, pending, workers, work.targets)
     progress = tqdm(total=len(pending), desc=f'localize {split}', unit='image', disable=None)
-    log = ProgressLog(workdir)
+    log = ProgressLog(workdir, config.wandb if pending else '')
     with progress, closing(reader), ChunkWriter(store) as writer:
         launched = ((batch, work.launch(batch)) for batch in reader)
         for step, (batch, results) in enumerate(one_ahead(launched)):

@@ -407,6 +407,11 @@ class Config:
         'nothing',
         choices=('jit', 'pmap'),
     )
+    wandb: str = setting(
+        '',
+        "project of Weights & Biases that gets the rows of progress.csv, too; '' for none",
+        'nothing',
+    )
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)

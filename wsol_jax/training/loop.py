@@ -192,7 +192,7 @@ class _Run:
         self._earlier = self._row.images  # of the row, by another process
         self._readable = self._step % epoch_steps > 0  # whether the epoch has an image
         self._state = devices.replicate(start, donated=True)
-        self._log = ProgressLog(workdir)
+        self._log = ProgressLog(workdir, config.wandb)
         self._log.forget('train', after=self._step)
         self._skipped = SkipList(workdir)
 
