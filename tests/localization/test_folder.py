@@ -171,6 +171,8 @@ def test_a_layer_without_gradient_is_an_error(toy_with_spare, folder):
         ('nowhere', {}, 'nowhere: no such folder'),
         ([], {}, 'there are no images'),
         ([np.zeros((8, 8, 3), np.uint8)], {}, 'must be a folder or files, got a ndarray'),
+        (None, {'batch_size': 0}, 'batch_size must be a whole number from 1 on, got 0'),
+        (None, {'batch_size': 2.5}, r'from 1 on, got 2\.5'),
         (None, {'resize': False}, 'resize=False has a program for every size'),
         (None, {'classes': [1, 2]}, r'one for all images, .* got \[1, 2\]; give localize'),
         (None, {'methods': 'dgl'}, r"\('dgl',\)"),

@@ -405,6 +405,13 @@ def test_wrong_images(toy, toy_images):
         localize(toy, np.full((1, 8, 8, 3), np.nan, np.float32))
 
 
+@pytest.mark.parametrize('batch_size', [0, -1, 2.5, '8'])
+def test_wrong_batch_sizes(toy, toy_images, batch_size):
+    for images in (toy_images, list(toy_images)):
+        with pytest.raises(ValueError, match=r'^batch_size must be a whole number from 1 on'):
+            localize(toy, images, batch_size=batch_size)
+
+
 def test_images_without_gradient_count_only_where_valid():
     dead = {'a': np.array([False, True, True]), 'b': np.array([True, True, True])}
     with pytest.raises(ValueError, match="'b' is zero everywhere"):

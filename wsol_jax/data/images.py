@@ -11,6 +11,7 @@ from PIL import Image
 
 from wsol_jax.data.decode import decode_image, pixels_of, resize_image, stored_size
 from wsol_jax.data.records import Decoding, Record
+from wsol_jax.names import shown
 
 THREADS = 8
 DISPLAYED = Decoding(displayed=True)
@@ -67,8 +68,10 @@ def batches(
         padding).
 
     Raises:
-        ValueError: an image cannot be read, or sizes differ where they must not.
+        ValueError: an image cannot be read, sizes differ where they must not, or `batch_size` is
+            no number of images.
     """
+    check_batch_size(batch_size)
     if _is_array(images) and shape in (None, images.shape[1:3]):
         yield images, [images.shape[2:0:-1]] * len(images)
         return
@@ -80,6 +83,12 @@ def batches(
             pixels, sizes = zip(*pool.map(read, items[start : start + count]), strict=True)
             common = common or pixels[0].shape[:2]
             yield _stacked(pixels, common, count), list(sizes)
+
+
+def check_batch_size(batch_size: Any) -> None:
+    """Raises ValueError for what is no number of images."""
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(f'batch_size must be a whole number from 1 on, got {shown(batch_size)}')
 
 
 def read_image(item: Any, shape: _Size | None = None, channels: int = 3) -> tuple[Any, _Size]:

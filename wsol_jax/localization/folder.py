@@ -21,7 +21,7 @@ from wsol_jax.data import (
     evaluation_batches,
     stored_size,
 )
-from wsol_jax.data.images import DISPLAYED, listed, resized_shape
+from wsol_jax.data.images import DISPLAYED, check_batch_size, listed, resized_shape
 from wsol_jax.data.records import ListedRecords
 from wsol_jax.localization.localize import (
     check_gradients,
@@ -79,6 +79,7 @@ def localize_folder(
     """
     check_network(network)
     check_options(localize_folder, options)
+    check_batch_size(batch_size)
     shape = resized_shape(network.input_shape[:2], resize)
     if shape is None:
         raise ValueError('resize=False has a program for every size: give a side, or True')
