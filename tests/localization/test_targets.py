@@ -220,13 +220,37 @@ def test_similarity_of_the_pooled_activation_of_a_layer(toy, toy_images):
         assert_close(result.maps['hires_cam', layer], hires_by_grad(score_of, seen[layer]))
 
 
-def test_equal_vectors_and_regions_share_a_program(toy, toy_images):
-    localize(toy, toy_images, ('hires_cam',), classes=Similarity(VECTOR))
+def weighted(weights, outputs):
+    return (weights * outputs).sum()
+
+
+KINDS = {
+    'Similarity': (Similarity, np.eye(6)),
+    'Region': (lambda mask: Region(mask, 1), np.eye(3).reshape(3, 1, 3)),
+    'Partial': (lambda weights: jax.tree_util.Partial(weighted, weights), np.eye(6)),
+}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_what_differs_in_its_array_alone_shares_a_program(toy, toy_images, kind):
+    make, arrays = KINDS[kind]
+    first, _ = early_map(toy, toy_images, classes=make(arrays[0]))
     programs = compute_maps._cache_size()
-    localize(toy, toy_images, ('hires_cam',), classes=Similarity(VECTOR.tolist()))
+    second, _ = early_map(toy, toy_images, classes=make(arrays[1]))
     assert compute_maps._cache_size() == programs
-    assert Region(np.eye(3), 1) == Region(np.eye(3, dtype=bool), 1) != Region(np.eye(3), 2)
-    assert hash(Region(np.eye(3), 1)) == hash(Region(np.eye(3).tolist(), 1))
+    score_of = make(arrays[1])  # what JAX makes of it without any program of ours
+    inputs = toy.preprocessing(toy_images)
+
+    def scores_of(added):
+        return jax.vmap(score_of)(toy.apply(toy.state, inputs, {'early': added})[0])
+
+    assert_close(second, hires_by_grad(scores_of, toy.apply(toy.state, inputs)[1]['early']))
+    assert np.abs(first - second).max() > 0.01 * np.abs(second).max()
+
+
+def test_regions_of_other_classes_have_programs_of_their_own(toy, toy_images):
+    maps = [early_map(toy, toy_images, classes=Region(np.ones((1, 3)), i))[0] for i in range(2)]
+    assert np.abs(maps[0] - maps[1]).max() > 0.01 * np.abs(maps[1]).max()
 
 
 class Dense(linen.Module):

@@ -34,6 +34,7 @@ def compute_maps(
     images: jax.Array,
     top: int = 0,
     classes: jax.Array | None = None,
+    arrays: Sequence[Any] = (),
 ) -> tuple[jax.Array, jax.Array, dict[Key, jax.Array], dict[str, jax.Array]]:
     """The one compiled program from images to maps.
 
@@ -45,12 +46,15 @@ def compute_maps(
         images: [B,H,W,3] RGB, uint8 or float in [0, 1].
         top: explain this many classes, those with the highest logits; 0 for `classes`.
         classes: [B,K], or bool [B,C] for the sum of several, where `top` is 0.
+        arrays: of a `FreeScore` that was split.
 
     Returns:
         logits [B,C], classes [B,K] (NO_CLASS for bool ones), maps {(method, layer): [B,K,h,w]}
         and {layer: [B]}, ZERO where the gradient is zero everywhere on that layer, UNEVEN where it
         should be the same at all positions and is not, else 0; only for layers with gradients.
     """
+    if isinstance(plan.score, FreeScore):
+        plan = replace(plan, score=plan.score.whole(arrays))
     inputs, keys = preprocessing(images), image_keys(jnp.asarray(images), plan.seed)
     views = plan.views
     # Logits and predicted classes are those of the image as it is: that view comes first.
@@ -170,7 +174,8 @@ def localize(
           number, one class index, indices [B] or [B,K], a list of indices for every image, each as
           long as it needs (K is that of the longest), bool [B,C] for the sum of the scores of
           several classes, or a function logits [C] -> score (define it once: the program is
-          compiled anew for every other function).
+          compiled anew for every other function; arrays that it needs go with it as
+          `jax.tree_util.Partial(function, array)`, and may change).
         resize: images become as large as the network's input, as in the command, for the class
           changes with the size; or side or (height, width) in pixels; False: they stay as they
           are, all of one size.
@@ -215,7 +220,7 @@ def plan_of_call(
         return plan
     if own := [m.name for fused in plan.methods for m in fused if m.where == 'head']:
         raise ValueError(f'{own[0]} makes maps of classes: give indices, not a function')
-    return replace(plan, score=FreeScore(classes))
+    return replace(plan, score=FreeScore.split(classes)[0])
 
 
 def run_plan(
@@ -237,11 +242,12 @@ def run_plan(
         ValueError: wrong classes, or an image that cannot be read.
     """
     top, indices = _target(classes, count, network.num_classes)
+    arrays = FreeScore.split(classes)[1] if callable(classes) else []
 
     def program(images: Any, indices: np.ndarray | None) -> tuple:
         arguments = (network.apply, network.preprocessing, plan, network.state)
         with backward_rules_told(plan):
-            return compute_maps(*arguments, images, top, indices)
+            return compute_maps(*arguments, images, top, indices, arrays)
 
     asked = None if indices is None else filled_up(indices)
     (logits, chosen, maps, faults), sizes = in_batches(program, each, asked)

@@ -4,7 +4,7 @@ A score is a function of the logits of one image and a class index. Gradient met
 gradient with respect to the logits; methods that mask or ablate read its values.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +55,30 @@ class FinerCAM:
 
 @dataclass(frozen=True)
 class FreeScore:
-    """Somebody's function logits [C] -> scalar as a score; the class index is of no use to it."""
+    """Somebody's function logits [C] -> scalar as a score; the class index is of no use to it.
 
-    function: Callable[[jax.Array], jax.Array]
+    Programs are keyed by it. Where the function is a pytree, such as `Similarity` or a
+    `jax.tree_util.Partial`, it is the structure alone that counts, and programs are given the
+    arrays: one serves all.
+
+    Attributes:
+        function: the function, or the structure of a pytree.
+    """
+
+    function: Any
+
+    @classmethod
+    def split(cls, function: Callable[[jax.Array], jax.Array]) -> tuple['FreeScore', list[Any]]:
+        """The score without the arrays of the function, and these."""
+        arrays, structure = jax.tree.flatten(function)
+        leaf = jax.tree_util.treedef_is_leaf(structure)
+        return (cls(function), []) if leaf else (cls(structure), arrays)
+
+    def whole(self, arrays: Sequence[Any]) -> 'FreeScore':
+        """What `split` took apart."""
+        if not isinstance(self.function, jax.tree_util.PyTreeDef):
+            return self
+        return FreeScore(jax.tree.unflatten(self.function, arrays))
 
     def __call__(self, logits: jax.Array, index: jax.Array) -> jax.Array:
         """(logits [C], class index) -> score."""
@@ -65,11 +86,11 @@ class FreeScore:
         return self.function(logits)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Similarity:
     """How similar outputs are to others, such as those of another image: the cosine.
 
-    A function for `classes=`; equal vectors share a compiled program.
+    A function for `classes=`; all vectors share a compiled program.
 
     Attributes:
         vector: [N], as long as the outputs of an image.
@@ -87,24 +108,25 @@ class Similarity:
                 'vector must be finite numbers [N], not all zero, such as the logits of one image, '
                 f'got shape {list(given.shape)}'
             )
-        object.__setattr__(self, 'vector', tuple((given / np.linalg.norm(given)).tolist()))
+        unit = given / np.linalg.norm(given)
+        object.__setattr__(self, 'vector', unit.astype(np.float32))
 
     def __call__(self, outputs: jax.Array) -> jax.Array:
         """Outputs [N] of one image -> their cosine to the vector."""
-        if outputs.shape != (len(self.vector),):
+        if outputs.shape != self.vector.shape:
             raise ValueError(
                 f'the vector has {len(self.vector)} numbers, the network gives {len(outputs)}'
             )
-        return jnp.dot(outputs, jnp.array(self.vector, outputs.dtype)) / jnp.linalg.norm(outputs)
+        return jnp.dot(outputs, self.vector) / jnp.linalg.norm(outputs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Region:
     """The score of a class in a region of the image, of a network for semantic segmentation.
 
     The sum over the region of the outputs of the class: Vinogradova et al., "Towards Interpretable
     Semantic Segmentation via Gradient-Weighted Class Activation Mapping", AAAI 2020, equation 2. A
-    function for `classes=`; equal regions share a compiled program.
+    function for `classes=`; all masks of one size share a compiled program.
 
     Attributes:
         mask: [H,W], bool or weights, at the resolution of the outputs [H,W,C].
@@ -118,14 +140,14 @@ class Region:
     index: int
 
     def __post_init__(self) -> None:
-        given = np.asarray(self.mask, np.float32)
+        given = np.array(self.mask, np.float32)
         if given.ndim != 2 or not given.any():
             raise ValueError(f'mask must be [H,W] and not empty, got {list(given.shape)}')
-        object.__setattr__(self, 'mask', tuple(map(tuple, given.tolist())))
+        object.__setattr__(self, 'mask', given)
 
     def __call__(self, outputs: jax.Array) -> jax.Array:
         """Outputs [H*W*C] of one image -> the sum in the region."""
-        mask = jnp.array(self.mask, outputs.dtype)
+        mask = self.mask
         if len(outputs) % mask.size or not 0 <= self.index < len(outputs) // mask.size:
             raise ValueError(
                 f'class {self.index} in a region of {list(mask.shape)} is not among the '
@@ -133,6 +155,24 @@ class Region:
             )
         return jnp.sum(mask * outputs.reshape(*mask.shape, -1)[..., self.index])
 
+
+def _with_arrays(kind: type, array: str, *others: str) -> None:
+    """Makes a dataclass a pytree of one array, the other attributes being its structure."""
+
+    def flatten(target: Any) -> tuple[tuple[Any], tuple[Any, ...]]:
+        return (getattr(target, array),), tuple(getattr(target, name) for name in others)
+
+    def unflatten(values: tuple[Any, ...], arrays: tuple[Any]) -> Any:
+        made: Any = object.__new__(kind)  # what it holds was checked, and may be traced now
+        for name, value in zip((array, *others), (*arrays, *values), strict=True):
+            object.__setattr__(made, name, value)
+        return made
+
+    jax.tree_util.register_pytree_node(kind, flatten, unflatten)
+
+
+_with_arrays(Similarity, 'vector')
+_with_arrays(Region, 'mask', 'index')
 
 SCORES: dict[str, Score] = {'logit': logit, 'softmax': softmax, 'finer_cam': FinerCAM()}
 
