@@ -6,6 +6,11 @@ r"""Every training method on one network, split and budget: 30 classes of CUB-20
 DATA holds `cub30/` in the layout of wsolevaluation and `weights/mobilenet_v1.safetensors`.
 The variant is a name of VARIANTS. MobileNetV1 starts from its ImageNet weights; `conv_0` to block 6
 keep them, so that a run takes minutes on two CPU cores.
+
+Published: nothing on these 30 classes. Measured on 801 test images (seed 0; checkpoint, layer and
+threshold chosen on val), GT-known Loc in % of its own map, DGL and LayerCAM: plain 32.3 (CAM), 82.5
+(pw_9), 84.8 (pw_11); acol 43.4, 84.4 (pw_10), 85.3 (pw_11); bas 87.3, 77.9, 82.9 (both pw_10).
+Top-1: 65.4, 71.5, 59.2. The others: not measured with these settings.
 """
 
 import os
