@@ -15,6 +15,7 @@ _WHERE = {
     'any': 'any layer, or several at once',
     'last': 'the layer before global average pooling',
     'all': 'all main layers, for one map',
+    'input': 'the input, for a map as fine as it',
 }
 _GRADIENTS = {class_score: 'the gradient of the score', softmax_probabilities: 'that of the loss'}
 

@@ -14,8 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsol_jax.localization.method import (
-    ALL,
-    HEAD,
     Apply,
     Classes,
     Cotangent,
@@ -109,7 +107,7 @@ def raw_maps(
         inputs: [B,H,W,3], preprocessed.
         classes: see `Classes`.
         layers_of: the methods to compute and the layers of each; (ALL,) for one that needs all,
-            (HEAD,) for that of a trained head.
+            (HEAD,) for that of a trained head, (INPUT,) for one at the input.
         keys: random keys [B], for the methods that draw.
         score: what is explained of a class.
         probability: logits [B,C] -> probabilities [B,C], in place of the softmax.
@@ -174,7 +172,7 @@ def _activations_of(
 ) -> list[str]:
     """The endpoints that the layers of all methods stand for, each once."""
     named = [
-        {ALL: main_layers, HEAD: method.endpoints}.get(layer, (layer,))
+        {'all': main_layers, 'head': method.endpoints, 'input': ()}.get(method.where, (layer,))
         for method, chosen in layers_of.items()
         for layer in chosen
     ]

@@ -169,7 +169,8 @@ def localize(
         methods: names or `Method`s; the names are the keys of `METHODS`; 'a+b' fuses two methods.
         layers: endpoints of the network (`network.endpoints()`); 'a+b' fuses the maps at a and b.
           None: all main layers. CAM is always at the last layer; the layer of a method that makes
-          one map of all main layers is called 'all', that of a trained head 'head'.
+          one map of all main layers is called 'all', that of a trained head 'head', that of one at
+          the input 'input'.
         classes: what to localize: None or 'top1' for the predicted class, 'top5' or any other
           number, one class index, indices [B] or [B,K], a list of indices for every image, each as
           long as it needs (K is that of the longest), bool [B,C] for the sum of the scores of

@@ -16,6 +16,7 @@ Classes = jax.Array | Callable[[jax.Array], jax.Array]
 
 ALL = 'all'  # the layer in the key of a map that is made of all main layers
 HEAD = 'head'  # and of a map that a trained head of the network makes
+INPUT = 'input'  # and of one at the input itself
 
 
 def channel_sum(terms: jax.Array) -> jax.Array:
@@ -72,7 +73,8 @@ class Method:
         passes: (run, layers) -> {layer: terms [K,B,h,w,K']} for the K targets, or [1,B,h,w,K'].
         reduce: [B,h,w,K] -> raw map [B,h,w]; the sum over channels for nearly all.
         where: 'any' layer; 'last', defined only on the endpoint before global average pooling;
-            'all', one map from all main layers; or 'head', one map of a trained head.
+            'all', one map from all main layers; 'head', one map of a trained head; or 'input', one
+            as fine as the input.
         endpoints: those that a method for 'head' reads.
         part: what the blocks of the network must show, such as 'attention'; '' for nothing.
         relu: its definition ends in a ReLU. Raw maps come without; scoring applies it.
@@ -85,7 +87,7 @@ class Method:
     terms: Callable[..., jax.Array] | None = None
     passes: Callable[[Run, Sequence[str]], dict[str, jax.Array]] | None = None
     reduce: Callable[[jax.Array], jax.Array] = channel_sum
-    where: Literal['any', 'last', 'all', 'head'] = 'any'
+    where: Literal['any', 'last', 'all', 'head', 'input'] = 'any'
     endpoints: tuple[str, ...] = ()
     part: str = ''
     relu: bool = False

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from wsol_jax.localization import activation, attention, cam, masking
+from wsol_jax.localization import activation, attention, cam, input_gradients, masking
 from wsol_jax.localization.dgl import dgl, sgl_g1, sgl_g2
 from wsol_jax.localization.full_grad import full_grad
 from wsol_jax.localization.method import HEAD, Method, Run
@@ -43,6 +43,10 @@ METHODS: dict[str, Callable[..., Method]] = {
     'is_cam': masking.is_cam,
     'ablation_cam': masking.ablation_cam,
     'rollout': attention.rollout,
+    'saliency': input_gradients.saliency,
+    'smooth_grad': input_gradients.smooth_grad,
+    'integrated_gradients': input_gradients.integrated_gradients,
+    'guided_backprop': input_gradients.guided_backprop,
     'random_cam': activation.random_cam,
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from wsol_jax.fields import Range, documented, setting, settings_of
 from wsol_jax.localization.factors import principal_component
-from wsol_jax.localization.method import ALL, HEAD, Method, channel_sum
+from wsol_jax.localization.method import ALL, HEAD, INPUT, Method, channel_sum
 from wsol_jax.localization.methods import of_head, resolve_methods
 from wsol_jax.localization.targets import FinerCAM, Score, logit, resolve_score, softmax
 from wsol_jax.localization.views import AS_IT_IS, GAINS, View
@@ -86,7 +86,7 @@ class MapPlan(Options):
         return ('+'.join(dict.fromkeys(self._places(m, '')[0] for m in fused)),)
 
     def _places(self, method: Method, layer: str) -> tuple[str, ...]:
-        fixed = {'last': (self.last_layer,), 'all': (ALL,), 'head': (HEAD,)}
+        fixed = {'last': (self.last_layer,), 'all': (ALL,), 'head': (HEAD,), 'input': (INPUT,)}
         return fixed.get(method.where) or tuple(layer.split('+'))
 
     @property
