@@ -97,17 +97,22 @@ def test_which_definitions_end_in_a_relu():
         'is_cam',
         'ablation_cam',
         'random_cam',
+        'integrated_gradients',
     }
 
 
 def test_every_method_has_its_name_and_its_place():
-    assert len(METHODS) == 25
+    assert len(METHODS) == 29
     assert all(METHODS[name]().name == name for name in METHODS)
     places = {name: METHODS[name]().where for name in METHODS}
     assert {n: p for n, p in places.items() if p != 'any'} == {
         'cam': 'last',
         'refine_cam': 'all',
         'full_grad': 'all',
+        'saliency': 'input',
+        'smooth_grad': 'input',
+        'integrated_gradients': 'input',
+        'guided_backprop': 'input',
         'rollout': 'all',
     }
 

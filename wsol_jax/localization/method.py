@@ -77,7 +77,8 @@ class Method:
             as fine as the input.
         endpoints: those that a method for 'head' reads.
         part: what the blocks of the network must show, such as 'attention'; '' for nothing.
-        relu: its definition ends in a ReLU. Raw maps come without; scoring applies it.
+        relu: its definition ends in a ReLU, or what is negative speaks against the class and marks
+            no object. Raw maps come without; scoring applies it.
         forward_mode: it takes forward-mode derivatives, of which a model with a jax.custom_vjp has
             none.
     """
