@@ -60,7 +60,9 @@ def _pictured(name: str) -> bool:
 
 def needs(method: Method) -> str:
     """What a method takes of the network, in words."""
-    gradients = [_GRADIENTS[c] for c in method.cotangents]
+    # Those at the input take it in passes of their own: nothing is pulled back to a layer.
+    pulled = (class_score,) if method.where == 'input' else method.cotangents
+    gradients = [_GRADIENTS[c] for c in pulled]
     found = [' and '.join(gradients) or 'no gradient', _WHERE[method.where]]
     if method.passes:
         found.append('further passes')

@@ -316,6 +316,7 @@ def test_a_card_tells_what_its_method_needs(cards):
     assert needs['dgl'].startswith('the gradient of the score and that of the loss; any layer')
     assert needs['eigen_cam'].startswith('no gradient') and 'passes' not in needs['eigen_cam']
     assert needs['cam'].endswith('the layer before global average pooling')
+    assert needs['saliency'].startswith('the gradient of the score; the input')
     assert 'all main layers' in needs['rollout'] and 'attention' in needs['rollout']
 
 
