@@ -7,8 +7,11 @@ The weights of config.network.weights, or of the training in DIR, are replaced b
 initialisation), part after part from the classifier down to the first convolution (Adebayo et al.,
 "Sanity Checks for Saliency Maps", NeurIPS 2018, section 4.1). After each part the maps of the same
 images for the same classes, those that the whole network predicts, are compared with the first ones
-by Spearman's rank correlation, magnitudes aside as scoring sees them. Prints the table, and writes
-it with a figure to DIR/sanity_check.md and .png.
+by Spearman's rank correlation, behind the ReLU where a method ends in one. Prints the table, and
+writes it with a figure to DIR/sanity_check.md and .png.
+
+On 12 ILSVRC images guided backpropagation fails: 0.99 with a random classifier, 0.87 with the last
+five parts random, where the plain gradient is at 0.48 and 0.37 (experiments/figures).
 """
 
 from collections.abc import Mapping, Sequence
