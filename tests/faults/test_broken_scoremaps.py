@@ -71,11 +71,8 @@ BROKEN = {
     'objects': (objects(), 'expected floats, got object'),
     'cut': (npy(head(), BYTES[:-1]), 'not a .npy file that can be read (it ends too early)'),
     'no data': (npy(head()), 'it ends too early'),
-    '8 GB': (
-        npy(head(shape='(32768, 32768)'), BYTES),
-        'expected shape [224, 224], got [32768, 327',
-    ),
-    '10**40': (npy(head(shape=f'({10**40}, 1)'), BYTES), 'expected shape [224, 224], got [1000'),
+    '8 GB': (npy(head(shape='(32768, 32768)'), BYTES), 'at most 4096 * 4096, got [32768, 32768]'),
+    '10**40': (npy(head(shape=f'({10**40}, 1)'), BYTES), 'at most 4096 * 4096, got [1000'),
     'negative': (npy(head(shape='(-224, 224)'), BYTES), 'expected shape'),
     'many axes': (npy(head(shape=f'({"1," * 3000})'), BYTES), 'expected shape'),
     'deep': (npy('(' * 9000), 'not a .npy file that can be read'),
