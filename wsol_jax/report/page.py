@@ -96,7 +96,7 @@ def origin(config: Config, workdir: Path) -> dict[str, str]:
         'weights': ', '.join(parts) if start else ''.join(parts[:trained]),
         'data': f'{kind}, {split}',
         'code': str(code or ''),
-        'made': time.strftime('%Y-%m-%d %H:%M'),
+        'made': time.strftime('%Y-%m-%d'),
     }
     return {what: text for what, text in facts.items() if text}
 

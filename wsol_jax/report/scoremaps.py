@@ -49,7 +49,7 @@ def write_scoremap_page(
         DataError: an image or a map cannot be read.
     """
     name, split = scoremaps.resolve().name, metadata.resolve().name
-    facts = {'maps': name, 'data': split, 'made': time.strftime('%Y-%m-%d %H:%M')}
+    facts = {'maps': name, 'data': split, 'made': time.strftime('%Y-%m-%d')}
     page = {'title': f'{name} on {split}', 'done': metrics['images'], 'closing': 0}
     records = scoremap_records(scoremaps, metadata, masks)
     gallery = _gallery(name, records, metadata, images) if images else None
