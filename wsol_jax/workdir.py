@@ -401,3 +401,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f'{path} is not a JSON object; delete it and run again')
     return value
+
+
+def write_class_names(path: Path, names: Sequence[str]) -> None:
+    """Notes what a classifier calls its classes, in the order of its logits."""
+    write_text(path, json.dumps({'class_names': list(names)}) + '\n')
+
+
+def read_class_names(path: Path) -> tuple[str, ...] | None:
+    """What `write_class_names` noted; () without the file, None where it holds no list.
+
+    Raises:
+        ConfigError: see `read_json`.
+    """
+    names = read_json(path).get('class_names') if path.exists() else []
+    return tuple(map(str, names)) if isinstance(names, list) else None

@@ -1,6 +1,5 @@
 """Raw maps on disk: the maps of one split as columns of a store."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from wsol_jax.data import DataError
 from wsol_jax.maps import Key
 from wsol_jax.maps.columns import Store
 from wsol_jax.maps.layout import AGAIN, Column, is_inside
-from wsol_jax.workdir import read_json, write_text
+from wsol_jax.workdir import read_class_names, write_class_names
 
 TOP = 5
 _NAMES = 'class_names.json'
@@ -90,13 +89,11 @@ class MapStore(Store):
         Args:
             names: in the order of the logits.
         """
-        write_text(self.folder / _NAMES, json.dumps({'class_names': list(names)}) + '\n')
+        write_class_names(self.folder / _NAMES, names)
 
     def class_names(self) -> tuple[str, ...]:
         """What `name_classes` noted; () where nothing is."""
-        file = self.folder / _NAMES
-        names = read_json(file).get('class_names') if file.exists() else []
-        return tuple(map(str, names)) if isinstance(names, list) else ()
+        return read_class_names(self.folder / _NAMES) or ()
 
     def read(self, key: Key, start: int, stop: int) -> np.ndarray:
         """Raw maps [stop - start, K, h, w] of one (method, layer).

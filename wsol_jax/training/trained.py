@@ -14,7 +14,7 @@ from wsol_jax.models.network import Network, Probability
 from wsol_jax.models.preprocessing import Preprocessing, as_preprocessing
 from wsol_jax.models.weights import WeightsError
 from wsol_jax.progress import read_progress
-from wsol_jax.workdir import read_json, write_text
+from wsol_jax.workdir import read_class_names, read_json, write_class_names, write_text
 
 # Where they are used: orbax and optax are slow to import, and files of weights need neither.
 if TYPE_CHECKING:
@@ -238,15 +238,14 @@ def record_training(
     if preprocessing:
         write_text(workdir / _PREPROCESSING, json.dumps(asdict(preprocessing)) + '\n')
     if class_names:
-        write_text(workdir / _CLASSES, json.dumps({'class_names': list(class_names)}) + '\n')
+        write_class_names(workdir / _CLASSES, class_names)
 
 
 def _recorded_names(workdir: Path) -> tuple[str, ...]:
-    note = workdir / _CLASSES
-    names = read_json(note).get('class_names') if note.exists() else []
-    if not isinstance(names, list):
-        raise WeightsError(f'{note}: holds no list of names; delete it')
-    return tuple(map(str, names))
+    names = read_class_names(workdir / _CLASSES)
+    if names is None:
+        raise WeightsError(f'{workdir / _CLASSES}: holds no list of names; delete it')
+    return names
 
 
 def recorded_preprocessing(workdir: Path) -> Preprocessing | None:
