@@ -12,7 +12,7 @@ from wsol_jax.config import (
     NetworkConfig,
     TrainConfig,
     check_key,
-    config_file,
+    config_source,
     default_config,
     flatten,
     read_config,
@@ -291,7 +291,7 @@ def test_a_config_file_makes_the_config_again(settings):
         group, _, key = path.rpartition('.')
         (tree[group] if group else tree)[key] = value
     config, space = read_config(tree), {}
-    text = config_file(config)
+    text = config_source(config)
     exec(text, space)
     assert read_config(space['get_config']()) == config
     names = {line.split(' = ')[0].strip() for line in text.splitlines() if 'config.' in line}

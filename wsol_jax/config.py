@@ -40,7 +40,7 @@ __all__ = [
     'ReportConfig',
     'TrainConfig',
     'check_key',
-    'config_file',
+    'config_source',
     'default_config',
     'flatten',
     'read_config',
@@ -56,7 +56,7 @@ def default_config() -> 'ml_collections.ConfigDict':
     return ml_collections.ConfigDict(tree)
 
 
-def config_file(config: Config) -> str:
+def config_source(config: Config) -> str:
     """A config file that makes this experiment again; it names what is not at its default."""
     plain = [f.name for f in dataclasses.fields(Config)]
     usual = {name: getattr(Config(), name) for name in plain} | {'train': TrainConfig()}

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from absl import logging
 
-from wsol_jax.config import Config, config_file
+from wsol_jax.config import Config, config_source
 from wsol_jax.data import Source
 from wsol_jax.evaluation.curves import CURVES
 from wsol_jax.maps.columns import DONE
@@ -49,7 +49,7 @@ def write_page(
         'done': int(np.sum(store.fact('status') == DONE)),
         'closing': config.evaluate.closing,
         'origin': origin(config, workdir),
-        'again': config_file(config),
+        'again': config_source(config),
     }
     gallery = collect(config, source, store) if config.report.gallery else None
     text = page_text(metrics, read_curves(workdir), gallery, **page)
