@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsol_jax.data import Record, stored_size
-from wsol_jax.evaluation.box_metrics import best_ious
+from wsol_jax.evaluation.box_metrics import best_boxes
 from wsol_jax.evaluation.curves import Curves
 from wsol_jax.evaluation.pixel_metrics import histograms, mask_ious
 from wsol_jax.evaluation.protocols import BoxProtocol, protocol, protocol_right
 from wsol_jax.evaluation.table import Scores, Table, joined
 from wsol_jax.evaluation.truth import ground_truth, label_of, object_size
 from wsol_jax.maps import Key
-from wsol_jax.maps.boxes import threshold_boxes
 from wsol_jax.maps.score import score_map
 
 if TYPE_CHECKING:  # counting processes start without what only names types
@@ -199,10 +198,11 @@ def _cut(
     true, mask = truth
     # Where no true box is known, those of the other thresholds are not worth the time.
     unused = 0 if len(true) else len(thresholds) - kept
-    found = [np.zeros((1, 4), int)] * unused + threshold_boxes(scores, thresholds[unused:])
-    boxes = np.array([of[0] for of in found], np.int16).reshape(-1, 4)
+    boxes, overlap, anywhere = best_boxes(scores, thresholds[unused:], true)
+    boxes = np.concatenate([np.zeros((unused, 4), np.int16), boxes.astype(np.int16)])
     nothing = np.full(len(thresholds), np.nan)
-    overlap, anywhere = best_ious(found, true) if len(true) else (nothing, nothing)
+    if unused:
+        overlap = anywhere = nothing
     covered = nothing if mask is None else mask_ious(scores, mask, thresholds)
     return boxes, overlap, anywhere, covered if masked else nothing[:0]
 

@@ -65,21 +65,48 @@ def threshold_boxes(scores: Array, thresholds: Sequence[float] | Array) -> list[
     Raises:
         ValueError: a threshold is outside [0, 1), or the map holds NaN or leaves [0, 1].
     """
+    grey, cuts, which = cuts_of(scores, thresholds)
+    if not len(cuts):
+        return [np.zeros((1, 4), int)] * len(which)
+    found = contour_boxes(grey, cuts)
+    return [found[i] for i in which]
+
+
+def cuts_of(scores: Array, thresholds: Sequence[float] | Array) -> tuple[Array, Array, Array]:
+    """Where thresholds cut a score map.
+
+    Args:
+        scores: [h, w] in [0, 1].
+        thresholds: [T] in [0, 1).
+
+    Returns:
+        The map as uint8 [h, w]; its C cuts in rising order, none where it is zero everywhere; and
+        which one of them each threshold means, [T].
+
+    Raises:
+        ValueError: a threshold is outside [0, 1), or the map holds NaN or leaves [0, 1].
+    """
     thresholds = np.asarray(thresholds)
     if not np.all((thresholds >= 0) & (thresholds < 1)):
         raise ValueError(f'thresholds must lie in [0, 1), got {thresholds.tolist()}')
     if not np.all((scores >= 0) & (scores <= 1)):
         raise ValueError('score maps must lie in [0, 1] without NaN')
     grey = (scores * 255).astype(np.uint8)
-    if not len(thresholds) or not grey.any():
-        return [np.zeros((1, 4), int)] * len(thresholds)
-    cuts, which = np.unique((thresholds * grey.max()).astype(int), return_inverse=True)
-    found = _contour_boxes(grey, cuts)
-    return [found[i] for i in which]
+    if not grey.any():
+        return grey, np.zeros(0, int), np.zeros(len(thresholds), int)
+    return grey, *np.unique((thresholds * grey.max()).astype(int), return_inverse=True)
 
 
-def _contour_boxes(grey: Array, cuts: Array) -> list[Array]:
-    """Boxes of all contours of `grey > cut`, holes included, the largest polygon area first."""
+def contour_boxes(grey: Array, cuts: Array) -> list[Array]:
+    """Boxes of all contours at each cut, those of holes included, the largest polygon area first.
+
+    Args:
+        grey: [h, w] uint8.
+        cuts: [C] below its maximum.
+
+    Returns:
+        C arrays [n, 4] int.
+    """
     found = [
         cv2.findContours(
             (grey[rows, columns] > cut).view(np.uint8),
@@ -98,10 +125,14 @@ def _contour_boxes(grey: Array, cuts: Array) -> list[Array]:
     counts = [len(of_cut) for of_cut in found]
     areas = np.array([cv2.contourArea(c) for c in contours])
     x, y, w, h = np.array([cv2.boundingRect(c) for c in contours]).T
-    height, width = grey.shape
-    boxes = np.stack([x, y, np.minimum(x + w, width - 1), np.minimum(y + h, height - 1)], axis=1)
+    boxes = inside(np.stack([x, y, x + w, y + h], axis=1), grey)
     order = np.lexsort((-areas, np.repeat(np.arange(len(cuts)), counts)))  # stable: first wins ties
     return np.split(boxes[order], np.cumsum(counts)[:-1])
+
+
+def inside(boxes: Array, grey: Array) -> Array:
+    """Boxes [n, 4] whose ends, which lie a pixel beyond them, do not leave the map [h, w]."""
+    return np.minimum(boxes, np.tile(grey.shape[::-1], 2) - 1)
 
 
 def _extents(peaks: Array, cuts: Array) -> list[slice]:
