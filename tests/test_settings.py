@@ -102,7 +102,7 @@ def opened(workdir, result, key):
 
 @pytest.mark.parametrize('result', [TRAINED, MAPPED, SCORED])
 def test_a_workdir_removes_or_refuses_what_a_setting_invalidates(tmp_path, monkeypatch, result):
-    monkeypatch.setattr('wsol_jax.workdir._environment', dict)
+    monkeypatch.setattr('wsol_jax.workdir.environment', dict)
     open_workdir(tmp_path, CONFIG)
     keys = [*SETTINGS, 'network.options.width', 'train.gone', 'localize.gone', 'evaluate.gone']
     for key in keys:

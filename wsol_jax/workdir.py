@@ -136,7 +136,7 @@ def open_workdir(path: Path, config: Config) -> None:
             _check_result(path, kind, folder, old, new)
     if old is None or _changed(old, new, 'scores'):
         remove_scores(path)
-    write_text(record, json.dumps(new | _environment(), indent=2) + '\n')
+    write_text(record, json.dumps(new | environment(), indent=2) + '\n')
 
 
 def _recorded(record: Path) -> dict[str, Any]:
@@ -255,7 +255,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """What results were made with: versions of packages, devices, git revision."""
     import jax  # here: counting processes write files of results without it
 
     return {

@@ -1,0 +1,1 @@
+"""Every benchmark: `python -m experiments.benchmark --workdir DIR`; a file for each section."""
