@@ -49,7 +49,7 @@ def check_ratios(found, quantity='time'):
 
 def test_maps_against_the_forward_pass(toy):
     found = maps.against_forward(toy, maps.random_images(toy, 3), 1, counts=(2, 10))
-    asked = ['dgl', 'layer_cam', f'{len(maps.FAMILY)} methods', 'grad_cam', 'hires_cam']
+    asked = ['dgl', 'layer_cam', 'grad_cam', 'hires_cam', f'{len(maps.FAMILY)} methods']
     expected = ['forward', *(f'{name} at 2 endpoints' for name in asked)]
     assert [row.case for row in found] == [f'toy, batch 3: {case}' for case in expected]
     check_ratios(found)

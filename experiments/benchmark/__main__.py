@@ -39,7 +39,7 @@ from wsol_jax.workdir import environment, read_json, write_text
 
 _ONLY = flags.DEFINE_list('only', [], 'Sections to run; all by default.')
 _TORCH = flags.DEFINE_string('torch', '', 'Virtual environment with torch and grad-cam.')
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Turns that are counted.', lower_bound=1)
+_REPEATS = flags.DEFINE_integer('repeats', 3, 'Turns that are counted.', lower_bound=1)
 
 # Turns -> rows.
 Section = Callable[[int], Iterable[Row]]

@@ -19,9 +19,13 @@ FAMILY = (
     *('dgl', 'sgl_g1', 'sgl_g2', 'grad_cam', 'grad_cam_pp', 'xgrad_cam', 'hires_cam'),
     *('grad_cam_elementwise', 'layer_cam'),
 )
-# At every count of endpoints, and at the largest alone: those of the class score cost the same.
-METHODS = {'dgl': ('dgl',), 'layer_cam': ('layer_cam',), f'{len(FAMILY)} methods': FAMILY}
-AT_MOST = {'grad_cam': ('grad_cam',), 'hires_cam': ('hires_cam',)}
+# At every count of endpoints, and at the largest alone.
+METHODS = {'dgl': ('dgl',), 'layer_cam': ('layer_cam',)}
+AT_MOST = {
+    'grad_cam': ('grad_cam',),
+    'hires_cam': ('hires_cam',),
+    f'{len(FAMILY)} methods': FAMILY,
+}
 
 
 def section(

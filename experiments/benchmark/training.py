@@ -29,7 +29,7 @@ from wsol_jax.workdir import read_csv
 BATCH = 16
 CONFIGS = ('cub30_trained', 'cub30_deit_tiny')  # their variants, of which 'plain' is one
 WORKERS = (0, 1)
-STEPS = 5  # in a turn
+STEPS = 2  # in a turn
 
 
 class Step(NamedTuple):
