@@ -17,7 +17,7 @@ the paper is a VGG16, and classes are those that it finds; see `ORNet` for what 
 
 Published, Top-1 / Top-5 / GT-known Loc (README of BAS; the rows there are under VGG16), not
 reproduced here: 67.73 / 80.77 / 86.20; the threshold was chosen on the test images.
-Not measured here: anything on all 200 classes; 30 of them: configs/cub30_ornet.py.
+Not measured here: anything on all 200 classes; 30 of them: configs/cub30_trained.py.
 """
 
 import os

@@ -1,6 +1,6 @@
 """What the refinement of ORNet does to its maps: their values, and how boxes hang on the threshold.
 
-    WSOL_DATA=DATA python -m experiments.ornet_refinement --config configs/cub30_ornet.py:refine \
+    WSOL_DATA=DATA python -m experiments.ornet_refinement --config configs/cub30_trained.py:ornet \
         --workdirs DIR1,DIR2 --workdir DIR [--split test]
 
 DIR1 and DIR2 are finished workdirs of stage 1 and stage 2. Prints a table and writes it with a
