@@ -9,7 +9,7 @@ demo: $(VENV)/ready
 	$(VENV)/bin/python -m wsol_jax.main --config configs/shapes_resnet.py --workdir $(DEMO)
 
 # Tests in as many processes as there are cores; a file's tests mostly stay in one of them.
-PYTEST = $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal --durations 15
 
 test: $(VENV)/ready
 	$(PYTEST) -m 'not slow'
