@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,18 @@ def pytest_configure():
     """
     os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
     jax.config.update('jax_disable_most_optimizations', True)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_mappings():
+    """Compiled programs are kept, and each maps memory: a process may have 65,530 mappings.
+
+    Where there are more, LLVM ends the process.
+    """
+    yield
+    maps = Path('/proc/self/maps')
+    if maps.exists() and maps.read_bytes().count(b'\n') > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -71,16 +71,17 @@ def _in_one_pass(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from wsol_jax.maps.components import contours  # numba takes half a second to import
 
-    found = contours(grey)
-    largest = inside(found.largest + _ENDS, grey)[cuts]
-    unclear = found.unclear[cuts]
-    if unclear.any():  # OpenCV's order decides between several
-        largest[unclear] = [boxes[0] for boxes in contour_boxes(grey, cuts[unclear])]
+    # How many cuts a pixel is above: more than i of them where it is above cuts[i].
+    found = contours(np.searchsorted(cuts, np.arange(256)).astype(np.uint8)[grey])
+    largest = inside(found.largest + _ENDS, grey)
+    if found.unclear.any():  # OpenCV's order decides between several
+        several = contour_boxes(grey, cuts[found.unclear])
+        largest[found.unclear] = [boxes[0] for boxes in several]
     if not len(truth):
         unknown = np.full(len(cuts), np.nan)
         return largest, unknown, unknown
     ious = box_iou(inside(found.boxes + _ENDS, grey), truth).max(axis=1)
-    return largest, box_iou(largest, truth).max(axis=1), found.best(ious)[cuts]
+    return largest, box_iou(largest, truth).max(axis=1), found.best(ious)
 
 
 def best_ious(boxes: Sequence[np.ndarray], truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

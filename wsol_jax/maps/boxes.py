@@ -89,7 +89,7 @@ def cuts_of(scores: Array, thresholds: Sequence[float] | Array) -> tuple[Array, 
     thresholds = np.asarray(thresholds)
     if not np.all((thresholds >= 0) & (thresholds < 1)):
         raise ValueError(f'thresholds must lie in [0, 1), got {thresholds.tolist()}')
-    if not np.all((scores >= 0) & (scores <= 1)):
+    if not (np.min(scores) >= 0 and np.max(scores) <= 1):  # not so with NaN
         raise ValueError('score maps must lie in [0, 1] without NaN')
     grey = (scores * 255).astype(np.uint8)
     if not grey.any():
