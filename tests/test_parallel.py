@@ -326,6 +326,7 @@ def assert_close(found, expected, atol):
         np.testing.assert_allclose(found[name], value, rtol=atol, atol=atol, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', STEPPED)
 @pytest.mark.parametrize('run', OTHERS)
 def test_every_method_makes_the_same_step_on_any_devices(runs, run, method):
@@ -334,6 +335,7 @@ def test_every_method_makes_the_same_step_on_any_devices(runs, run, method):
     assert_close(dict(other), dict(one), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('norm', [True, False])
 @pytest.mark.parametrize('run', OTHERS)
 def test_training_does_not_depend_on_the_devices(runs, run, norm):
@@ -351,6 +353,7 @@ def test_training_does_not_depend_on_the_devices(runs, run, norm):
             assert float(mine['loss']) == pytest.approx(float(theirs['loss']), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_training_moved_everything(runs, tiny):
     start = load_network('tiny', num_classes=6)
     for path, leaf in nnx.to_flat_state(start.state):
@@ -359,6 +362,7 @@ def test_training_moved_everything(runs, tiny):
         assert np.abs(trained - np.asarray(leaf[...])).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('run', OTHERS)
 def test_maps_do_not_depend_on_the_devices(runs, run, tiny):
     def stored(name):
@@ -380,6 +384,7 @@ def test_maps_do_not_depend_on_the_devices(runs, run, tiny):
     np.testing.assert_allclose(other.fact('class_scores'), store.fact('class_scores'), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('run', OTHERS)
 def test_one_device_goes_on_from_what_any_number_left(runs, run):
     config = config_of('jit', True)
@@ -388,6 +393,7 @@ def test_one_device_goes_on_from_what_any_number_left(runs, run):
     np.testing.assert_allclose(*(network(images)[0] for network in networks), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_each_device_does_its_share_alone(runs, kind, tiny):
     eight = json.loads((runs / f'eight {kind}' / 'costs.json').read_text())
@@ -396,6 +402,7 @@ def test_each_device_does_its_share_alone(runs, kind, tiny):
         assert collectives == 0 and share <= 1.2 * flops / 8, f'{name}: {share} of {flops}'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_training_shares_its_work_and_sums_only(runs, kind, tiny):
     flops, _ = training_cost('jit')

@@ -15,6 +15,8 @@ from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.loop import train
 from wsol_jax.training.trained import load_network
 
+pytestmark = pytest.mark.slow
+
 # 30 images make 3 steps an epoch; the killed run has saved its fourth step of six.
 TRAIN = TrainConfig(epochs=2, batch_size=12, learning_rate=0.1, log_every=1, checkpoint_every=1)
 CONFIG = Config(
