@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from wsol_jax.evaluation.boxes import box_iou
-from wsol_jax.maps.boxes import contour_boxes, cuts_of, inside, threshold_boxes
+from wsol_jax.maps.boxes import contour_boxes, cuts_of, inside
 
 IOUS = (0.3, 0.5, 0.7)
 RIGHT = 0.5  # the IoU from which on a box is right
@@ -52,18 +52,23 @@ def best_boxes(
         ValueError: a threshold is outside [0, 1), or the map holds NaN or leaves [0, 1].
     """
     grey, cuts, which = cuts_of(scores, thresholds)
-    if len(cuts) > _FEW and _compiled():
-        boxes, largest, anywhere = _in_one_pass(grey, cuts, truth)
-        return boxes[which], largest[which], anywhere[which]
-    found = threshold_boxes(scores, thresholds)
-    unknown = np.full(len(which), np.nan)
-    ious = best_ious(found, truth) if len(truth) else (unknown, unknown)
-    return np.array([of[0] for of in found]).reshape(-1, 4), *ious
+    by = _in_one_pass if len(cuts) > _FEW and _compiled() else _cut_by_cut
+    boxes, largest, anywhere = by(grey, cuts, truth)
+    return boxes[which], largest[which], anywhere[which]
 
 
 @cache
 def _compiled() -> bool:
     return find_spec('numba') is not None
+
+
+def _cut_by_cut(
+    grey: np.ndarray, cuts: np.ndarray, truth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    found = contour_boxes(grey, cuts)
+    unknown = np.full(len(found), np.nan)
+    ious = best_ious(found, truth) if len(truth) else (unknown, unknown)
+    return np.array([boxes[0] for boxes in found]), *ious
 
 
 def _in_one_pass(
@@ -91,14 +96,6 @@ def best_ious(boxes: Sequence[np.ndarray], truth: np.ndarray) -> tuple[np.ndarra
         boxes: T times [n, 4], the largest contour first.
         truth: [m, 4] on the same canvas.
     """
-    # Neighbouring thresholds mostly share one array of boxes: score each only once.
-    unique = {id(b): b for b in boxes}
-    ious = dict(zip(unique, _split_ious(list(unique.values()), truth), strict=True))
-    largest = np.array([ious[id(b)][0] for b in boxes])
-    anywhere = np.array([ious[id(b)].max() for b in boxes])
-    return largest, anywhere
-
-
-def _split_ious(groups: list[np.ndarray], truth: np.ndarray) -> list[np.ndarray]:
-    best = box_iou(np.concatenate(groups), truth).max(axis=1)
-    return np.split(best, np.cumsum([len(g) for g in groups])[:-1])
+    best = box_iou(np.concatenate(boxes), truth).max(axis=1)
+    ious = np.split(best, np.cumsum([len(b) for b in boxes])[:-1])
+    return np.array([of[0] for of in ious]), np.array([of.max() for of in ious])

@@ -66,8 +66,6 @@ def threshold_boxes(scores: Array, thresholds: Sequence[float] | Array) -> list[
         ValueError: a threshold is outside [0, 1), or the map holds NaN or leaves [0, 1].
     """
     grey, cuts, which = cuts_of(scores, thresholds)
-    if not len(cuts):
-        return [np.zeros((1, 4), int)] * len(which)
     found = contour_boxes(grey, cuts)
     return [found[i] for i in which]
 
@@ -81,7 +79,7 @@ def cuts_of(scores: Array, thresholds: Sequence[float] | Array) -> tuple[Array, 
 
     Returns:
         The map as uint8 [h, w]; its C cuts in rising order, none where it is zero everywhere; and
-        which one of them each threshold means, [T].
+        which one of them each threshold means, [T]: 0 where there is none.
 
     Raises:
         ValueError: a threshold is outside [0, 1), or the map holds NaN or leaves [0, 1].
@@ -105,8 +103,10 @@ def contour_boxes(grey: Array, cuts: Array) -> list[Array]:
         cuts: [C] below its maximum.
 
     Returns:
-        C arrays [n, 4] int.
+        C arrays [n, 4] int; without a cut one, [[0, 0, 0, 0]].
     """
+    if not len(cuts):
+        return [np.zeros((1, 4), int)]
     found = [
         cv2.findContours(
             (grey[rows, columns] > cut).view(np.uint8),
