@@ -7,6 +7,7 @@ import json
 import resource
 import signal
 import traceback
+from itertools import chain
 from random import Random
 
 import cv2
@@ -16,6 +17,7 @@ from mutants import images, mutant
 from test_main import FORKS
 
 from wsol_jax.data import DataError, open_source
+from wsol_jax.data.check import BROKEN, UNREAD, check_folder
 from wsol_jax.data.decode import decode_image, stored_size
 from wsol_jax.data.records import BadImage
 from wsol_jax.evaluation.scoremaps import scoremap_records
@@ -117,6 +119,33 @@ def unlike(pixels, content, whole):
     return np.abs(expected[:, :, ::-1].astype(int) - pixels).mean() > 3
 
 
+def feed_check(folder):
+    """[lines of `data check` that name a mutant as unreadable, mutants that are]."""
+    rng, whole = Random(7), images()
+    named = []
+    for number in range(MUTANTS):
+        name = list(whole)[number % len(whole)]
+        content = mutant(whole[name], rng)
+        file = folder / f'train/duck/{number:03}_{name}'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    (folder / 'train/swan').mkdir()
+    (folder / 'train/swan/x.png').write_bytes(whole['rgb.png'])
+    for split in ('train', 'val'):  # a tenth of train
+        source = open_source('class_folder', folder, split)
+        records = [source[index] for index in range(len(source))]
+        named += [r.image.name for r in records if decoded(r, folder) is None]
+    report = check_folder(folder)
+    assert '\n' not in ''.join(chain.from_iterable(report.problems.values()))
+    lines = report.problems[BROKEN]
+    return [sum(any(name in line for line in lines) for name in named), len(named), len(lines)]
+
+
+def test_check_names_every_image_that_is_not_read(tmp_path):
+    said, broken, lines = in_bounds(feed_check, tmp_path)
+    assert said == broken == lines > 90
+
+
 def test_damaged_images_are_read_as_another_decoder_does_or_named(tmp_path):
     read, named, kinds = in_bounds(feed_images, tmp_path)
     assert read > 30 and named > 90 and read + named == MUTANTS
@@ -189,7 +218,7 @@ def feed_metadata(folder):
             place = folder if name == 'class_names' else metadata
             content = mutated(text, rng) if name == broken else text.encode()
             (place / f'{name}.txt').write_bytes(content)
-        for read in (read_source, read_scoremaps):
+        for read in (read_source, read_scoremaps, read_check):
             try:
                 read(folder)
                 counts[0] += 1
@@ -215,6 +244,15 @@ def read_scoremaps(folder):
         assert max(map(max, record.boxes), default=0) < 2**31
 
 
+def read_check(folder):
+    report = check_folder(folder)
+    unread = report.problems.get(UNREAD, ())
+    for line in chain.from_iterable(report.problems.values()):
+        assert '\n' not in line and len(line) < 1000, line
+    if unread:
+        raise DataError(unread[0])
+
+
 def test_damaged_metadata_is_read_or_named(tmp_path):
     read, named = in_bounds(feed_metadata, tmp_path)
-    assert read + named == 2 * MUTANTS and read > 40 and named > 200
+    assert read + named == 3 * MUTANTS and read > 60 and named > 300

@@ -85,6 +85,21 @@ def test_twelve_kills_change_nothing(undisturbed, tmp_path):
     assert [name for name in found if found[name] != expected[name]] == []
 
 
+def test_the_second_of_two_jobs_is_refused_and_harms_nothing(undisturbed, tmp_path):
+    folders, workdir = [tmp_path / name for name in ('one', 'other')], tmp_path / 'shared/W'
+    workdir.mkdir(parents=True)
+    for folder in folders:  # of their own but for the workdir
+        folder.mkdir()
+        (folder / 'W').symlink_to(workdir)
+    jobs = [begin(folder) for folder in folders]
+    ended = sorted(finish(job, folder) for job, folder in zip(jobs, folders, strict=True))
+    assert [ended[0].code, ended[1].code] == [0, 2]
+    assert ended[1].err.count('\n') == 1 and 'in use by process' in ended[1].err
+    assert_same_training(workdir, undisturbed)
+    expected, found = results(undisturbed), results(workdir)
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
 def test_kills_change_nothing_in_two_stages_of_one_method(tmp_path):
     start, rng = tmp_path / 'plain', random.Random(3)
     assert finish(begin(start, '--config.stages=train'), start).code == 0

@@ -1,5 +1,9 @@
 """All contours of a map in one pass, against OpenCV's of each cut."""
 
+import os
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -99,3 +103,23 @@ def test_scores_are_those_without_numba_to_the_last_bit(thresholds, monkeypatch)
     for one, other in zip(found, plain, strict=True):
         for got, expected in zip(one, other, strict=True):
             np.testing.assert_array_equal(got, expected)
+
+
+SCORE = """
+import numpy as np
+from wsol_jax.evaluation.box_metrics import best_boxes
+boxes = best_boxes(np.load('scores.npy'), np.arange(0, 1, 0.01), np.array([[5, 3, 30, 28]]))
+np.savez('boxes.npz', *boxes)
+"""
+
+
+def test_where_nothing_compiled_can_be_kept_contours_are_sought_without(tmp_path):
+    scores = smooth(np.random.default_rng(3), 6, (40, 40))
+    np.save(tmp_path / 'scores.npy', scores)
+    places = {'NUMBA_CACHE_DIR': '/dev/null/full', 'PYTHONPATH': os.pathsep.join(sys.path)}
+    command, env = [sys.executable, '-c', SCORE], os.environ | places
+    subprocess.run(command, cwd=tmp_path, env=env, check=True, timeout=100)
+    expected = best_boxes(scores, np.arange(0, 1, 0.01), np.array([[5, 3, 30, 28]]))
+    found = np.load(tmp_path / 'boxes.npz')
+    for name, values in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(found[name], values)

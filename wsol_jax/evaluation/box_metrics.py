@@ -8,6 +8,7 @@ from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
+from absl import logging
 
 from wsol_jax.evaluation.boxes import box_iou
 from wsol_jax.maps.boxes import contour_boxes, cuts_of, inside
@@ -59,7 +60,18 @@ def best_boxes(
 
 @cache
 def _compiled() -> bool:
-    return find_spec('numba') is not None
+    """Whether numba is there, and a place where it can keep what it compiles."""
+    if find_spec('numba') is None:
+        return False
+    try:
+        from wsol_jax.maps.components import contours
+
+        found = contours(np.eye(3, dtype=np.uint8))
+        found.best(np.zeros(len(found.boxes)))
+    except (OSError, RuntimeError) as error:
+        logging.info('contours are sought without numba: %s', error)
+        return False
+    return True
 
 
 def _cut_by_cut(
@@ -74,7 +86,7 @@ def _cut_by_cut(
 def _in_one_pass(
     grey: np.ndarray, cuts: np.ndarray, truth: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    from wsol_jax.maps.components import contours  # numba takes half a second to import
+    from wsol_jax.maps.components import contours
 
     # How many cuts a pixel is above: more than i of them where it is above cuts[i].
     found = contours(np.searchsorted(cuts, np.arange(256)).astype(np.uint8)[grey])
