@@ -9,9 +9,9 @@ from wsol_jax.interrupts import exit_code, readers_may_leave, stop_like_ctrl_c
 from wsol_jax.models import cached_weights, local_weights
 from wsol_jax.models.facts import Facts, facts_of
 from wsol_jax.models.fits import Fit, fit_of, unusual_options
-from wsol_jax.models.layouts import Tensors, known_names
+from wsol_jax.models.layouts import Tensors, read_weights
 from wsol_jax.models.preprocessing import preprocessing_name
-from wsol_jax.models.weights import WeightsError, read_tensors
+from wsol_jax.models.weights import WeightsError
 from wsol_jax.models.zoo import (
     NETWORKS,
     RECIPES,
@@ -94,8 +94,7 @@ def check(weights: str) -> tuple[list[str], bool]:
     Raises:
         WeightsError: they cannot be read or fetched.
     """
-    path = local_weights(weights)
-    tensors, options = known_names(read_tensors(path), path)
+    path, tensors, options = read_weights(weights)
     numbers = sum(tensor.size for tensor in tensors.values())
     lines = [f'{path}: {len(tensors)} tensors, {numbers:,} numbers']
     fits = {n: fit_of(n, tensors, options) for n in NETWORKS if RECIPES[n].stem in tensors}

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from wsol_jax.models import load_network
-from wsol_jax.models.fits import Fit, fit_of, said_options
-from wsol_jax.models.layouts import known_names
+from wsol_jax.models.fits import Fit, fit_of, unusual_options
+from wsol_jax.models.layouts import known_names, read_weights
 from wsol_jax.models.weights import WeightsError
 
 LEAVES = {'w': 'weight', 'b': 'bias', 'm': 'running_mean', 'v': 'running_var'}
@@ -235,7 +235,7 @@ def test_grid_of_a_vision_transformer_is_as_in_the_file(tmp_path):
     facts = {'width': 12, 'heads': 3, 'depth': 1, 'preprocessing': 'imagenet'}
     network = load_network('vit_tiny', path, **facts)
     assert network.input_size == 32 and network.endpoints()['block1'] == (4, 4, 12)
-    assert said_options('vit_tiny', path) == {'patch': 8, 'image_size': 32}
+    assert unusual_options('vit_tiny', read_weights(path).options) == {'patch': 8, 'image_size': 32}
 
 
 def test_a_file_of_which_only_the_trunk_fits_says_so(tmp_path):

@@ -39,7 +39,7 @@ from wsol_jax.data import (
 )
 from wsol_jax.data.records import ReadError
 from wsol_jax.localization.localize import localize
-from wsol_jax.models import Preprocessing, build, zoo
+from wsol_jax.models import Preprocessing, build, layouts, zoo
 from wsol_jax.models.weights import WeightsError
 from wsol_jax.parallel import Devices
 from wsol_jax.progress import ProgressLog
@@ -480,6 +480,13 @@ def test_training_starts_from_a_weights_file(file, classes, key):
             np.testing.assert_array_equal(found[name], value, err_msg=name)
     assert found['fc.bias'].shape == (classes,)
     assert not found['fc.bias'].any()
+
+
+def test_a_weights_file_is_read_once(file, monkeypatch):
+    read, reader = [], layouts.read_tensors
+    monkeypatch.setattr(layouts, 'read_tensors', lambda path: read.append(path) or reader(path))
+    started(starting_from(file[0]))
+    assert read == [file[0]]
 
 
 def test_init_from_comes_before_the_weights_of_the_network(file, trained):

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
-from wsol_jax.models.weights import Table
+from wsol_jax.models.published import local_weights
+from wsol_jax.models.weights import Table, read_tensors
 
 Tensors = dict[str, np.ndarray]
 
@@ -109,6 +110,30 @@ _TIMM_MOBILENET = Layout(
     options={'padding': 'torchvision'},
 )
 LAYOUTS = (_TRANSFORMERS_VIT, _TRANSFORMERS_RESNET, _TRANSFORMERS_MOBILENET, _TIMM_MOBILENET)
+
+
+class Read(NamedTuple):
+    """A weights file that was read.
+
+    Attributes:
+        path: of it.
+        tensors: under the names that the networks know.
+        options: that they want of a network, see `known_names`.
+    """
+
+    path: Path
+    tensors: Tensors
+    options: dict[str, Any]
+
+
+def read_weights(weights: str | Path) -> Read:
+    """Reads a weights file, or public weights by name, which are fetched once.
+
+    Raises:
+        WeightsError: they cannot be read, or fetched.
+    """
+    path = local_weights(weights)
+    return Read(path, *known_names(read_tensors(path), path))
 
 
 def known_names(

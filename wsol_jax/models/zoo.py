@@ -12,7 +12,7 @@ from flax import nnx
 
 from wsol_jax.models import inception, mobilenet, resnet, squeezenet, vgg, vit
 from wsol_jax.models.facts import IMAGENET_CLASSES, Facts, facts_of, imagenet_classes
-from wsol_jax.models.layouts import known_names
+from wsol_jax.models.layouts import Read, read_weights
 from wsol_jax.models.network import Network, Probability, Size
 from wsol_jax.models.preprocessing import (
     PREPROCESSINGS,
@@ -27,7 +27,6 @@ from wsol_jax.models.weights import (
     assign,
     assign_named,
     module_name,
-    read_tensors,
 )
 from wsol_jax.names import shown, unknown_name
 
@@ -255,7 +254,7 @@ def class_names_of(facts: Facts, count: int) -> tuple[str, ...] | None:
 
 def load_module(
     name: str,
-    weights: str | Path | None = None,
+    weights: str | Path | Read | None = None,
     num_classes: int | None = None,
     *,
     seed: int = 0,
@@ -264,15 +263,12 @@ def load_module(
     """The module behind `load_network`, in training mode; same arguments and errors.
 
     Its preprocessing is found by `find_preprocessing`. Options that are not given are as the file
-    tells them: see `fits.said_options`.
+    tells them. What was read already is taken as it is.
     """
-
     recipe = _recipe(name)
-    tensors: Mapping[str, np.ndarray] = {}
     if weights:
-        weights = local_weights(weights)
-        tensors, said = known_names(read_tensors(weights), weights)
-        options = {k: v for k, v in said.items() if k in recipe.options} | options
+        read = weights if isinstance(weights, Read) else read_weights(weights)
+        options = {k: v for k, v in read.options.items() if k in recipe.options} | options
 
     def random_module(classes: int) -> nnx.Module:
         return build(name, classes, nnx.Rngs(seed), **options)
@@ -281,12 +277,12 @@ def load_module(
         return random_module(num_classes or DEFAULT_CLASSES)
     if num_classes is not None:
         module = random_module(num_classes)
-        assign(module, tensors, weights, recipe.table, recipe.head, strict=False)
+        assign(module, read.tensors, read.path, recipe.table, recipe.head, strict=False)
     else:
-        classes = _classes_in(tensors, recipe.class_key, weights)
+        classes = _classes_in(read.tensors, recipe.class_key, read.path)
         # Shapes alone: the file holds every value, so no random weight is drawn.
         module = nnx.eval_shape(partial(random_module, classes))
-        assign(module, tensors, weights, recipe.table, recipe.head)
+        assign(module, read.tensors, read.path, recipe.table, recipe.head)
     return module
 
 

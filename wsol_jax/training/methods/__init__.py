@@ -11,7 +11,8 @@ from flax import nnx
 from wsol_jax.config import ConfigError, TrainConfig
 from wsol_jax.fields import converted, value_fault
 from wsol_jax.models import as_network, load_module
-from wsol_jax.models.fits import said_options
+from wsol_jax.models.fits import unusual_options
+from wsol_jax.models.layouts import Read, read_weights
 from wsol_jax.models.zoo import RECIPES
 from wsol_jax.names import unknown_name
 from wsol_jax.training.method import TrainedMethod
@@ -105,18 +106,19 @@ def make_module(
             f'it fits {fit}'
         )
     options = {**options, **needed}
-    if weights and name in RECIPES:
-        _check_said(name, weights, options)
-    module = load_module(name, weights, num_classes, seed=seed, **options)
+    read = read_weights(weights) if weights and name in RECIPES else None
+    if read:
+        _check_said(name, read, options)
+    module = load_module(name, read, num_classes, seed=seed, **options)
     add_heads(name, module, method, seed)
     return module
 
 
-def _check_said(name: str, weights: Path, options: Mapping[str, Any]) -> None:
+def _check_said(name: str, read: Read, options: Mapping[str, Any]) -> None:
     """Wants what a file tells of its network among the settings: checkpoints do not tell it."""
-    said = said_options(name, weights)
+    said = unusual_options(name, read.options)
     if missing := {key: value for key, value in said.items() if key not in options}:
-        raise ConfigError(f'{weights} needs config.network.options to hold {missing}')
+        raise ConfigError(f'{read.path} needs config.network.options to hold {missing}')
 
 
 def add_heads(name: str, module: nnx.Module, method: TrainedMethod, seed: int) -> None:
