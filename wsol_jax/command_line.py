@@ -16,6 +16,7 @@ from wsol_jax import __version__
 from wsol_jax.config import ConfigError, check_key
 from wsol_jax.interrupts import exit_code, readers_may_leave, stop_like_ctrl_c
 from wsol_jax.names import shortened
+from wsol_jax.parallel import leaving_others
 from wsol_jax.presets import FOLDER, config_file
 from wsol_jax.usage import usage
 
@@ -23,6 +24,11 @@ CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'config file or name of a shipped config; CONFIG:VARIANT for a variant'
 )
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder for everything the run writes')
+COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT of the first of several processes that share the run'
+)
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'how many these are')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'which of them this is, from 0')
 
 
 class _ByName(flags.ArgumentParser):
@@ -49,6 +55,11 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     sys.unraisablehook = _show
     for name in ('absl', 'asyncio'):  # who logs an error with its traceback raises it, too
         logging.getLogger(name).addFilter(lambda record: not record.exc_info)
+    with leaving_others():
+        _run(main)
+
+
+def _run(main: Callable[[Sequence[str]], None]) -> None:
     try:
         about = sys.modules[main.__module__].__doc__ or ''
         app.run(main, flags_parser=partial(parse_flags, about=about))

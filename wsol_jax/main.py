@@ -14,8 +14,16 @@ from pathlib import Path
 
 from absl import logging
 
-from wsol_jax.command_line import CONFIG, WORKDIR, run_command
+from wsol_jax.command_line import (
+    CONFIG,
+    COORDINATOR,
+    NUM_PROCESSES,
+    PROCESS_ID,
+    WORKDIR,
+    run_command,
+)
 from wsol_jax.config import ConfigError, read_config
+from wsol_jax.parallel import join
 from wsol_jax.run import run
 
 
@@ -25,6 +33,7 @@ def _main(arguments: Sequence[str]) -> None:
     if not (CONFIG.present and WORKDIR.value):
         raise ConfigError('both are needed: --config CONFIG and --workdir DIR; see --help')
     logging.set_verbosity(logging.WARNING)  # orbax reports every file at INFO
+    join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     run(read_config(CONFIG.value), Path(WORKDIR.value))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,16 @@ from wsol_jax.config import Config, ConfigError
 from wsol_jax.data import BadImage, Batch, Record, Source, decode_image, evaluation_batches
 from wsol_jax.maps.columns import DONE, SKIPPED, ChunkWriter, Store
 from wsol_jax.models import Network
-from wsol_jax.parallel import local_devices, one_ahead
+from wsol_jax.parallel import (
+    barrier,
+    first_of_all,
+    is_first,
+    local_devices,
+    one_ahead,
+    own_share,
+    process,
+    processes,
+)
 from wsol_jax.progress import ProgressLog
 from wsol_jax.workdir import record_origin, remove_scores
 
@@ -48,6 +58,8 @@ def fill_store(
 ) -> None:
     """Computes what a store lacks, batch by batch; interrupted, it goes on where it stopped.
 
+    Of several processes each computes its share; all are done when it returns.
+
     An image that cannot be read is listed in the store's `skipped.csv` and passed over until it
     can be: each run tries it again.
 
@@ -63,15 +75,12 @@ def fill_store(
         ConfigError: an image cannot be computed; what came before it is kept.
         DataError: the results there are of other images.
     """
-    store.redo(_readable_now(source, store))
-    pending = store.pending().tolist()
-    if pending:
-        remove_scores(workdir)  # they tell of other results
+    pending = _own_pending(source, split, store, workdir)
     devices, workers = local_devices(config.parallel), config.data.workers
     batch_size = devices.round_up(min(config.localize.batch_size, len(source)))
     reader = evaluation_batches(source, work.size, batch_size, pending, workers, work.targets)
     progress = tqdm(total=len(pending), desc=f'localize {split}', unit='image', disable=None)
-    log = ProgressLog(workdir, config.wandb if pending else '')
+    log = ProgressLog(workdir, config.wandb if pending else '') if is_first() else None
     with progress, closing(reader), ChunkWriter(store) as writer:
         launched = ((batch, work.launch(batch)) for batch in reader)
         for step, (batch, results) in enumerate(one_ahead(launched)):
@@ -80,8 +89,29 @@ def fill_store(
             _add(store, writer, batch, columns, right)
             if fault:
                 raise ConfigError(fault)
-            log.row('localize', split, step, batch.real)
+            if log:
+                log.row('localize', split, step, batch.real)
             progress.update(batch.real)
+    barrier(f'{split} is done')
+    if is_first():
+        store.join_skipped()
+
+
+def _own_pending(source: Source, split: str, store: Store, workdir: Path) -> list[int]:
+    """Which images this process is to do; nobody begins before all know theirs."""
+
+    def prepare() -> None:
+        store.join_skipped()
+        store.redo(_readable_now(source, store))
+        if processes() > 1:  # who writes a chunk does not know the images before it
+            store.name([source[i].image_id for i in range(len(source))])
+        if len(store.pending()):
+            remove_scores(workdir)  # they tell of other results
+
+    first_of_all(f'{split} is prepared', prepare, store.read_names)
+    pending = own_share(store.pending(), store.chunk)
+    barrier(f'{split} is shared')
+    return pending.tolist()
 
 
 def _add(
@@ -90,7 +120,7 @@ def _add(
     """Stores the first images of a batch."""
     index, names = batch.index[:count], batch.image_ids[:count]
     named = dict(zip(index.tolist(), names, strict=True))
-    store.skip({named[i]: reason for i, reason in batch.errors.items() if i in named})
+    store.skip({named[i]: why for i, why in batch.errors.items() if i in named}, process())
     status = np.where(batch.valid[:count], DONE, SKIPPED)
     writer.add(index, names, status, {name: values[:count] for name, values in columns.items()})
 
@@ -102,7 +132,8 @@ def check_origin(network: Network, folder: Path, workdir: Path) -> None:
         ConfigError: they are of another network, such as one that was trained anew.
     """
     if folder.exists():
-        record_origin(workdir, folder, _digest(network.state))
+        record = partial(record_origin, workdir, folder, _digest(network.state))
+        first_of_all(f'origin of {folder.name}', record, record)
 
 
 def _digest(state: Any) -> str:

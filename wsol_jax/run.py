@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from wsol_jax.interrupts import readers_may_leave
 from wsol_jax.localization.task import LOCALIZATION
 from wsol_jax.models import Network, as_network, local_weights
 from wsol_jax.offline import check_origin
+from wsol_jax.parallel import barrier, first_of_all, is_first, processes
 from wsol_jax.task import Task
 from wsol_jax.training.loop import train
 from wsol_jax.training.method import TrainedMethod
 from wsol_jax.training.methods import make_module
 from wsol_jax.training.trained import load_network, probability_of, trained_network
-from wsol_jax.workdir import locked, open_workdir
+from wsol_jax.workdir import check_same, locked, open_workdir
 
 Splits = Callable[[str], Source]
 
@@ -27,13 +29,17 @@ Splits = Callable[[str], Source]
 def run(config: Config, workdir: Path, task: Task = LOCALIZATION) -> None:
     """Runs the stages of an experiment.
 
+    Of several processes, see `wsol_jax.parallel`, all do this with the same arguments: the first
+    alone keeps the workdir locked and writes what there is one of.
+
     Args:
         config: the experiment.
         workdir: where its results go, and where they are taken up again.
         task: what is learnt and scored.
 
     Raises:
-        ConfigError: another process works in the workdir, or a setting is wrong.
+        ConfigError: another run works in the workdir, or a setting is wrong.
+        ProcessDied: another process of this run has ended.
     """
     task.check(config)  # what is misspelt is found before anything is done, or given up
     task.method(config)
@@ -43,9 +49,11 @@ def run(config: Config, workdir: Path, task: Task = LOCALIZATION) -> None:
         raise ConfigError(f'{workdir} is config.data.root; results need a --workdir of their own')
     if 'train' in config.stages and not (workdir / 'checkpoints').exists():
         local_weights(config.train.init_from or config.network.weights)  # fetched before all work
-    with locked(workdir):
-        open_workdir(workdir, config)
+    with locked(workdir) if is_first() else nullcontext():
+        opened = partial(open_workdir, workdir, config)
+        first_of_all('workdir', opened, partial(check_same, workdir, config))
         _run_stages(config, workdir, task)
+        barrier('end')
 
 
 def _check_places(config: Config) -> None:
@@ -62,6 +70,10 @@ def _run_stages(config: Config, workdir: Path, task: Task) -> None:
     splits = open_splits(config)
     network = cache(partial(load_classifier, config, workdir, task.method(config)))
     if 'train' in config.stages:
+        if processes() > 1:
+            raise ConfigError(
+                "config.stages: one process alone can 'train'; several can go on from what it made"
+            )
         _train(config, workdir, task, splits)
     if 'localize' in config.stages:
         for split in config.localize.splits:
@@ -69,6 +81,8 @@ def _run_stages(config: Config, workdir: Path, task: Task) -> None:
     elif 'evaluate' in config.stages and (workdir / 'checkpoints').exists():
         for split in config.localize.splits:
             check_origin(network(), workdir / 'maps' / split, workdir)
+    if not is_first():
+        return
     if 'evaluate' in config.stages and not (workdir / 'metrics.json').exists():
         sources = {s: splits(s) for s in config.localize.splits}
         task.evaluate(config, sources, workdir, network() if task.needs_network(config) else None)

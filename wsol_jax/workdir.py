@@ -139,6 +139,23 @@ def open_workdir(path: Path, config: Config) -> None:
     write_text(record, json.dumps(new | environment(), indent=2) + '\n')
 
 
+def check_same(path: Path, config: Config) -> None:
+    """Checks that this process of a run was started with the settings that the first recorded.
+
+    Raises:
+        ConfigError: it has others.
+    """
+    record = path / 'config.json'
+    one = _recorded(record)['config']
+    other = json.loads(json.dumps(flatten(config)))
+    if keys := [key for key in one.keys() | other.keys() if one.get(key) != other.get(key)]:
+        key = min(keys)
+        raise ConfigError(
+            f'{record}: the first process has {key}={one.get(key)!r}, this one '
+            f'{other.get(key)!r}: start all with the same arguments'
+        )
+
+
 def _recorded(record: Path) -> dict[str, Any]:
     """What config.json, or the file beside a result, tells of a config."""
     old = read_json(record)

@@ -26,7 +26,7 @@ from wsol_jax.maps import NO_CLASS, Key
 from wsol_jax.maps.store import TOP, MapStore, by_column
 from wsol_jax.models import Network, Preprocessing, sides
 from wsol_jax.offline import Pass, check_origin, fill_store
-from wsol_jax.parallel import Devices, local_devices
+from wsol_jax.parallel import Devices, is_first, local_devices
 from wsol_jax.settings import MapOptions, check
 
 _PREDICTED = ('top1', 'top5')
@@ -84,7 +84,7 @@ def localize_split(
     store = _open_store(setting.classes, network, plan, len(source), labels.most, size, folder)
     store.expect(known)
     check_origin(network, folder, workdir)
-    if network.class_names and store.class_names() != network.class_names:
+    if is_first() and network.class_names and store.class_names() != network.class_names:
         store.name_classes(network.class_names)
     work = Pass(
         size,

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -81,7 +82,8 @@ class Store:
     ) -> Self:
         """Opens a store to write to, making what does not exist yet.
 
-        What is damaged is removed; its images are pending again.
+        What is damaged is removed; its images are pending again. Of several processes the first
+        does this, and the others open what it made.
 
         Args:
             folder: of the store.
@@ -92,7 +94,14 @@ class Store:
         Raises:
             DataError: the store there is of other images or columns, or of another version.
         """
+        from wsol_jax.parallel import first_of_all  # here, as JAX
+
         index = index_of(count, CHUNK, columns, about)
+        made = partial(cls._made, folder, index)
+        return first_of_all(f'store {folder.name}', made, partial(cls, folder))
+
+    @classmethod
+    def _made(cls, folder: Path, index: dict[str, Any]) -> Self:
         there = (folder / 'index.json').exists()
         if there and read_index(folder) != index:
             raise DataError(
@@ -121,6 +130,20 @@ class Store:
                 f'{self.folder} holds results of other images than the split has now; '
                 'delete that folder'
             )
+
+    def name(self, image_ids: Sequence[str]) -> None:
+        """Notes all images, in order: where several processes write, none has those of the others.
+
+        Raises:
+            DataError: there are results of other images.
+        """
+        self.expect(image_ids)
+        known = len(self.image_ids)
+        self._name(range(known, len(image_ids)), image_ids[known:])
+
+    def read_names(self) -> None:
+        """Takes up what another process noted with `name`."""
+        self.image_ids = read_ids(self.folder / _IDS)
 
     def fact(self, name: str) -> np.ndarray:
         """Reads 'status' or another column whole: [images, ...].
@@ -176,20 +199,39 @@ class Store:
 
     def skipped(self) -> dict[str, str]:
         """{image_id: reason} of the images that could not be read."""
-        return {r['image_id']: r['reason'] for r in read_csv(self.folder / 'skipped.csv')}
+        return _reasons([self.folder / 'skipped.csv', *self._skipped_by_others()])
 
-    def skip(self, reasons: Mapping[str, str]) -> None:
-        """Adds images to skipped.csv."""
+    def _skipped_by_others(self) -> list[Path]:
+        """What other processes than the first skipped, until it is joined."""
+        return sorted(self.folder.glob('skipped.[0-9]*.csv'))
+
+    def skip(self, reasons: Mapping[str, str], process: int = 0) -> None:
+        """Adds images to skipped.csv; processes after the first have files of their own.
+
+        Args:
+            reasons: {image_id: reason}.
+            process: which one this is.
+        """
         if reasons:
-            rows = sorted((self.skipped() | dict(reasons)).items())
-            write_csv(self.folder / 'skipped.csv', ('image_id', 'reason'), rows)
+            name = f'skipped.{process}.csv' if process else 'skipped.csv'
+            self._write_skipped(name, _reasons([self.folder / name]) | dict(reasons))
+
+    def join_skipped(self) -> None:
+        """Puts into skipped.csv what other processes skipped, once they are done."""
+        if others := self._skipped_by_others():
+            self._write_skipped('skipped.csv', self.skipped())
+            for file in others:
+                file.unlink()
+
+    def _write_skipped(self, name: str, reasons: Mapping[str, str]) -> None:
+        write_csv(self.folder / name, ('image_id', 'reason'), sorted(reasons.items()))
 
     def redo(self, positions: Sequence[int]) -> None:
         """Makes images that were skipped pending again."""
         if positions:
             again = {self.image_ids[i] for i in positions}
-            rows = [(i, reason) for i, reason in self.skipped().items() if i not in again]
-            write_csv(self.folder / 'skipped.csv', ('image_id', 'reason'), rows)
+            left = {i: reason for i, reason in self.skipped().items() if i not in again}
+            self._write_skipped('skipped.csv', left)
             self._arrays['status'][np.array(positions)].write(np.uint8(PENDING)).result()
 
     def rows(self, name: str, index: slice | np.ndarray) -> np.ndarray:
@@ -250,6 +292,10 @@ class Store:
     def _file(self, name: str, chunk: int) -> Path:
         zeros = '.0' * (self._arrays[name].rank - 1)
         return self.folder / name / f'{chunk}{zeros}'
+
+
+def _reasons(files: Iterable[Path]) -> dict[str, str]:
+    return {row['image_id']: row['reason'] for file in files for row in read_csv(file)}
 
 
 class ChunkWriter:

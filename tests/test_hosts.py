@@ -1,0 +1,249 @@
+"""Several processes that share a run: on loopback, as they would on as many hosts."""
+
+import csv
+import os
+import signal
+import socket
+
+import numpy as np
+import pytest
+from test_main import CACHE, FORKS, TINY, run_main, write_weights
+
+import wsol_jax.offline
+import wsol_jax.parallel
+from wsol_jax.config import Config, ConfigError
+from wsol_jax.maps.columns import CHUNK, SKIPPED, Column, Store
+from wsol_jax.maps.store import MapStore
+from wsol_jax.parallel import ProcessDied, barrier, first_of_all, is_in_a_job, join, own_share
+from wsol_jax.workdir import check_same, open_workdir, read_json
+
+COUNT = 4 * CHUNK - 5
+
+
+def as_process(monkeypatch, index, count):
+    monkeypatch.setattr(wsol_jax.parallel, 'processes', lambda: count)
+    monkeypatch.setattr(wsol_jax.parallel, 'process', lambda: index)
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 5])
+def test_shares_are_whole_chunks_and_all_there_is(monkeypatch, count):
+    positions = np.r_[3:5, 8:20, 30:34, 36]  # chunks of 4: 0 to 4, 7 to 9
+    shares = []
+    for index in range(count):
+        as_process(monkeypatch, index, count)
+        shares.append(own_share(positions, 4))
+    np.testing.assert_array_equal(np.sort(np.concatenate(shares)), positions)
+    chunks = [set((share // 4).tolist()) for share in shares]
+    assert sum(map(len, chunks)) == len(set.union(*chunks)) == 8
+    assert max(map(len, chunks)) - min(map(len, chunks)) <= 1
+    assert all((np.diff(share) > 0).all() for share in shares)
+
+
+def test_alone_there_is_nobody_to_wait_for():
+    barrier('nobody')
+    assert first_of_all('nobody', lambda: 1, lambda: 2) == 1
+
+
+def test_who_waits_for_a_dead_process_is_told(monkeypatch):
+    as_process(monkeypatch, 0, 2)  # which JAX knows nothing of
+
+    def died(*_):
+        raise RuntimeError('heartbeat timeout')
+
+    monkeypatch.setattr('orbax.checkpoint.multihost.get_barrier_sync_fn', died)
+    with pytest.raises(ProcessDied, match='another process of this run has ended'):
+        barrier('here')
+
+
+@pytest.mark.parametrize(
+    'given, message',
+    [
+        (('h:1', None, 0), '--coordinator, --num_processes, --process_id go together; '
+         '--num_processes missing'),
+        ((None, 2, None), 'go together; --coordinator and --process_id missing'),
+        (('host', 2, 0), r'--coordinator=host: must be HOST:PORT of the first process'),
+        (('host:0', 2, 0), r'--coordinator=host:0: must be HOST:PORT'),
+        (('host:1', 2, 2), r'--process_id=2 must be in 0\.\.1, see --num_processes'),
+        (('host:1', 2, -1), r'--process_id=-1 must be in 0\.\.1'),
+    ],
+)  # fmt: skip
+def test_wrong_flags_are_one_line(given, message):
+    with pytest.raises(ConfigError, match=message):
+        join(*given)
+
+
+@pytest.mark.parametrize(
+    'environment, asked',
+    [
+        ({}, True),
+        ({'SLURM_NTASKS': '1'}, False),
+        ({'SLURM_NTASKS': '2'}, True),
+        ({'OMPI_COMM_WORLD_SIZE': '1'}, False),
+        ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, False),
+        ({'KUBERNETES_SERVICE_HOST': '10.0.0.1', 'JOB_COMPLETION_INDEX': '0'}, True),
+        ({'KUBERNETES_SERVICE_HOST': '10.0.0.1', 'TPU_WORKER_HOSTNAMES': 'a,b'}, True),
+    ],
+)
+def test_where_jax_looks_for_other_processes(environment, asked):
+    assert is_in_a_job(environment) == asked
+
+
+def test_other_settings_than_those_of_the_first_are_refused(tmp_path):
+    open_workdir(tmp_path, Config())
+    check_same(tmp_path, Config())
+    with pytest.raises(ConfigError, match=r'the first process has seed=0, this one 1: start all'):
+        check_same(tmp_path, Config(seed=1))
+
+
+def test_what_several_processes_skipped_is_joined(tmp_path):
+    store = Store.prepare(tmp_path / 's', 4, {'x': Column((), 'float32')}, {})
+    store.skip({'b': 'torn'})
+    store.skip({'d': 'short'}, process=2)
+    store.skip({'c': 'empty'}, process=2)
+    assert store.skipped() == {'b': 'torn', 'c': 'empty', 'd': 'short'}
+    store.join_skipped()
+    text = 'image_id,reason\nb,torn\nc,empty\nd,short\n'
+    assert (tmp_path / 's/skipped.csv').read_text() == text
+    assert len(list((tmp_path / 's').glob('skipped*'))) == 1
+
+
+def test_named_images_can_be_written_in_any_order(tmp_path):
+    names = [f'{i}.png' for i in range(6)]
+    store = Store.prepare(tmp_path / 's', 6, {'x': Column((), 'float32')}, {})
+    other = Store(tmp_path / 's')
+    store.name(names)
+    other.read_names()
+    other.write(np.array([4, 5]), names[4:], np.array([1, SKIPPED]), {'x': np.float32([4, 5])})
+    assert Store(tmp_path / 's').image_ids == names
+    assert store.pending().tolist() == [0, 1, 2, 3]
+
+
+# What a process of a run does, in a folder of its own: files of the run are in the one above.
+def one_of_several(arguments, folder, cache, dies_after):
+    wsol_jax.parallel._SILENCE = 5
+    if dies_after:
+        add = wsol_jax.offline._add
+        left = iter(range(dies_after))
+
+        def add_or_die(*arguments):
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            add(*arguments)
+
+        wsol_jax.offline._add = add_or_die
+    run_main(arguments, folder, cache, None)
+
+
+def start(folder, index, *arguments, dies_after=0):
+    own = folder / f'process{index}'
+    own.mkdir(exist_ok=True)
+    arguments = ('--config', '../tiny.py', '--workdir', '../W', *arguments)
+    facts = arguments, own, CACHE.name, dies_after
+    process = FORKS.Process(target=one_of_several, args=facts)
+    process.start()
+    return process, own
+
+
+def finish(process, own):
+    process.join(timeout=150)
+    assert process.exitcode is not None, 'the command hangs'
+    out, err = ((own / name).read_text() for name in ('out', 'err'))
+    return process.exitcode, out, err
+
+
+def job(count):
+    """The flags of each process, with a port that is free."""
+    with socket.socket() as found:
+        found.bind(('localhost', 0))
+        port = found.getsockname()[1]
+    flags = f'--coordinator=localhost:{port}', f'--num_processes={count}'
+    return [(*flags, f'--process_id={index}') for index in range(count)]
+
+
+def run(folder, count, *arguments):
+    """Runs all processes; what each said."""
+    flags = [()] if count == 1 else job(count)
+    started = [start(folder, i, *arguments, *own) for i, own in enumerate(flags)]
+    return [finish(*one) for one in started]
+
+
+def folder_of(folder):
+    folder.mkdir()
+    (folder / 'tiny.py').write_text(TINY.replace('(24, 12, 12)', f'(24, 12, {COUNT})'))
+    write_weights(folder / 'w.safetensors')
+    return folder
+
+
+LOCALIZE = (
+    '--config.network.weights=../w.safetensors',
+    '--config.localize.batch_size=16',
+    '--config.report.images=0',
+    '--config.stages=("localize","evaluate","report")',
+)
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    """What one process makes."""
+    folder = folder_of(tmp_path_factory.mktemp('alone') / 'run')
+    ((code, out, err),) = run(folder, 1, *LOCALIZE)
+    assert (code, err) == (0, '') and 'report.html' in out
+    return folder / 'W'
+
+
+def assert_same(workdir, expected):
+    for split in ('val', 'test'):
+        one, other = (MapStore(w / 'maps' / split) for w in (workdir, expected))
+        assert not len(one.pending()) and one.image_ids == other.image_ids
+        for name in one.names:
+            whole = slice(0, one.count)
+            np.testing.assert_allclose(one.rows(name, whole), other.rows(name, whole), atol=1e-6)
+    for name in ('boxes/val.csv', 'boxes/test.csv', 'curves.csv'):
+        assert (workdir / name).read_bytes() == (expected / name).read_bytes()
+    assert read_json(workdir / 'metrics.json') == read_json(expected / 'metrics.json')
+    names = {p.relative_to(workdir) for p in workdir.rglob('*') if '.__lock' not in p.name}
+    assert names == {p.relative_to(expected) for p in expected.rglob('*')}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [2, 4])
+def test_several_processes_make_what_one_makes(alone, tmp_path, count):
+    folder = folder_of(tmp_path / 'run')
+    (code, out, _), *others = run(folder, count, *LOCALIZE)
+    assert code == 0 and 'report.html' in out
+    assert [code for code, *_ in others] == [0] * (count - 1)
+    assert_same(folder / 'W', alone)
+    with (folder / 'W/progress.csv').open() as file:
+        rows = [row for row in csv.DictReader(file) if row['split'] == 'test']
+    chunks = -(-4 // count)
+    assert len(rows) == chunks * CHUNK // 16  # those of the first process
+
+
+@pytest.mark.slow
+def test_the_run_goes_on_alone_when_one_has_died(alone, tmp_path):
+    folder = folder_of(tmp_path / 'run')
+    first, second = job(2)
+    started = (
+        start(folder, 0, *LOCALIZE, *first),
+        start(folder, 1, *LOCALIZE, *second, dies_after=5),
+    )
+    (code, out, err), (killed, *_) = (finish(*one) for one in started)
+    assert (code, killed, out) == (2, -signal.SIGKILL, '')
+    assert 'error: another process of this run has ended' in err or 'another task died' in err
+    store = MapStore(folder / 'W/maps/test')
+    left = set((store.pending() // CHUNK).tolist())
+    assert left and left < {1, 3}
+    done = (folder / 'W/maps/test/status/0').stat().st_mtime_ns
+    ((code, *_),) = run(folder, 1, *LOCALIZE)
+    assert code == 0
+    assert (folder / 'W/maps/test/status/0').stat().st_mtime_ns == done
+    assert_same(folder / 'W', alone)
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_in_the_same_workdir(tmp_path):
+    folder = folder_of(tmp_path / 'run')
+    with wsol_jax.workdir.locked(folder / 'W'):
+        (code, _, err), (other, *_) = run(folder, 2, *LOCALIZE)
+    assert code == 2 and 'in use by process' in err
+    assert other != 0
