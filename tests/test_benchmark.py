@@ -9,7 +9,16 @@ import pytest
 
 import wsol_jax
 from experiments.benchmark import __main__ as command
-from experiments.benchmark import evaluation, libraries, maps, memory, pipeline, start, training
+from experiments.benchmark import (
+    evaluation,
+    libraries,
+    maps,
+    memory,
+    photo,
+    pipeline,
+    start,
+    training,
+)
 from experiments.benchmark.turns import Row, rows, take_turns
 from wsol_jax.config import ConfigError
 from wsol_jax.progress import ProgressLog
@@ -197,6 +206,32 @@ def test_maps_that_differ_are_not_compared():
         libraries.check_same(same, [np.full((2, 4, 4), 0.5)])
     assert libraries.torch_name('stage3/block2') == 'layer3.1'
     assert libraries.torch_name('stage4') == 'layer4'
+
+
+DRAWS = """
+import sys, time
+for name in ('imports', 'nothing', 'methods', 'layers', 'classes')[: int(sys.argv[2])]:
+    time.sleep(0.01)
+    print(name, flush=True)
+"""
+
+
+def test_from_a_photo_to_pictures(tmp_path):
+    scripts = {'theirs': tmp_path / 'a.py', 'ours': tmp_path / 'b.py'}
+    for script in scripts.values():
+        script.write_text('"""What it does."""\n' + DRAWS)
+    pythons = dict.fromkeys(scripts, sys.executable)
+    found = list(photo.against(scripts, pythons, '5', 1))
+    kinds = ('imports', 'first picture', 'last picture')
+    assert [r.case for r in found[:6]] == [f'{k}: {name}' for k in kinds for name in scripts]
+    for theirs, ours in zip(found[:6:2], found[1:6:2], strict=True):
+        assert ours.of == 'time of theirs' and ours.ratio == pytest.approx(
+            ours.value / theirs.value
+        )
+    assert found[0].value < found[2].value < found[4].value
+    assert found[6:] == [Row(f'code: {name}', 4, 'lines') for name in scripts]
+    with pytest.raises(ConfigError, match=r'a\.py: ended .* before its last picture'):
+        list(photo.against(scripts, pythons, '4', 1))
 
 
 def test_sections_by_name():

@@ -7,7 +7,7 @@ the turns, and so are the ratios of each turn. DIR/benchmark.json and DIR/benchm
 after each section; sections that are there already stay unless they are run again.
 
 --torch is a virtual environment with torch, torchvision, grad-cam and safetensors, which the
-section `libraries` needs.
+sections `libraries` and `photo` need.
 """
 
 import json
@@ -26,6 +26,7 @@ from experiments.benchmark import (
     libraries,
     maps,
     memory,
+    photo,
     pipeline,
     start,
     training,
@@ -43,7 +44,7 @@ _REPEATS = flags.DEFINE_integer('repeats', 3, 'Turns that are counted.', lower_b
 
 # Turns -> rows.
 Section = Callable[[int], Iterable[Row]]
-SECTIONS: Mapping[str, Section] = {
+SECTIONS: dict[str, Section] = {
     'maps': maps.section,
     'pipeline': pipeline.section,
     'training': training.section,
@@ -51,7 +52,7 @@ SECTIONS: Mapping[str, Section] = {
     'start': start.section,
     'memory': memory.section,
 }
-_LIBRARIES = 'libraries'
+WITH_TORCH = {'libraries': libraries.section, 'photo': photo.section}
 
 
 def asked(only: Sequence[str], venv: str) -> dict[str, Section]:
@@ -60,15 +61,13 @@ def asked(only: Sequence[str], venv: str) -> dict[str, Section]:
     Raises:
         ConfigError: there is no such section, or no environment for it.
     """
-    known = dict(SECTIONS)
-    if venv:
-        known[_LIBRARIES] = partial(libraries.section, venv=venv)
-    elif _LIBRARIES in only:
-        raise ConfigError(f'--only={_LIBRARIES} needs --torch, an environment with torch')
+    known = SECTIONS | {name: partial(s, venv=venv) for name, s in WITH_TORCH.items()}
     for name in only:
         if name not in known:
-            raise ConfigError(unknown_name('section in --only', name, [*SECTIONS, _LIBRARIES]))
-    return {name: known[name] for name in only or known}
+            raise ConfigError(unknown_name('section in --only', name, known))
+        if name in WITH_TORCH and not venv:
+            raise ConfigError(f'--only={name} needs --torch, an environment with torch')
+    return {name: known[name] for name in only or (known if venv else SECTIONS)}
 
 
 def machine() -> dict[str, Any]:
@@ -139,7 +138,7 @@ def main(_: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     run(Path(WORKDIR.value), asked(_ONLY.value, _TORCH.value), _REPEATS.value)
     if not (_ONLY.value or _TORCH.value):
-        print(f'{_LIBRARIES}: skipped, --torch names no environment with torch and grad-cam')
+        print(f'{", ".join(WITH_TORCH)}: skipped, --torch names no environment with torch')
 
 
 if __name__ == '__main__':

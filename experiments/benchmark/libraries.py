@@ -60,6 +60,18 @@ class Peer:
         raise ConfigError(f'--torch, an environment with {_NEEDS}: {said[-1]}')
 
 
+def python_of(venv: str) -> str:
+    """The Python of a virtual environment.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    python = Path(venv) / 'bin/python'
+    if not python.exists():
+        raise ConfigError(f'--torch: {python}: no such file; make an environment with {_NEEDS}')
+    return str(python)
+
+
 @contextmanager
 def started(venv: str, script: Path, *arguments: str) -> Iterator[Peer]:
     """A script that answers requests, in a virtual environment of its own.
@@ -67,10 +79,7 @@ def started(venv: str, script: Path, *arguments: str) -> Iterator[Peer]:
     Raises:
         ConfigError: there is no Python, or it lacks a library.
     """
-    python = Path(venv) / 'bin/python'
-    if not python.exists():
-        raise ConfigError(f'--torch: {python}: no such file; make an environment with {_NEEDS}')
-    command = [str(python), str(script), *arguments]
+    command = [python_of(venv), str(script), *arguments]
     pipes: dict[str, Any] = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE}
     with (
         tempfile.TemporaryFile('w+', encoding='utf-8') as said,
