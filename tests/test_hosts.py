@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 
+import jax
 import numpy as np
 import pytest
 from test_main import CACHE, FORKS, TINY, run_main, write_weights
@@ -31,12 +32,11 @@ def test_shares_are_whole_chunks_and_all_there_is(monkeypatch, count):
     shares = []
     for index in range(count):
         as_process(monkeypatch, index, count)
-        shares.append(own_share(positions, 4))
-    np.testing.assert_array_equal(np.sort(np.concatenate(shares)), positions)
+        shares.append(positions[own_share(positions, 4)])
+    np.testing.assert_array_equal(np.concatenate(shares), positions)  # in order
     chunks = [set((share // 4).tolist()) for share in shares]
     assert sum(map(len, chunks)) == len(set.union(*chunks)) == 8
     assert max(map(len, chunks)) - min(map(len, chunks)) <= 1
-    assert all((np.diff(share) > 0).all() for share in shares)
 
 
 def test_alone_there_is_nobody_to_wait_for():
@@ -75,13 +75,13 @@ def test_wrong_flags_are_one_line(given, message):
 @pytest.mark.parametrize(
     'environment, asked',
     [
-        ({}, True),
+        ({}, False),
         ({'SLURM_NTASKS': '1'}, False),
         ({'SLURM_NTASKS': '2'}, True),
         ({'OMPI_COMM_WORLD_SIZE': '1'}, False),
         ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, False),
         ({'KUBERNETES_SERVICE_HOST': '10.0.0.1', 'JOB_COMPLETION_INDEX': '0'}, True),
-        ({'KUBERNETES_SERVICE_HOST': '10.0.0.1', 'TPU_WORKER_HOSTNAMES': 'a,b'}, True),
+        ({'TPU_ML_PLATFORM': 'JAX'}, True),
     ],
 )
 def test_where_jax_looks_for_other_processes(environment, asked):
@@ -200,7 +200,10 @@ def assert_same(workdir, expected):
             np.testing.assert_allclose(one.rows(name, whole), other.rows(name, whole), atol=1e-6)
     for name in ('boxes/val.csv', 'boxes/test.csv', 'curves.csv'):
         assert (workdir / name).read_bytes() == (expected / name).read_bytes()
-    assert read_json(workdir / 'metrics.json') == read_json(expected / 'metrics.json')
+    found, metrics = (read_json(w / 'metrics.json') for w in (workdir, expected))
+    assert jax.tree.structure(found) == jax.tree.structure(metrics)
+    values = pytest.approx(jax.tree.leaves(metrics), abs=1e-6, nan_ok=True)
+    assert jax.tree.leaves(found) == values
     names = {p.relative_to(workdir) for p in workdir.rglob('*') if '.__lock' not in p.name}
     assert names == {p.relative_to(expected) for p in expected.rglob('*')}
 
@@ -231,8 +234,7 @@ def test_the_run_goes_on_alone_when_one_has_died(alone, tmp_path):
     assert (code, killed, out) == (2, -signal.SIGKILL, '')
     assert 'error: another process of this run has ended' in err or 'another task died' in err
     store = MapStore(folder / 'W/maps/test')
-    left = set((store.pending() // CHUNK).tolist())
-    assert left and left < {1, 3}
+    assert set((store.pending() // CHUNK).tolist()) in ({2, 3}, {3})
     done = (folder / 'W/maps/test/status/0').stat().st_mtime_ns
     ((code, *_),) = run(folder, 1, *LOCALIZE)
     assert code == 0

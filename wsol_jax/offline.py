@@ -109,9 +109,9 @@ def _own_pending(source: Source, split: str, store: Store, workdir: Path) -> lis
             remove_scores(workdir)  # they tell of other results
 
     first_of_all(f'{split} is prepared', prepare, store.read_names)
-    pending = own_share(store.pending(), store.chunk)
+    pending = store.pending()
     barrier(f'{split} is shared')
-    return pending.tolist()
+    return pending[own_share(pending, store.chunk)].tolist()
 
 
 def _add(

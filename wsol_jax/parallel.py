@@ -80,18 +80,17 @@ def _check_job(coordinator: str, count: int, index: int) -> None:
 def is_in_a_job(environment: Mapping[str, str]) -> bool:
     """Whether JAX is to look in the environment for the other processes of a run.
 
-    Not for a single task: under Slurm JAX would leave it one device of its host. Nor in a pod of
-    Kubernetes without a number, which is in no indexed job.
+    Not for a single task, which would be left one device of its host, nor in a pod of Kubernetes
+    without a number, which is in no indexed job. On the machine of a TPU, JAX notes where it is.
     """
     for name in ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE'):
         if name in environment:
             return environment[name] != '1'
-    numbers = {'JOB_COMPLETION_INDEX', 'TPU_WORKER_HOSTNAMES', 'TPU_PROCESS_ADDRESSES'}
-    return 'KUBERNETES_SERVICE_HOST' not in environment or bool(numbers & environment.keys())
+    numbered = {'KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX'} <= environment.keys()
+    return numbered or 'TPU_ML_PLATFORM' in environment
 
 
 def _initialize(**told: Any) -> None:
-    faulthandler.disable()  # where another dies, JAX's line on that shall be the last one
     # Its handler of SIGTERM would take the place of ours.
     jax.config.update('jax_enable_preemption_service', False)
     try:
@@ -99,9 +98,11 @@ def _initialize(**told: Any) -> None:
     except ValueError:  # JAX found no others
         if told:
             raise
+        return
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f'the processes of this run did not find each other: {reason}') from None
+    faulthandler.disable()  # where another dies, JAX's line on that shall be the last one
 
 
 def processes() -> int:
@@ -168,15 +169,16 @@ def first_of_all(
     return open_made()
 
 
-def own_share(positions: np.ndarray, chunk: int) -> np.ndarray:
-    """Those of some images that this process computes: whole chunks, which it alone writes.
+def own_share(positions: np.ndarray, chunk: int) -> slice:
+    """Which of some images this process computes: whole chunks, which it alone writes or reads.
 
     Args:
         positions: [n], increasing; the same for all processes.
-        chunk: how many images are written together.
+        chunk: how many images are stored together.
     """
-    _, number = np.unique(positions // chunk, return_inverse=True)
-    return positions[number % processes() == process()]
+    chunks, number = np.unique(positions // chunk, return_inverse=True)
+    ends = (len(chunks) * (process() + np.arange(2))) // processes()
+    return slice(*np.searchsorted(number, ends).tolist())
 
 
 @contextmanager

@@ -81,12 +81,10 @@ def _run_stages(config: Config, workdir: Path, task: Task) -> None:
     elif 'evaluate' in config.stages and (workdir / 'checkpoints').exists():
         for split in config.localize.splits:
             check_origin(network(), workdir / 'maps' / split, workdir)
-    if not is_first():
-        return
     if 'evaluate' in config.stages and not (workdir / 'metrics.json').exists():
         sources = {s: splits(s) for s in config.localize.splits}
         task.evaluate(config, sources, workdir, network() if task.needs_network(config) else None)
-    if 'report' in config.stages:
+    if 'report' in config.stages and is_first():
         text = task.report(config, splits(config.localize.splits[-1]), workdir)
         with readers_may_leave():
             print(text, f'Page: {workdir / "report.html"}', sep='\n')

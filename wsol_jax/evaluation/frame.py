@@ -4,6 +4,8 @@ What a score is, how those of parts join, and what follows from them, a task say
 """
 
 import json
+import pickle
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -15,7 +17,8 @@ from tqdm import tqdm
 from wsol_jax.config import EvaluateConfig
 from wsol_jax.evaluation.processes import mapper
 from wsol_jax.evaluation.split import StoredSplit
-from wsol_jax.workdir import write_text
+from wsol_jax.parallel import barrier, first_of_all, own_share, process, processes
+from wsol_jax.workdir import read_json, write_text, written_whole
 
 _Scores = TypeVar('_Scores')
 _Choice = TypeVar('_Choice')
@@ -35,6 +38,7 @@ def evaluate_splits(
     """Scores the results of every split in one pass; writes metrics.json.
 
     The split to choose on comes first; what is chosen there is known when the others are scored.
+    Of several processes each scores its share of the images, and the first sums up.
 
     Args:
         setting: how.
@@ -58,18 +62,35 @@ def evaluate_splits(
     with mapper(setting.processes) as over:
 
         def scores_of(split: _Split, choice: _Choice | None) -> _Scores:
-            return join(_over_parts(partial(score, setting=setting, chosen=choice), split, over))
+            own = join(_over_parts(partial(score, setting=setting, chosen=choice), split, over))
+            return own if processes() == 1 else join(_of_all(own, workdir / 'scores', split.name))
 
         scores = {split.name: scores_of(split, None) for split in first}
         choice = choose(next(iter(scores.values()), None))
         scores |= {split.name: scores_of(split, choice) for split in others}
-    metrics = {
-        'split': splits[-1].name,
-        'skipped': {split.name: split.skipped for split in splits},
-        **summarize(splits, scores, choice),
-    }
-    write_text(workdir / 'metrics.json', json.dumps(metrics, indent=2) + '\n')
-    return metrics
+    file = workdir / 'metrics.json'
+
+    def sum_up() -> dict[str, Any]:
+        metrics = {
+            'split': splits[-1].name,
+            'skipped': {split.name: split.skipped for split in splits},
+            **summarize(splits, scores, choice),
+        }
+        write_text(file, json.dumps(metrics, indent=2) + '\n')
+        shutil.rmtree(workdir / 'scores', ignore_errors=True)
+        return metrics
+
+    return first_of_all('metrics', sum_up, partial(read_json, file))
+
+
+def _of_all(own: _Scores, folder: Path, name: str) -> Iterator[_Scores]:
+    """The scores of all processes in order: through files, for they may be large."""
+    with written_whole(folder / f'{name}.{process()}') as file:
+        file.write_bytes(pickle.dumps(own))
+    barrier(f'{name} is scored')
+    for index in range(processes()):
+        yield pickle.loads((folder / f'{name}.{index}').read_bytes())
+    barrier(f'{name} is read')
 
 
 def _over_parts(
@@ -81,11 +102,12 @@ def _over_parts(
     sizes: deque[int] = deque()
 
     def counted() -> Iterator[Any]:
-        for part in split.parts():
+        for part in split.parts(share):
             sizes.append(len(part.records))
             yield part
 
-    total = len(split.readable)
+    share = own_share(split.readable, split.store.chunk)
+    total = len(split.readable[share])
     with tqdm(total=total, desc=f'evaluate {split.name}', unit='image', disable=None) as bar:
         for result in over(function, counted()):
             yield result

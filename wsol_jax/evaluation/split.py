@@ -13,6 +13,8 @@ from wsol_jax.maps import Key
 from wsol_jax.maps.columns import DONE, SKIPPED, Store
 from wsol_jax.maps.store import MapStore
 
+_ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class ImageMaps:
@@ -120,11 +122,16 @@ class StoredSplit:
             if readable[i]:
                 yield replace(record, size=stored_size(record), image=b'')
 
-    def parts(self) -> Iterator[Any]:
-        """What is scored of all readable images in order, some at a time: here `Results`."""
+    def parts(self, share: slice = _ALL) -> Iterator[Any]:
+        """What is scored of readable images in order, some at a time: here `Results`.
+
+        Args:
+            share: which of the readable images.
+        """
         columns = {name: self.store.fact(name)[self.readable] for name in self.store.names}
-        for i in range(0, max(len(self.records), 1), AT_ONCE):
-            rows = slice(i, i + AT_ONCE)
+        start, stop, _ = share.indices(len(self.records))
+        for i in range(start, max(stop, start + 1), AT_ONCE):
+            rows = slice(i, min(i + AT_ONCE, stop))
             yield Results(self.records[rows], {n: c[rows] for n, c in columns.items()})
 
 
@@ -171,21 +178,21 @@ class SplitMaps(StoredSplit):
         """[n,<=5] the classes ranked first on readable images."""
         return self.store.fact('top')[self.readable]
 
-    def parts(self) -> Iterator[ImageMaps]:
-        """All readable images in order, at most `AT_ONCE` at a time; without any, one of none."""
+    def parts(self, share: slice = _ALL) -> Iterator[ImageMaps]:
+        """Readable images in order, at most `AT_ONCE` at a time; without any, one of none."""
         masked = any(record.masks for record in self.records)
-        if not self.records:
+        own = self.readable[share]
+        if not len(own):
             maps = {
                 k: np.zeros((0, *a.shape[1:]), np.float32) for k, a in self.store.arrays.items()
             }
-            yield ImageMaps([], maps, self.classes, self.top, masked)
-        for first in range(0, self.store.count, self.store.chunk):
+            yield ImageMaps([], maps, self.classes[:0], self.top[:0], masked)
+        for first in (np.unique(own // self.store.chunk) * self.store.chunk).tolist():
             stop = min(first + self.store.chunk, self.store.count)
-            start, end = np.searchsorted(self.readable, (first, stop))
-            chunk = slice(start, end)
-            inside = self.readable[chunk] - first
+            inside = own[(own >= first) & (own < stop)]
+            chunk = slice(*np.searchsorted(self.readable, (inside[0], inside[-1] + 1)))
             maps = {
-                key: _rectified(self.store, key, self.store.read(key, first, stop)[inside])
+                key: _rectified(self.store, key, self.store.read(key, first, stop)[inside - first])
                 for key in self.store.arrays
             }
             facts = self.records[chunk], maps, self.classes[chunk], self.top[chunk], masked
