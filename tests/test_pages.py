@@ -1,6 +1,7 @@
 """What README and docs show works: Python runs, on tiny networks; commands are understood."""
 
 import configparser
+import doctest
 import re
 import shlex
 import sys
@@ -179,6 +180,19 @@ def test_parts_of_score_maps_join_to_all(run):
 
 def test_most_pages_show_python():
     assert len(WITH_PYTHON) > 12
+
+
+WITH_EXAMPLES = [
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+    for path in sorted((ROOT / 'wsol_jax').glob('**/*.py'))
+    if '>>> ' in path.read_text('utf-8')
+]
+
+
+@pytest.mark.parametrize('name', WITH_EXAMPLES)
+def test_the_examples_of_docstrings_run(name):
+    failed, tried = doctest.testmod(import_module(name))
+    assert tried and not failed
 
 
 # ---------------------------------------------------------------- commands

@@ -108,6 +108,11 @@ def overlay(
         ValueError: not one image or not one map, one that cannot be read, or an opacity outside
           [0, 1].
         KeyError: Matplotlib has no such colour map.
+
+    Example:
+        >>> photo = np.zeros((60, 80, 3), np.uint8)
+        >>> overlay(photo, np.eye(7)).shape
+        (60, 80, 3)
     """
     given, raw = listed(image), np.asarray(raw)
     if len(given) != 1:

@@ -22,6 +22,10 @@ def box_iou(boxes: Array, others: Array) -> Array:
 
     Raises:
         ValueError: a box ends before it starts.
+
+    Example:
+        >>> box_iou([[0, 0, 9, 9]], [[0, 0, 4, 9], [5, 5, 9, 9]])
+        array([[0.5 , 0.25]])
     """
     a, b = (np.asarray(x, float).reshape(-1, 4) for x in (boxes, others))
     for given in (a, b):

@@ -42,6 +42,11 @@ def boxes_from_map(
 
     Raises:
         ValueError: the map is not two-dimensional or the threshold is outside [0, 1).
+
+    Example:
+        >>> raw = np.array([[0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]])
+        >>> boxes_from_map(raw, (4, 4), 0.5)
+        array([[1, 1, 3, 3]])
     """
     raw = np.asarray(raw)
     if raw.ndim != 2:

@@ -23,6 +23,11 @@ def score_map(raw: np.ndarray, size: Any, *, closing: int = 0, relu: bool = Fals
 
     Returns:
         [height, width] float64 in [0, 1]; zeros if the map is constant or holds NaN.
+
+    Example:
+        >>> score_map(np.array([[-1, 1], [2, 3]]), (2, 2))
+        array([[0.  , 0.5 ],
+               [0.75, 1.  ]])
     """
     size = size_of(size)
     raw = np.asarray(raw, np.float64)

@@ -24,6 +24,11 @@ class Preprocessing:
     Raises:
         ValueError: mean and std are not of one length, a std is not above 0, or bgr without three
             channels.
+
+    Example:
+        >>> grey = Preprocessing(mean=(127.5,), std=(127.5,))
+        >>> grey(np.array([0, 255], np.uint8).reshape(1, 1, 2, 1)).ravel().tolist()
+        [-1.0, 1.0]
     """
 
     mean: tuple[float, ...]
