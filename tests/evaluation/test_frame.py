@@ -8,8 +8,9 @@ from conftest import Listed
 
 from wsol_jax.config import EvaluateConfig
 from wsol_jax.data import Record
-from wsol_jax.evaluation.frame import evaluate_splits
+from wsol_jax.evaluation.frame import _of_all, evaluate_splits
 from wsol_jax.evaluation.split import SplitMaps
+from wsol_jax.evaluation.table import Table
 from wsol_jax.maps.columns import DONE, SKIPPED
 from wsol_jax.maps.store import MapStore, by_column
 
@@ -74,3 +75,15 @@ def test_nothing_is_chosen_without_a_split_to_choose_on(tmp_path):
     assert seen == [None]
     metrics = json.loads((tmp_path / 'metrics.json').read_text())
     assert (metrics['of'], metrics['chosen']) == (['nothing'], 'nothing')
+
+
+def test_scores_come_back_from_the_files_of_several_processes(tmp_path):
+    table = Table.empty(2, 1, np.array([0.2, 0.4]), bins=3)
+    own = {('dgl', 'a'): {'table': table, 'images': 3, 'mean': 0.5}}
+    (found,) = _of_all(own, tmp_path, 'val')
+    found = found['dgl', 'a']
+    assert (found['images'], found['mean']) == (3, 0.5) and type(found['images']) is int
+    for name, expected in vars(table).items():
+        got = getattr(found['table'], name)
+        assert got.dtype == expected.dtype
+        np.testing.assert_array_equal(got, expected)

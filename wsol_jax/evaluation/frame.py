@@ -4,14 +4,15 @@ What a score is, how those of parts join, and what follows from them, a task say
 """
 
 import json
-import pickle
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from wsol_jax.config import EvaluateConfig
@@ -38,7 +39,8 @@ def evaluate_splits(
     """Scores the results of every split in one pass; writes metrics.json.
 
     The split to choose on comes first; what is chosen there is known when the others are scored.
-    Of several processes each scores its share of the images, and the first sums up.
+    Of several processes each scores its share of the images, and the first sums up: what they have
+    to join must be arrays and numbers, in mappings and dataclasses.
 
     Args:
         setting: how.
@@ -85,12 +87,36 @@ def evaluate_splits(
 
 def _of_all(own: _Scores, folder: Path, name: str) -> Iterator[_Scores]:
     """The scores of all processes in order: through files, for they may be large."""
-    with written_whole(folder / f'{name}.{process()}') as file:
-        file.write_bytes(pickle.dumps(own))
+    with written_whole(folder / f'{name}.{process()}.npz') as file, file.open('wb') as stream:
+        np.savez(stream, *_leaves(own))
     barrier(f'{name} is scored')
     for index in range(processes()):
-        yield pickle.loads((folder / f'{name}.{index}').read_bytes())
+        with np.load(folder / f'{name}.{index}.npz') as stored:
+            yield _like(own, iter([stored[leaf] for leaf in stored.files]))
     barrier(f'{name} is read')
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    """The arrays and numbers in mappings and dataclasses, in order."""
+    if isinstance(tree, Mapping):
+        for part in tree.values():
+            yield from _leaves(part)
+    elif is_dataclass(tree):
+        for field in fields(tree):
+            yield from _leaves(getattr(tree, field.name))
+    else:
+        yield tree
+
+
+def _like(tree: Any, leaves: Iterator[np.ndarray]) -> Any:
+    """The same with other leaves; what was a number is one again."""
+    if isinstance(tree, Mapping):
+        return {name: _like(part, leaves) for name, part in tree.items()}
+    if is_dataclass(tree) and not isinstance(tree, type):
+        parts = {field.name: _like(getattr(tree, field.name), leaves) for field in fields(tree)}
+        return replace(tree, **parts)
+    leaf = next(leaves)
+    return leaf if isinstance(tree, np.ndarray) else leaf.item()
 
 
 def _over_parts(
