@@ -306,7 +306,7 @@ def check_devices(kind):
 def runs(tmp_path_factory, tiny):
     """A folder with what eight devices and one leave behind."""
     folder = tmp_path_factory.mktemp('runs')
-    flags = '--xla_force_host_platform_device_count=8'
+    flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'
     environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
     environment['PYTHONPATH'] = str(Path(__file__).parent)
     command = [sys.executable, '-c', ON_EIGHT, str(folder)]

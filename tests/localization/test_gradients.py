@@ -255,7 +255,7 @@ def test_what_is_drawn_depends_on_the_image_alone(resnet, images):
 def test_maps_of_sharded_batches_equal_a_single_device(tmp_path):
     script = tmp_path / 'sharded.py'
     script.write_text(SHARDED)
-    flags = '--xla_force_host_platform_device_count=8'
+    flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'
     environment = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'}
     result = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True

@@ -353,7 +353,7 @@ def on_eight_devices(inputs, classes, tmp_path_factory):
     np.savez(folder / 'given.npz', inputs=inputs, classes=classes)
     here = Path(__file__).parent
     environment = os.environ | {
-        'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+        'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8',
         'JAX_PLATFORMS': 'cpu',
         'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
         'PYTHONPATH': os.pathsep.join([str(here), str(here.parent)]),

@@ -498,7 +498,7 @@ def test_networks_open_when_what_they_started_from_is_gone(runs, sources, tmp_pa
         network = load_network('tiny', tmp_path / run.name)
         found = localize(network, IMAGES, ('ornet', 'dgl'), ('late',), classes=0, resize=False)
         expected = trained_network(config_of(1 + (run == runs[2]), 'gone'), run)
-        kept = localize(expected, IMAGES, ('ornet',), classes=0, resize=False)
+        kept = localize(expected, IMAGES, ('ornet', 'dgl'), ('late',), classes=0, resize=False)
         np.testing.assert_array_equal(found.maps['ornet', 'head'], kept.maps['ornet', 'head'])
         assert ('dgl', 'late') in found.maps
 
