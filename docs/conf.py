@@ -54,6 +54,7 @@ nitpick_ignore_regex = [('py:obj', '.*'), ('py:.*', r'(?!wsol_jax\.).*')]
 
 html_theme = 'furo'
 html_title = 'wsol_jax'
+pygments_dark_style = 'github-dark'  # the usual one underlines imports, like links
 html_show_copyright = False
 html_static_path = ['_static']
 html_css_files = ['wsol.css']

@@ -386,7 +386,7 @@ def test_prepare_is_passed_on(monkeypatch, capsys):
         called.append((name, root, data_dir))
 
     called = []
-    monkeypatch.setattr('wsol_jax.data.__main__.prepare', prepare)
+    monkeypatch.setattr('wsol_jax.data.tfds.prepare', prepare)
     assert main(['prepare', 'cub', 'here', 'there']) == 0 and called == [('cub', 'here', 'there')]
     with pytest.raises(SystemExit) as left:
         main(['prepare', 'bad', 'here', 'there'])

@@ -22,9 +22,11 @@ from wsol_jax.data import (
     decode_image,
     decode_mask,
     evaluation_batches,
+    open_source,
     stored_size,
     tfds_builders,
 )
+from wsol_jax.data.__main__ import main
 from wsol_jax.data.tfds import TfdsSource, prepare
 from wsol_jax.data.tfds_builders import BUILDERS
 
@@ -159,6 +161,17 @@ def test_pickle(prepared):
     copy = pickle.loads(pickle.dumps(source))
     assert list(copy) == list(source) and copy.class_names == source.class_names
     assert len(pickle.dumps(source)) < 500
+
+
+def test_without_the_package_one_line_says_what_to_install(monkeypatch, capsys):
+    for name in ('wsol_jax.data.tfds', 'wsol_jax.data.tfds_builders'):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)  # as if it were not there
+    with pytest.raises(DataError, match=r"pip install 'wsol_jax\[tfds\]'$"):
+        open_source('tfds', 'there', 'test', name='cub200_wsol')
+    with pytest.raises(SystemExit) as left:
+        main(['prepare', 'cub200_wsol', 'here', 'there'])
+    assert left.value.code == 2 and capsys.readouterr().err.count('\n') == 1
 
 
 def test_without_tensorflow(prepared, tmp_path):

@@ -1,6 +1,7 @@
 """Where images, labels, boxes and masks come from: one record type, one loader for all sources."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,9 +77,21 @@ def _shapes(root: str | Path, split: str, **options: Any) -> Source:
 
 
 def _tfds(root: str | Path, split: str, name: str = '', **options: Any) -> Source:
-    from wsol_jax.data.tfds import TfdsSource
+    return tfds_module().TfdsSource(name, root, split, **options)
 
-    return TfdsSource(name, root, split, **options)
+
+def tfds_module() -> Any:
+    """`wsol_jax.data.tfds`, for which TensorFlow Datasets must be installed.
+
+    Raises:
+        DataError: it is not.
+    """
+    try:
+        return import_module('wsol_jax.data.tfds')
+    except ModuleNotFoundError as error:
+        if error.name != 'tensorflow_datasets':
+            raise
+        raise DataError("this needs TensorFlow Datasets: pip install 'wsol_jax[tfds]'") from error
 
 
 _SOURCES: dict[str, Callable[..., Source]] = {

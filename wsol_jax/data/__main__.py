@@ -3,11 +3,10 @@
 import argparse
 from collections.abc import Sequence
 
+from wsol_jax.data import tfds_module
 from wsol_jax.data.check import check_folder
 from wsol_jax.data.files import printable
 from wsol_jax.data.records import ORIENTATIONS, DataError
-from wsol_jax.data.tfds import prepare
-from wsol_jax.data.tfds_builders import BUILDERS
 from wsol_jax.interrupts import exit_code, readers_may_leave, stop_like_ctrl_c
 
 
@@ -30,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help='the frame of sizes, boxes and masks: config.data.orientation',
     )
     command = commands.add_parser('prepare', help='store a data set for TensorFlow Datasets')
-    command.add_argument('name', metavar='NAME', help=', '.join(BUILDERS))
+    command.add_argument('name', metavar='NAME', help='such as cub200_wsol')
     command.add_argument('root', metavar='ROOT', help='holds metadata/ and images/')
     command.add_argument('data_dir', metavar='DATA_DIR', help='where to store it')
     chosen = parser.parse_args(arguments)
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if chosen.command == 'check':
             return _check(chosen.root, chosen.orientation)
-        prepare(chosen.name, chosen.root, chosen.data_dir)
+        tfds_module().prepare(chosen.name, chosen.root, chosen.data_dir)
         return 0
     except KeyboardInterrupt as stop:
         parser.exit(exit_code(stop), f'{parser.prog}: interrupted\n')
