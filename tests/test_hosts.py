@@ -9,21 +9,26 @@ import jax
 import numpy as np
 import pytest
 from test_main import CACHE, FORKS, TINY, run_main, write_weights
+from test_parallel import saved
 
+import wsol_jax.hosts
 import wsol_jax.offline
-import wsol_jax.parallel
+import wsol_jax.training.loop
 from wsol_jax.config import Config, ConfigError
+from wsol_jax.hosts import ProcessDied, barrier, first_of_all, is_in_a_job, join, own_share
 from wsol_jax.maps.columns import CHUNK, SKIPPED, Column, Store
 from wsol_jax.maps.store import MapStore
-from wsol_jax.parallel import ProcessDied, barrier, first_of_all, is_in_a_job, join, own_share
+from wsol_jax.parallel import _OfAll
+from wsol_jax.progress import read_progress
+from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.workdir import check_same, open_workdir, read_json
 
 COUNT = 4 * CHUNK - 5
 
 
 def as_process(monkeypatch, index, count):
-    monkeypatch.setattr(wsol_jax.parallel, 'processes', lambda: count)
-    monkeypatch.setattr(wsol_jax.parallel, 'process', lambda: index)
+    monkeypatch.setattr(wsol_jax.hosts, 'processes', lambda: count)
+    monkeypatch.setattr(wsol_jax.hosts, 'process', lambda: index)
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 5])
@@ -118,34 +123,61 @@ def test_named_images_can_be_written_in_any_order(tmp_path):
     assert store.pending().tolist() == [0, 1, 2, 3]
 
 
+def test_all_stop_behind_the_same_step():
+    """What processes do together, on the devices of one."""
+    devices = _OfAll(jax.local_devices())
+    assert devices.own_rows(devices.size * 3).tolist() == list(range(devices.size * 3))
+    state = devices.replicate({'w': np.float32(1)}, donated=True)
+    rows = devices.shard(np.arange(2.0 * devices.size, dtype=np.float32))
+    state, total = devices.step(lambda s, x: ({'w': s['w'] + x.sum()}, x.sum()))(state, rows)
+    assert float(devices.one(state)['w']) == 1 + float(devices.one(total))
+    with pytest.raises(KeyboardInterrupt), devices.stopping_together() as stop:
+        stop()
+        signal.raise_signal(signal.SIGINT)  # while a step is computed
+        stop()  # asks the others
+        stop()
+        pytest.fail('it goes on')
+
+
+# Where a process can be sent a signal: after so many batches, or so many steps.
+WORK = {
+    'maps': (wsol_jax.offline, '_add'),
+    'steps': (wsol_jax.training.loop._Run, '_one_step'),
+}
+
+
+def signal_at(place, count, number):
+    owner, name = WORK[place]
+    work, left = getattr(owner, name), iter(range(count))
+
+    def work_until_then(*arguments):
+        if next(left, None) is None:
+            os.kill(os.getpid(), number)
+        return work(*arguments)
+
+    setattr(owner, name, work_until_then)
+
+
 # What a process of a run does, in a folder of its own: files of the run are in the one above.
-def one_of_several(arguments, folder, cache, dies_after):
-    wsol_jax.parallel._SILENCE = 5
-    if dies_after:
-        add = wsol_jax.offline._add
-        left = iter(range(dies_after))
-
-        def add_or_die(*arguments):
-            if next(left, None) is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-            add(*arguments)
-
-        wsol_jax.offline._add = add_or_die
+def one_of_several(arguments, folder, cache, devices, told):
+    jax.config.update('jax_num_cpu_devices', devices)
+    if told:
+        signal_at(*told)
     run_main(arguments, folder, cache, None)
 
 
-def start(folder, index, *arguments, dies_after=0):
+def start(folder, index, *arguments, devices=1, told=None):
     own = folder / f'process{index}'
     own.mkdir(exist_ok=True)
     arguments = ('--config', '../tiny.py', '--workdir', '../W', *arguments)
-    facts = arguments, own, CACHE.name, dies_after
+    facts = arguments, own, CACHE.name, devices, told
     process = FORKS.Process(target=one_of_several, args=facts)
     process.start()
     return process, own
 
 
 def finish(process, own):
-    process.join(timeout=150)
+    process.join(timeout=500)
     assert process.exitcode is not None, 'the command hangs'
     out, err = ((own / name).read_text() for name in ('out', 'err'))
     return process.exitcode, out, err
@@ -160,10 +192,12 @@ def job(count):
     return [(*flags, f'--process_id={index}') for index in range(count)]
 
 
-def run(folder, count, *arguments):
-    """Runs all processes; what each said."""
-    flags = [()] if count == 1 else job(count)
-    started = [start(folder, i, *arguments, *own) for i, own in enumerate(flags)]
+def run(folder, count, *arguments, told=None, **facts):
+    """Runs all processes, the last of which is told something; what each said."""
+    flags, tell = [()] if count == 1 else job(count), {count - 1: told}
+    started = [
+        start(folder, i, *arguments, *own, told=tell.get(i), **facts) for i, own in enumerate(flags)
+    ]
     return [finish(*one) for one in started]
 
 
@@ -222,6 +256,14 @@ def test_several_processes_make_what_one_makes(alone, tmp_path, count):
     assert len(rows) == chunks * CHUNK // 16  # those of the first process
 
 
+def assert_told_of_death(code, err):
+    """By one line, or where JAX is faster by its own last one."""
+    if code == 2:
+        assert 'error: another process of this run has ended' in err
+    else:
+        assert code == -signal.SIGABRT and 'most likely indicates that another task died' in err
+
+
 @pytest.mark.slow
 def test_the_run_goes_on_alone_when_one_has_died(alone, tmp_path):
     folder = folder_of(tmp_path / 'run')
@@ -231,8 +273,8 @@ def test_the_run_goes_on_alone_when_one_has_died(alone, tmp_path):
         start(folder, 1, *LOCALIZE, *second, dies_after=5),
     )
     (code, out, err), (killed, *_) = (finish(*one) for one in started)
-    assert (code, killed, out) == (2, -signal.SIGKILL, '')
-    assert 'error: another process of this run has ended' in err or 'another task died' in err
+    assert (killed, out) == (-signal.SIGKILL, '')
+    assert_told_of_death(code, err)
     store = MapStore(folder / 'W/maps/test')
     assert set((store.pending() // CHUNK).tolist()) in ({2, 3}, {3})
     done = (folder / 'W/maps/test/status/0').stat().st_mtime_ns
@@ -249,3 +291,68 @@ def test_a_second_run_is_refused_in_the_same_workdir(tmp_path):
         (code, _, err), (other, *_) = run(folder, 2, *LOCALIZE)
     assert code == 2 and 'in use by process' in err
     assert other != 0
+
+
+TRAIN = (
+    *('--config.stages=train', '--config.train.epochs=3', '--config.train.ema=0.5'),
+    *('--config.train.log_every=1', '--config.train.keep=best_localization'),
+)
+
+
+@pytest.fixture(scope='module')
+def trained_alone(tmp_path_factory):
+    """What one process trains on one device."""
+    folder = folder_of(tmp_path_factory.mktemp('trained') / 'run')
+    ((code, *_),) = run(folder, 1, *TRAIN)
+    assert code == 0
+    return folder / 'W'
+
+
+def assert_same_training(workdir, expected):
+    for kind in ('last', 'best', 'best_localization'):
+        found, values = saved(workdir, kind), saved(expected, kind)
+        assert list(found) == list(values) and len(found) > 60
+        for name, value in values.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+    rows = [read_progress(w) for w in (workdir, expected)]
+    assert len(rows[0]) == len(rows[1]) == 3 * (3 + 1)  # 24 images make 3 batches of 8
+    for mine, theirs in zip(*rows, strict=True):
+        del mine['images_per_second'], theirs['images_per_second']
+        numbers = [
+            {k: float(v) for k, v in row.items() if k not in NAMES and v} for row in (mine, theirs)
+        ]
+        assert numbers[0] == pytest.approx(numbers[1], abs=1e-4)
+        assert [mine[name] for name in NAMES] == [theirs[name] for name in NAMES]
+
+
+NAMES = ('stage', 'split', 'step')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('count', 'devices'), [(2, 2), (4, 1)])
+def test_several_processes_train_as_one_does(trained_alone, tmp_path, count, devices):
+    folder = folder_of(tmp_path / 'run')
+    results = run(folder, count, *TRAIN, devices=devices)
+    assert [code for code, *_ in results] == [0] * count
+    assert_same_training(folder / 'W', trained_alone)
+
+
+@pytest.mark.slow
+def test_training_goes_on_with_other_processes(trained_alone, tmp_path):
+    folder, steps = folder_of(tmp_path / 'run'), []
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        told = 'steps', 3, number
+        (code, _, err), (other, *_) = run(folder, 2, *TRAIN, told=told)
+        if number == signal.SIGTERM:  # both have stopped behind one step
+            assert (code, other) == (143, 143)
+            assert 'interrupted; the same command goes on from here' in err
+        else:
+            assert other == -signal.SIGKILL
+            assert_told_of_death(code, err)
+        with Checkpoints(folder / 'W', read_only=True) as checkpoints:
+            steps.append(checkpoints.step())
+    assert steps[0] == 5  # told in the fourth step, known to all behind the fifth
+    assert steps[1] == 6
+    ((code, *_),) = run(folder, 1, *TRAIN)
+    assert code == 0
+    assert_same_training(folder / 'W', trained_alone)

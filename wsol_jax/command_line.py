@@ -14,9 +14,9 @@ from ml_collections import config_flags
 
 from wsol_jax import __version__
 from wsol_jax.config import ConfigError, check_key
+from wsol_jax.hosts import leaving_others
 from wsol_jax.interrupts import exit_code, readers_may_leave, stop_like_ctrl_c
 from wsol_jax.names import shortened
-from wsol_jax.parallel import leaving_others
 from wsol_jax.presets import FOLDER, config_file
 from wsol_jax.usage import usage
 

@@ -48,18 +48,22 @@ def _terminate(number: int, _: FrameType | None) -> None:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Signals take effect afterwards: within, they would leave a step or a file half done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def uninterrupted() -> Iterator[list[int]]:
+    """Signals take effect afterwards: within, they would leave a step or a file half done.
+
+    Yields:
+        The numbers of those that came so far.
+    """
     caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
     before = {n: signal.getsignal(n) for n in _STOPPING}
     handled = [n for n, handler in before.items() if callable(handler)]
     for number in handled:
         signal.signal(number, lambda number, _: caught.append(number))
     try:
-        yield
+        yield caught
     finally:
         for number in handled:
             signal.signal(number, before[number])

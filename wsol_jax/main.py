@@ -23,7 +23,7 @@ from wsol_jax.command_line import (
     run_command,
 )
 from wsol_jax.config import ConfigError, read_config
-from wsol_jax.parallel import join
+from wsol_jax.hosts import join
 from wsol_jax.run import run
 
 

@@ -13,18 +13,10 @@ from tqdm import tqdm
 
 from wsol_jax.config import Config, ConfigError
 from wsol_jax.data import BadImage, Batch, Record, Source, decode_image, evaluation_batches
+from wsol_jax.hosts import barrier, first_of_all, is_first, own_share, process, processes
 from wsol_jax.maps.columns import DONE, SKIPPED, ChunkWriter, Store
 from wsol_jax.models import Network
-from wsol_jax.parallel import (
-    barrier,
-    first_of_all,
-    is_first,
-    local_devices,
-    one_ahead,
-    own_share,
-    process,
-    processes,
-)
+from wsol_jax.parallel import local_devices, one_ahead
 from wsol_jax.progress import ProgressLog
 from wsol_jax.workdir import record_origin, remove_scores
 

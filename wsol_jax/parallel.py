@@ -1,26 +1,19 @@
-"""Devices and processes: who computes what.
-
-A batch is split over all local devices, everything else lies on each of them.
+"""Devices: a batch is split over all local ones, everything else lies on each of them.
 
 What is computed for each image alone (maps, predictions, faithfulness) runs on every device with
 its own images, without communication; a training step sums over all of them. `jit` over a mesh with
 the one axis `data`, or `pmap`: the same numbers. This is the only module that knows which.
 
-A run may have several processes, on as many hosts, which share a workdir. Each computes its share;
-the first writes what there is one of. They meet at barriers of JAX's coordination service, which
-knows of no device: who waits there may wait for hours.
+Of several processes, see `wsol_jax.hosts`, each has batches of its own for its local devices; only
+training takes the devices of all of them for one.
 """
 
-import faulthandler
-import os
-import sys
-import threading
-import traceback
+import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,180 +21,15 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from wsol_jax.fields import ConfigError
+from wsol_jax.hosts import barrier, processes
+from wsol_jax.interrupts import Terminated, uninterrupted
 
 AXIS = 'data'
 BATCH = 16  # images of a list that are computed at once
-_SILENCE = 30  # seconds after which a process that is not heard of is dead
-_PATIENCE = 30 * 24 * 3600 * 1000  # milliseconds: who lives is waited for
-_JOB = ('--coordinator', '--num_processes', '--process_id')
-_Result = TypeVar('_Result')
-
-
-class ProcessDied(OSError):
-    """Another process of the run has ended before its time; the message says what to do."""
-
-
-def join(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Makes this process one of several of a run, before anything is computed.
-
-    Args:
-        coordinator: HOST:PORT where the first process listens.
-        count: how many processes there are.
-        index: which one this is. All three are None where the environment tells, as on a TPU pod,
-            under Slurm or Kubernetes; where it does not either, the process is alone.
-
-    Raises:
-        ConfigError: some of the three are missing or wrong, or the others do not come.
-    """
-    given = [coordinator, count, index]
-    if None in given and given != [None] * 3:
-        missing = [name for name, value in zip(_JOB, given, strict=True) if value is None]
-        raise ConfigError(f'{", ".join(_JOB)} go together; {" and ".join(missing)} missing')
-    if coordinator is not None and count is not None and index is not None:
-        _check_job(coordinator, count, index)
-        _initialize(
-            coordinator_address=coordinator,
-            num_processes=count,
-            process_id=index,
-            cluster_detection_method='deactivate',
-        )
-    elif is_in_a_job(os.environ):
-        _initialize()
-
-
-def _check_job(coordinator: str, count: int, index: int) -> None:
-    host, _, port = coordinator.rpartition(':')
-    if not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
-        raise ConfigError(f'--coordinator={coordinator}: must be HOST:PORT of the first process')
-    if not 0 <= index < count:
-        raise ConfigError(f'--process_id={index} must be in 0..{count - 1}, see --num_processes')
-
-
-def is_in_a_job(environment: Mapping[str, str]) -> bool:
-    """Whether JAX is to look in the environment for the other processes of a run.
-
-    Not for a single task, which would be left one device of its host, nor in a pod of Kubernetes
-    without a number, which is in no indexed job. On the machine of a TPU, JAX notes where it is.
-    """
-    for name in ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE'):
-        if name in environment:
-            return environment[name] != '1'
-    numbered = {'KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX'} <= environment.keys()
-    return numbered or 'TPU_ML_PLATFORM' in environment
-
-
-def _initialize(**told: Any) -> None:
-    # Its handler of SIGTERM would take the place of ours.
-    jax.config.update('jax_enable_preemption_service', False)
-    try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=_SILENCE, **told)
-    except ValueError:  # JAX found no others
-        if told:
-            raise
-        return
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f'the processes of this run did not find each other: {reason}') from None
-    faulthandler.disable()  # where another dies, JAX's line on that shall be the last one
-
-
-def processes() -> int:
-    """How many processes the run has."""
-    return jax.process_count() if jax.distributed.is_initialized() else 1
-
-
-def process() -> int:
-    """Which of them this is."""
-    return jax.process_index() if processes() > 1 else 0
-
-
-def is_first() -> bool:
-    """Whether this is the process that writes what there is one of: lock, config, scores, page."""
-    return process() == 0
-
-
-def barrier(name: str) -> None:
-    """Waits until every process of the run is here; Ctrl-C and SIGTERM end the waiting.
-
-    Args:
-        name: of the place, the same for all.
-
-    Raises:
-        ProcessDied: one of them is dead.
-    """
-    if processes() == 1:
-        return
-    failed: list[Exception] = []
-    waiting = threading.Thread(target=_wait, args=(name, failed), daemon=True)
-    waiting.start()
-    waiting.join()
-    if failed:
-        raise ProcessDied(
-            'another process of this run has ended, see what it says; the same commands go on from '
-            'here'
-        )
-
-
-def _wait(name: str, failed: list[Exception]) -> None:
-    from orbax.checkpoint.multihost import get_barrier_sync_fn  # late: it takes long
-
-    try:
-        get_barrier_sync_fn()(key=name, timeout_ms=_PATIENCE)
-    except Exception as error:
-        failed.append(error)
-
-
-def first_of_all(
-    name: str, make: Callable[[], _Result], open_made: Callable[[], _Result]
-) -> _Result:
-    """What the first process makes while the others wait, and they open once it is there.
-
-    Args:
-        name: of the barrier.
-        make: called by the first process alone.
-        open_made: called by the others.
-    """
-    if is_first():
-        made = make()
-        barrier(name)
-        return made
-    barrier(name)
-    return open_made()
-
-
-def own_share(positions: np.ndarray, chunk: int) -> slice:
-    """Which of some images this process computes: whole chunks, which it alone writes or reads.
-
-    Args:
-        positions: [n], increasing; the same for all processes.
-        chunk: how many images are stored together.
-    """
-    chunks, number = np.unique(positions // chunk, return_inverse=True)
-    ends = (len(chunks) * (process() + np.arange(2))) // processes()
-    return slice(*np.searchsorted(number, ends).tolist())
-
-
-@contextmanager
-def leaving_others() -> Iterator[None]:
-    """Whatever goes wrong within ends this process at once; the others learn of it by its silence.
-
-    JAX would wait at its end until all of them have ended, and they might wait for it.
-    """
-    try:
-        yield
-    except BaseException as error:
-        code = error.code if isinstance(error, SystemExit) else 1
-        if processes() == 1 or not code:
-            raise
-        if not isinstance(error, SystemExit):
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 1)
 
 
 class Devices(ABC):
-    """All local devices, and how steps run on them.
+    """All local devices, or those of all processes, and how steps run on them.
 
     Attributes:
         axis: the axis that steps must sum over by name; None where sums are over the whole batch
@@ -210,8 +38,7 @@ class Devices(ABC):
 
     axis: str | None = None
 
-    def __init__(self) -> None:
-        devices = jax.local_devices()
+    def __init__(self, devices: Sequence[jax.Device]) -> None:
         axis_types = (AxisType.Auto,)
         self._mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=axis_types, devices=devices)
 
@@ -229,6 +56,19 @@ class Devices(ABC):
         """
         multiple = self.size * parts
         return -(-batch_size // multiple) * multiple
+
+    def own_rows(self, batch_size: int) -> np.ndarray:
+        """Which rows of a batch this process has, which `shard` takes of it."""
+        return np.arange(batch_size)
+
+    @contextmanager
+    def stopping_together(self) -> Iterator[Callable[[], None]]:
+        """Within, Ctrl-C and SIGTERM in one process stop all of them, behind the same step.
+
+        Yields:
+            What all processes call after each step; it raises where they are to stop.
+        """
+        yield lambda: None
 
     @abstractmethod
     def per_image(self, function: Callable) -> Callable:
@@ -345,6 +185,83 @@ class _Pmap(Devices):
         return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
 
 
+class _OfAll(_Jit):
+    """The devices of several processes; what is put on them, each process puts on its own."""
+
+    def __init__(self, devices: Sequence[jax.Device]) -> None:
+        super().__init__(devices)
+        self._split = NamedSharding(self._mesh, PartitionSpec(AXIS))
+        self._shared = NamedSharding(self._mesh, PartitionSpec())
+        self._largest = jax.jit(jnp.max, out_shardings=self._shared)
+
+    def per_image(self, function: Callable) -> Callable:
+        """For the local devices alone: nobody waits for another."""
+        return local_devices('jit').per_image(function)
+
+    def step(self, step: Callable) -> Callable:
+        program = jax.jit(step, donate_argnums=0, out_shardings=self._shared)
+
+        compiled: list[Callable] = []
+
+        def run(state: Any, shard: Any) -> Any:
+            if not compiled:
+                compiled.append(program.lower(state, shard).compile())
+                barrier('compiled')  # who is late would be waited for some seconds only
+            return compiled[0](state, shard)
+
+        return run
+
+    def own_rows(self, batch_size: int) -> np.ndarray:
+        places = self._split.addressable_devices_indices_map((batch_size,)).values()
+        return np.sort(np.concatenate([np.arange(batch_size)[place] for place in places]))
+
+    def shard(self, tree: Any) -> Any:
+        return jax.tree.map(self._split_rows, tree)
+
+    def _split_rows(self, own: Any) -> jax.Array:
+        """Rows of this process as those of the whole batch that they are."""
+        count = len(own) * self.size // jax.local_device_count()
+        rows = self.own_rows(count)
+
+        def rows_of(index: Any) -> Any:
+            start = int(np.searchsorted(rows, index[0].start or 0))
+            return own[start : start + count // self.size]
+
+        return jax.make_array_from_callback((count, *own.shape[1:]), self._split, rows_of)
+
+    def replicate(self, tree: Any, *, donated: bool = False) -> Any:
+        def copies(x: Any) -> jax.Array:
+            return jax.make_array_from_callback(x.shape, self._shared, lambda _: np.array(x))
+
+        return jax.tree.map(copies, jax.tree.map(np.asarray, jax.device_get(tree)))
+
+    def one(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+    @contextmanager
+    def stopping_together(self) -> Iterator[Callable[[], None]]:
+        asked: list[jax.Array] = []
+
+        def stop() -> None:
+            # Known one step later: nobody waits for a step that is not done.
+            told = np.array([max(caught, default=0)], np.int32)
+            own = np.repeat(told, jax.local_device_count())
+            asked.append(self._largest(self._split_rows(own)))
+            number = int(asked.pop(0)) if len(asked) > 1 else 0
+            if number:
+                raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+        with uninterrupted() as caught:
+            try:
+                yield stop
+            except KeyboardInterrupt:
+                barrier('stopped')  # until the first has saved
+                raise
+
+
+_KINDS = {'jit': _Jit, 'pmap': _Pmap}
+
+
 @cache
 def local_devices(parallel: str) -> Devices:
     """All local devices.
@@ -352,7 +269,24 @@ def local_devices(parallel: str) -> Devices:
     Args:
         parallel: 'jit' or 'pmap'.
     """
-    return {'jit': _Jit, 'pmap': _Pmap}[parallel]()
+    return _KINDS[parallel](jax.local_devices())
+
+
+@cache
+def all_devices(parallel: str) -> Devices:
+    """The devices of all processes of the run, which train together.
+
+    Args:
+        parallel: as for `local_devices`.
+
+    Raises:
+        ConfigError: 'pmap' is asked for, and there are several processes.
+    """
+    if processes() == 1:
+        return local_devices(parallel)
+    if parallel == 'pmap':
+        raise ConfigError("config.parallel='pmap' trains in one process alone; take 'jit'")
+    return _OfAll(jax.devices())
 
 
 def in_parts(count: int, most: int) -> np.ndarray:

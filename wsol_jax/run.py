@@ -11,11 +11,11 @@ from flax import nnx
 
 from wsol_jax.config import Config, ConfigError, flatten
 from wsol_jax.data import Source, open_source
+from wsol_jax.hosts import barrier, first_of_all, is_first
 from wsol_jax.interrupts import readers_may_leave
 from wsol_jax.localization.task import LOCALIZATION
 from wsol_jax.models import Network, as_network, local_weights
 from wsol_jax.offline import check_origin
-from wsol_jax.parallel import barrier, first_of_all, is_first, processes
 from wsol_jax.task import Task
 from wsol_jax.training.loop import train
 from wsol_jax.training.method import TrainedMethod
@@ -29,7 +29,7 @@ Splits = Callable[[str], Source]
 def run(config: Config, workdir: Path, task: Task = LOCALIZATION) -> None:
     """Runs the stages of an experiment.
 
-    Of several processes, see `wsol_jax.parallel`, all do this with the same arguments: the first
+    Of several processes, see `wsol_jax.hosts`, all do this with the same arguments: the first
     alone keeps the workdir locked and writes what there is one of.
 
     Args:
@@ -70,10 +70,6 @@ def _run_stages(config: Config, workdir: Path, task: Task) -> None:
     splits = open_splits(config)
     network = cache(partial(load_classifier, config, workdir, task.method(config)))
     if 'train' in config.stages:
-        if processes() > 1:
-            raise ConfigError(
-                "config.stages: one process alone can 'train'; several can go on from what it made"
-            )
         _train(config, workdir, task, splits)
     if 'localize' in config.stages:
         for split in config.localize.splits:
@@ -100,6 +96,7 @@ def _train(config: Config, workdir: Path, task: Task, splits: Splits) -> None:
     train_source, val_source = splits('train'), splits('val')
     task.check_sources(config, train_source, val_source)
     train(config, train_source, val_source, workdir, method, task.epoch_score)
+    barrier('trained')
 
 
 def _as_built(config: Config, method: TrainedMethod, source: Source) -> Network:

@@ -211,6 +211,24 @@ def test_last_training_batch_is_filled_up_with_the_first_images(source, batch_si
     assert all((b.targets['labels'][:, 0] == b.index % 6).all() for b in batches)
 
 
+def test_rows_of_a_batch_are_shared(source):
+    """By those who read them; behind its last image a batch has its first ones again."""
+
+    def batches(rows):
+        facts = {'targets': Labels(), 'balanced': True, 'rows': rows}
+        return list(training_batches(source, SIZE, 5, 1, range(3, 7), **facts))
+
+    whole, shares = batches(None), [batches(np.array(rows)) for rows in ([0, 1, 4], [2, 3, 5, 6])]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for field in ('images', 'index', 'valid'):
+            one, two = (getattr(part, field) for part in parts)
+            found, expected = np.concatenate([one[:2], two[:2], one[2:]]), getattr(batch, field)
+            np.testing.assert_array_equal(found, expected)
+            if field != 'valid':
+                np.testing.assert_array_equal(two[2:], expected[:2])
+        assert not parts[1].valid[2:].any()
+
+
 class Counted(Listed):
     """Remembers which images were asked for."""
 

@@ -35,13 +35,11 @@ from wsol_jax.data import (
     Labels,
     Shapes,
     decode_image,
-    training_batches,
 )
 from wsol_jax.data.records import ReadError
 from wsol_jax.localization.localize import localize
 from wsol_jax.models import Preprocessing, build, layouts, zoo
 from wsol_jax.models.weights import WeightsError
-from wsol_jax.parallel import Devices
 from wsol_jax.progress import ProgressLog
 from wsol_jax.run import run
 from wsol_jax.training import loop
@@ -364,30 +362,6 @@ def test_batches_that_batch_norm_would_see_filled_up_are_refused(sources, tmp_pa
     setting = replace(TRAIN, accumulate=5)
     with pytest.raises(ConfigError, match=r'batch_size=12 must be a multiple of 5, devices x '):
         train(replace(CONFIG, train=setting), *sources, tmp_path)
-
-
-class Unmoved:
-    """Four devices that leave a batch where it is."""
-
-    size = 4
-    round_up = Devices.round_up
-    shard = staticmethod(lambda shard: shard)
-
-
-def test_a_batch_is_filled_up_only_where_it_does_not_divide(sources):
-    (batch,) = training_batches(sources[0], SIDE, 32, 0, range(1), targets=Labels())
-    even = loop._shard(Unmoved(), 2, batch)
-    assert even.images is batch.images and even.valid is batch.valid
-    assert even.index.dtype == np.int32
-    odd, rows = loop._shard(Unmoved(), 3, batch), [*range(32), *range(4)]
-    for found, part in (
-        (odd.images, batch.images),
-        (odd.targets['labels'], batch.targets['labels']),
-        (odd.index, batch.index),
-    ):
-        np.testing.assert_array_equal(found, part[rows])
-    # The 30 images, and neither the two that fill up the epoch nor the four of the devices.
-    assert odd.valid.tolist() == [True] * 30 + [False] * 6
 
 
 def test_reading_a_training_writes_nothing(undisturbed, sources, tmp_path):

@@ -125,6 +125,7 @@ def training_batches(
     setting: AugmentConfig = _AUGMENT,
     targets: Targets = _nothing,
     balanced: bool = False,
+    rows: NDArray[np.int64] | None = None,
 ) -> Generator[Batch]:
     """The shuffled, augmented batches of some steps of a training, over all its epochs.
 
@@ -146,17 +147,20 @@ def training_batches(
         setting: the augmentation.
         targets: as in `evaluation_batches`.
         balanced: draw every class equally often; all labels are read first.
+        rows: which of each batch, whose others another process reads; those from `batch_size` on
+            are its first ones again, and not valid. All of it by default.
 
     Raises:
         DataError: an image has no label, by which it is to be drawn.
     """
     classes = images_of_classes(source) if balanced else ()
-    order = TrainingOrder(len(source), batch_size, seed, steps, classes)
+    order = TrainingOrder(len(source), batch_size, seed, steps, classes, rows)
+    count = batch_size if rows is None else len(rows)
     load = partial(_load_augmented, source, size, setting, seed, targets)
-    items = _read_ahead(order, load, batch_size, workers)
+    items = _read_ahead(order, load, count, workers)
     with closing(items):
         for step in steps:
-            batch = _collate(list(islice(items, batch_size)), (size, size), batch_size)
+            batch = _collate(list(islice(items, count)), (size, size), count)
             valid = order.valid(step) & batch.valid
             yield replace(batch, images=_stood_in_for(batch), valid=valid)
 

@@ -64,6 +64,8 @@ class TrainingOrder:
         steps: of the training, from 0; each has the same images whatever the others are.
         classes: positions of the images of each class, to be drawn equally often; () for every
             image once in an epoch.
+        rows: which rows of each batch; those behind its last are its first ones again. All of it by
+            default.
     """
 
     def __init__(
@@ -73,8 +75,10 @@ class TrainingOrder:
         seed: int,
         steps: range,
         classes: Sequence[_Indices] = (),
+        rows: _Indices | None = None,
     ) -> None:
-        self._arguments = (count, batch_size, seed, steps, classes)
+        self._rows = np.arange(batch_size) if rows is None else rows
+        self._arguments = (count, batch_size, seed, steps, classes, self._rows)
         self._count, self._batch_size, self._steps = count, batch_size, steps
         self._epoch_steps = steps_per_epoch(count, batch_size)
         self._drawn = lru_cache(maxsize=2)(partial(_drawn, count, seed, classes))
@@ -84,19 +88,20 @@ class TrainingOrder:
         return TrainingOrder, self._arguments
 
     def __len__(self) -> int:
-        return len(self._steps) * self._batch_size
+        return len(self._steps) * len(self._rows)
 
     def __getitem__(self, position: int) -> Draw:
-        batch, row = divmod(position, self._batch_size)
+        batch, place_in_batch = divmod(position, len(self._rows))
+        row = int(self._rows[place_in_batch]) % self._batch_size
         epoch, step = divmod(self._steps[batch], self._epoch_steps)
         place = (step * self._batch_size + row) % self._count
         images, turns = self._drawn(epoch)
         return Draw(epoch, int(images[place]), int(turns[place]))
 
     def valid(self, step: int) -> NDArray[np.bool_]:
-        """Which rows [batch_size] of a step come first in their epoch, and so count."""
+        """Which rows of a step come first in their epoch, and so count."""
         first = step % self._epoch_steps * self._batch_size
-        return first + np.arange(self._batch_size) < self._count
+        return (self._rows < self._batch_size) & (first + self._rows < self._count)
 
 
 def _drawn(

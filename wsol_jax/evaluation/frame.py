@@ -18,7 +18,7 @@ from tqdm import tqdm
 from wsol_jax.config import EvaluateConfig
 from wsol_jax.evaluation.processes import mapper
 from wsol_jax.evaluation.split import StoredSplit
-from wsol_jax.parallel import barrier, first_of_all, own_share, process, processes
+from wsol_jax.hosts import barrier, first_of_all, own_share, process, processes
 from wsol_jax.workdir import read_json, write_text, written_whole
 
 _Scores = TypeVar('_Scores')

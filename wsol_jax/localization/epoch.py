@@ -1,11 +1,12 @@
 """How well a network localizes after an epoch of its training: what tells its best epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
-from itertools import chain
-from typing import NamedTuple
+from functools import partial, reduce
+from itertools import chain, islice
+from operator import add
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -13,10 +14,12 @@ from absl import logging
 from wsol_jax.config import Config, ConfigError, LocalizeConfig
 from wsol_jax.data import Batch, Labels, Record, Source, evaluation_batches, stored_size
 from wsol_jax.data.records import BadImage
+from wsol_jax.evaluation.curves import Curves
 from wsol_jax.evaluation.processes import mapper
 from wsol_jax.evaluation.scoring import rules_of, score_part
 from wsol_jax.evaluation.split import ImageMaps
 from wsol_jax.evaluation.table import joined
+from wsol_jax.hosts import gathered, own_share
 from wsol_jax.localization.method import HEAD
 from wsol_jax.localization.plan import MapPlan
 from wsol_jax.localization.stage import MapOutputs, facts_of, launcher, plan_of
@@ -74,17 +77,18 @@ class EpochScore:
             network: of the same make as that of the beginning.
         """
         results = self._results(network)
-        first = next(results)
-        while len(self._maps) > 1 and _is_blind(first):
+        first = list(islice(results, 1))  # none where a process has no share
+        while len(self._maps) > 1 and any(gathered(any(map(_is_blind, first)))):
             logging.warning(_INSTEAD, *self._maps.pop(0), *self._maps[0])
             results = self._results(network)
-            first = next(results)
+            first = list(islice(results, 1))
         key = self._maps[0]
         relu = self._plan(network).relu[key]
-        parts = (self._part(network, relu, result) for result in chain([first], results))
+        parts = (self._part(network, relu, result) for result in chain(first, results))
         score = partial(score_part, rules=self._rules, kept={key: np.zeros(0)})
         with mapper(self._config.evaluate.processes) as over:
-            return {NAME: joined(over(score, parts))[key].curves.max_box_acc_v2}
+            own = [_plain(scores.curves) for scores in joined(over(score, parts)).values()]
+        return {NAME: reduce(add, map(_curves, chain(*gathered(own)))).max_box_acc_v2}
 
     def _results(self, network: Network) -> Iterator[_Result]:
         """The maps of all images that have boxes, batch by batch."""
@@ -93,7 +97,8 @@ class EpochScore:
         size = config.network.input_size or network.input_size
         batch_size = devices.round_up(min(config.localize.batch_size, len(self._records)))
         launch = launcher(config, network, plan)
-        images, labels = sorted(self._records), Labels(required=True)
+        images, labels = np.array(sorted(self._records)), Labels(required=True)
+        images = images[own_share(np.arange(len(images)), 1)].tolist()
         batches = evaluation_batches(self._source, size, batch_size, images, targets=labels)
         for batch, outputs in one_ahead((batch, launch(batch)) for batch in batches):
             yield _Result(batch, devices.gather(outputs))
@@ -139,6 +144,18 @@ def _maps_of(network: Network) -> list[Key]:
         return [cam, *others]
     logging.warning(_INSTEAD, *cam, *others[0])
     return others
+
+
+def _plain(curves: Curves) -> dict[str, Any]:
+    """As lists and numbers."""
+    return {name: np.asarray(value).tolist() for name, value in vars(curves).items()}
+
+
+def _curves(plain: Mapping[str, Any]) -> Curves:
+    arrays: dict[str, Any] = {
+        n: np.array(v) if isinstance(v, list) else v for n, v in plain.items()
+    }
+    return Curves(**arrays)
 
 
 def _is_blind(result: _Result) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from wsol_jax.config import Config, ConfigError, LocalizeConfig
 from wsol_jax.data import Batch, Labels, Source
 from wsol_jax.data.records import UNLABELLED, ListedRecords
+from wsol_jax.hosts import is_first
 from wsol_jax.localization.localize import (
     check_gradients,
     compute_maps,
@@ -26,7 +27,7 @@ from wsol_jax.maps import NO_CLASS, Key
 from wsol_jax.maps.store import TOP, MapStore, by_column
 from wsol_jax.models import Network, Preprocessing, sides
 from wsol_jax.offline import Pass, check_origin, fill_store
-from wsol_jax.parallel import Devices, is_first, local_devices
+from wsol_jax.parallel import Devices, local_devices
 from wsol_jax.settings import MapOptions, check
 
 _PREDICTED = ('top1', 'top5')

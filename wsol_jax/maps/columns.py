@@ -94,7 +94,7 @@ class Store:
         Raises:
             DataError: the store there is of other images or columns, or of another version.
         """
-        from wsol_jax.parallel import first_of_all  # here, as JAX
+        from wsol_jax.hosts import first_of_all  # here, as JAX
 
         index = index_of(count, CHUNK, columns, about)
         made = partial(cls._made, folder, index)

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from flax import nnx
 
+from wsol_jax.hosts import process
 from wsol_jax.interrupts import uninterrupted
 
 
@@ -104,7 +105,15 @@ class Checkpoints:
                 self._open(kind)
 
     def _open(self, kind: str) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=not self._read_only)
+        if not self._read_only:
+            (self._folder / kind).mkdir(parents=True, exist_ok=True)
+        # Each process for itself: all have the whole state, and one of them writes.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=process(), active_processes={process()}
+        )
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, create=False, multiprocessing_options=alone
+        )
         self._managers[kind] = ocp.CheckpointManager(self._folder / kind, options=options)
 
     def __enter__(self) -> 'Checkpoints':
@@ -130,7 +139,8 @@ class Checkpoints:
 
     def begin(self, kind: str) -> None:
         """Keeps checkpoints of a kind from now on."""
-        self._open(kind)
+        if not self._read_only:
+            self._open(kind)
 
     def best_value(self, name: str, kind: str = 'best') -> float | None:
         """A named value on val of the best checkpoint.

@@ -25,6 +25,7 @@ from wsol_jax.data import (
 )
 from wsol_jax.data.loader import ReaderKilled
 from wsol_jax.data.records import Targets
+from wsol_jax.hosts import barrier, gathered, is_first, own_share
 from wsol_jax.interrupts import uninterrupted
 from wsol_jax.models import (
     Network,
@@ -35,11 +36,12 @@ from wsol_jax.models import (
     local_weights,
 )
 from wsol_jax.models.zoo import RECIPES
-from wsol_jax.parallel import Devices, local_devices, one_ahead
+from wsol_jax.parallel import Devices, all_devices, local_devices, one_ahead
 from wsol_jax.progress import ProgressLog
 from wsol_jax.training.checkpoints import (
     BEST_LOCALIZATION,
     NOT_KEPT,
+    CheckpointError,
     Checkpoints,
     Row,
     TrainState,
@@ -69,6 +71,9 @@ def train(
 ) -> None:
     """Trains from the last checkpoint, or from the start, to the last epoch.
 
+    Several processes train together, on the devices of all of them: each reads its rows of every
+    batch and its share of val, and the first writes checkpoints and progress.csv.
+
     Interrupted, it goes on from its last checkpoint: order, augmentation and dropout of the images
     depend on the seed and the step only, so it ends as if it had not been interrupted.
 
@@ -90,7 +95,11 @@ def train(
     epoch_steps = steps_per_epoch(len(train_source), config.train.batch_size)
     total = config.train.epochs * epoch_steps
     method = method or make_method(config.train)
-    with Checkpoints(workdir) as checkpoints:
+    devices = all_devices(config.parallel)
+    with (
+        devices.stopping_together() as stop,
+        Checkpoints(workdir, read_only=not is_first()) as checkpoints,
+    ):
         _check_kept(config, checkpoints, workdir)
         if checkpoints.step() >= total:
             return
@@ -98,12 +107,12 @@ def train(
         preprocessing = _preprocessing(config, workdir, again=checkpoints.step() > 0)
         size, probability = config.network.input_size or None, probability_of(flatten(config))
         network = as_network(config.network.name, module, preprocessing, probability, size)
-        devices = local_devices(config.parallel)
         _check_shares(config.train, module, devices.size)
         score = _score_of(config, network, val_source, checkpoints, epoch_score)
-        record_origin(workdir, workdir / 'checkpoints')
-        remove_scores(workdir)  # they tell of another network
-        record_training(workdir, total, preprocessing, train_source.class_names)
+        if is_first():
+            record_origin(workdir, workdir / 'checkpoints')
+            remove_scores(workdir)  # they tell of another network
+            record_training(workdir, total, preprocessing, train_source.class_names)
         setting = _with_head(config)
         program = make_program(
             setting,
@@ -116,7 +125,7 @@ def train(
             config.seed,
         )
         run = _Run(config, method, devices, program, checkpoints, workdir, epoch_steps, score)
-        run.to_the_end(train_source, val_source, network.input_shape[0])
+        run.to_the_end(train_source, val_source, network.input_shape[0], stop)
 
 
 def _check_kept(config: Config, checkpoints: Checkpoints, workdir: Path) -> None:
@@ -191,12 +200,17 @@ class _Run:
         self._measured: list[Measured] = []  # of the steps that the row does not hold yet
         self._earlier = self._row.images  # of the row, by another process
         self._readable = self._step % epoch_steps > 0  # whether the epoch has an image
+        if len(set(gathered(self._step))) > 1:
+            raise CheckpointError(f'{workdir}: not every process sees the same newest checkpoint')
         self._state = devices.replicate(start, donated=True)
-        self._log = ProgressLog(workdir, config.wandb)
-        self._log.forget('train', after=self._step)
+        self._log = ProgressLog(workdir, config.wandb) if is_first() else None
+        if self._log:
+            self._log.forget('train', after=self._step)
         self._skipped = SkipList(workdir)
 
-    def to_the_end(self, train_source: Source, val_source: Source, size: int) -> None:
+    def to_the_end(
+        self, train_source: Source, val_source: Source, size: int, stop: Callable[[], None]
+    ) -> None:
         """Runs every step that is left, with a checkpoint on the way and after each epoch."""
         setting = self._config.train
         total, batch_size = setting.epochs * self._epoch_steps, setting.batch_size
@@ -209,6 +223,7 @@ class _Run:
                         self._one_step(shard, progress)
                     if self._step % self._epoch_steps == 0:
                         self._end_epoch(val_source, size, last=self._step == total)
+                    stop()
         except (KeyboardInterrupt, DataError, ReaderKilled):
             # Not where an epoch ends: going on from there would leave its evaluation out.
             if self._step % self._epoch_steps:
@@ -218,6 +233,8 @@ class _Run:
     def _shards(self, source: Source, size: int, steps: range) -> Generator[Shard]:
         """The batches of these steps, each on the devices before the one before it is done."""
         config, setting = self._config, self._config.train
+        # Filled up with images that do not count where it does not divide.
+        whole = self._devices.round_up(setting.batch_size, setting.accumulate)
         batches = training_batches(
             source,
             size,
@@ -228,10 +245,10 @@ class _Run:
             config.augment,
             self._method.targets(source, required=True),
             setting.balanced,
+            self._devices.own_rows(whole),
         )
         with closing(batches):
-            noted = map(self._note, batches)
-            yield from one_ahead(map(partial(_shard, self._devices, setting.accumulate), noted))
+            yield from one_ahead(map(partial(_shard, self._devices), map(self._note, batches)))
 
     def _note(self, batch: Batch) -> Batch:
         self._skipped.note('train', batch)
@@ -265,14 +282,16 @@ class _Run:
             self._skipped,
         )
         scores = self._score(self._devices.one(self._state))
-        self._log.row('train', 'val', self._step, len(source), **means, **scores)
-        if last:
-            _tell_of_chance(means, source)
-        name, direction = self._method.best
-        self._keep_best('best', name, means[name], direction)
-        for name in list(scores)[:1]:
-            self._keep_best(BEST_LOCALIZATION, name, scores[name], 'max')
+        if self._log:
+            self._log.row('train', 'val', self._step, len(source), **means, **scores)
+            if last:
+                _tell_of_chance(means, source)
+            name, direction = self._method.best
+            self._keep_best('best', name, means[name], direction)
+            for name in list(scores)[:1]:
+                self._keep_best(BEST_LOCALIZATION, name, scores[name], 'max')
         self._save()
+        barrier('epoch')  # a checkpoint takes longer than a step is waited for
 
     def _keep_best(self, kind: str, name: str, value: float, direction: str) -> None:
         if _is_best(value, self._checkpoints.best_value(name, kind), direction):
@@ -282,7 +301,8 @@ class _Run:
         """Writes the last checkpoint, unless a weight is not finite."""
         self._check_finite()
         self._add_up()
-        self._checkpoints.save(self._devices.one(self._state), self._row)
+        if is_first():
+            self._checkpoints.save(self._devices.one(self._state), self._row)
 
     def _check_finite(self) -> None:
         if not all(jax.tree.leaves(_finite(self._devices.one(self._state).params))):
@@ -310,7 +330,8 @@ class _Run:
         self._row, self._earlier = Row(), 0.0
         self._readable |= row.images > 0
         means = row.means()
-        self._log.row('train', 'train', self._step, here, **means)
+        if self._log:
+            self._log.row('train', 'train', self._step, here, **means)
         progress.set_postfix({key: f'{value:.3f}' for key, value in means.items()})
 
 
@@ -343,15 +364,10 @@ def _is_best(value: float, best: float | None, direction: str) -> bool:
     return value >= best if direction == 'max' else value <= best
 
 
-def _shard(devices: Devices, parts: int, batch: Batch) -> Shard:
-    """A batch on the devices, filled up with images that do not count where it does not divide."""
-    shard = Shard(batch.images, batch.targets, batch.valid, batch.index.astype(np.int32))
-    count = len(batch.index)
-    if (whole := devices.round_up(count, parts)) > count:
-        rows = np.arange(whole)
-        shard = jax.tree.map(lambda part: part[rows % count], shard)
-        shard = shard._replace(valid=shard.valid & (rows < count))
-    return devices.shard(shard)
+def _shard(devices: Devices, batch: Batch) -> Shard:
+    """A batch on the devices, which its rows divide by."""
+    index = batch.index.astype(np.int32)
+    return devices.shard(Shard(batch.images, batch.targets, batch.valid, index))
 
 
 def _means(
@@ -365,20 +381,26 @@ def _means(
     skipped: SkipList,
 ) -> dict[str, float]:
     """Means over the images of a split that can be read: of the loss, and of what it names."""
-    row = Row()
-    batch_size = devices.round_up(config.train.batch_size)
+    own, local = Row(), local_devices(config.parallel)
+    batch_size = local.round_up(config.train.batch_size)
+    if local is not devices:
+        state = local.replicate(devices.one(state))
 
     def launch(batch: Batch) -> tuple[Batch, dict[str, jax.Array]]:
-        return batch, program.evaluate(state, _shard(devices, 1, batch))
+        return batch, program.evaluate(state, _shard(local, batch))
 
     # In threads: worker processes would start anew after every epoch, beside those of the training.
-    batches = evaluation_batches(source, size, batch_size, targets=targets)
+    images = range(len(source))[own_share(np.arange(len(source)), 1)]
+    batches = evaluation_batches(source, size, batch_size, images, targets=targets)
     results: Iterator[tuple[Batch, dict[str, jax.Array]]] = one_ahead(map(launch, batches))
     for batch, values in results:
-        found = devices.gather(values)
+        found = local.gather(values)
         sums = {n: float(np.sum(v[batch.valid], dtype=np.float64)) for n, v in found.items()}
-        row = row.plus(int(batch.valid.sum()), sums)
+        own = own.plus(int(batch.valid.sum()), sums)
         skipped.note('val', batch)
+    row = Row()
+    for images_of_one, sums in gathered((int(own.images), dict(own.sums))):
+        row = row.plus(images_of_one, sums) if images_of_one else row
     if not row.images:
         raise DataError(f'no image of val can be read; {skipped.path} tells why')
     return row.means()

@@ -5,6 +5,7 @@ from pathlib import Path
 from absl import logging
 
 from wsol_jax.data import Batch
+from wsol_jax.hosts import process
 from wsol_jax.workdir import read_csv, write_csv
 
 _TOLD = 10  # images that are named on the terminal
@@ -13,12 +14,14 @@ _TOLD = 10  # images that are named on the terminal
 class SkipList:
     """Images that cannot be read and are passed over: told once each, listed in skipped.csv.
 
+    Processes after the first list what they have read in files of their own, `skipped.1.csv` ...
+
     Attributes:
-        path: of skipped.csv.
+        path: of the list.
     """
 
     def __init__(self, workdir: Path):
-        self.path = workdir / 'skipped.csv'
+        self.path = workdir / (f'skipped.{process()}.csv' if process() else 'skipped.csv')
         self._reasons = {(r['split'], r['image_id']): r['reason'] for r in read_csv(self.path)}
 
     def note(self, split: str, batch: Batch) -> None:
