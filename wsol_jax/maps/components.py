@@ -182,33 +182,33 @@ def _swept(values, groups, ring):  # type: ignore[no-untyped-def]
             if other == root:
                 more += 1  # the pixel closes a ring
                 continue
-            count = _changed(state[other], level, ended, count)
+            count = _changed(state, other, level, ended, count)
             root = other if root < 0 else _united(root, other, parent, state)
         if root < 0:
             root = here
             state[root, 0], state[root, 1], state[root, 6], state[root, 7] = x, y, pixel, level
             state[root, 2:6] = state[root, 8] = 0  # the box grows by this pixel below
         parent[here] = root
-        found = state[root]
-        found[0], found[1] = min(found[0], x), min(found[1], y)
-        found[2], found[3] = max(found[2], x), max(found[3], y)
-        found[4] += groups[there, 5]
-        found[5] += more
-        found[8] += 1
+        state[root, 0], state[root, 1] = min(state[root, 0], x), min(state[root, 1], y)
+        state[root, 2], state[root, 3] = max(state[root, 2], x), max(state[root, 3], y)
+        state[root, 4] += groups[there, 5]
+        state[root, 5] += more
+        state[root, 8] += 1
     for root in range(len(parent)):
         if parent[root] == root:
-            count = _changed(state[root], 0, ended, count)
+            count = _changed(state, root, 0, ended, count)
     return ended[:count]
 
 
 @njit(cache=True)
-def _changed(found, level, ended, count):  # type: ignore[no-untyped-def]
+def _changed(state, root, level, ended, count):  # type: ignore[no-untyped-def]
     """Notes a component that is another one from this level on downwards; how many are noted."""
-    if found[7] <= level:
+    if state[root, 7] <= level:
         return count
-    ended[count, 0], ended[count, 1] = level, found[7] - 1
-    ended[count, 2:] = found[:7]
-    found[7] = level
+    ended[count, 0], ended[count, 1] = level, state[root, 7] - 1
+    for k in range(7):
+        ended[count, 2 + k] = state[root, k]
+    state[root, 7] = level
     return count + 1
 
 
@@ -218,12 +218,11 @@ def _united(one, two, parent, state):  # type: ignore[no-untyped-def]
     if state[one, 8] > state[two, 8]:
         one, two = two, one
     parent[one] = two
-    part, whole = state[one], state[two]
-    whole[0], whole[1] = min(part[0], whole[0]), min(part[1], whole[1])
-    whole[2], whole[3] = max(part[2], whole[2]), max(part[3], whole[3])
-    whole[4] += part[4]
-    whole[5] += part[5]
-    whole[8] += part[8]
+    for k in range(2):
+        state[two, k] = min(state[one, k], state[two, k])
+        state[two, k + 2] = max(state[one, k + 2], state[two, k + 2])
+        state[two, k + 4] += state[one, k + 4]
+    state[two, 8] += state[one, 8]
     return two
 
 
