@@ -13,7 +13,10 @@ threshold chosen on val), GT-known Loc in % of CAM or its own map, DGL, LayerCAM
 65.5: less than 3 apart says nothing. acol 43.4, 84.4 (pw_10), 85.3 (pw_11), 71.5; bas 87.3, 77.9,
 82.9 (both pw_10), 59.2; adl 36.0, 81.4 (pw_9), 83.3 (pw_11), 56.3; has 31.7, 74.0 (pw_10), 71.0
 (pw_11), 31.0; cutmix 26.6, 52.3, 61.0 (both pw_10), 23.2: eight epochs are too few for what is
-hidden and mixed. spg diverged in its second epoch (loss 2.0, then 8.7; accuracy 60, then 3 %).
+hidden and mixed. spg diverged in its second epoch (loss 2.0, then 8.7; accuracy 60, then 3 %), with
+`--config.train.head=1` in its fourth. Before B2 is sure of background its mask has foreground
+alone, and AdamW, which takes small gradients for large ones, drives the logits of B1 and C on
+without end (5 to 29 and 3 to 121 on val images after the third epoch, a loss of 5.5 for B1).
 
 ORNet's stages start from each other: --config.train.init_from=WORKDIR of the one before, where one
 is run alone. Measured with `--config.localize.methods="('ornet',)"` (the plain training that they
