@@ -267,12 +267,8 @@ def assert_told_of_death(code, err):
 @pytest.mark.slow
 def test_the_run_goes_on_alone_when_one_has_died(alone, tmp_path):
     folder = folder_of(tmp_path / 'run')
-    first, second = job(2)
-    started = (
-        start(folder, 0, *LOCALIZE, *first),
-        start(folder, 1, *LOCALIZE, *second, dies_after=5),
-    )
-    (code, out, err), (killed, *_) = (finish(*one) for one in started)
+    told = 'maps', 5, signal.SIGKILL
+    (code, out, err), (killed, *_) = run(folder, 2, *LOCALIZE, told=told)
     assert (killed, out) == (-signal.SIGKILL, '')
     assert_told_of_death(code, err)
     store = MapStore(folder / 'W/maps/test')
