@@ -131,12 +131,14 @@ def test_all_stop_behind_the_same_step():
     rows = devices.shard(np.arange(2.0 * devices.size, dtype=np.float32))
     state, total = devices.step(lambda s, x: ({'w': s['w'] + x.sum()}, x.sum()))(state, rows)
     assert float(devices.one(state)['w']) == 1 + float(devices.one(total))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored
     with pytest.raises(KeyboardInterrupt), devices.stopping_together() as stop:
         stop()
         signal.raise_signal(signal.SIGINT)  # while a step is computed
         stop()  # asks the others
         stop()
         pytest.fail('it goes on')
+    signal.signal(signal.SIGINT, before)
 
 
 # Where a process can be sent a signal: after so many batches, or so many steps.

@@ -78,7 +78,7 @@ class TrainingOrder:
         rows: _Indices | None = None,
     ) -> None:
         self._rows = np.arange(batch_size) if rows is None else rows
-        self._arguments = (count, batch_size, seed, steps, classes, self._rows)
+        self._arguments = (count, batch_size, seed, steps, classes, rows)
         self._count, self._batch_size, self._steps = count, batch_size, steps
         self._epoch_steps = steps_per_epoch(count, batch_size)
         self._drawn = lru_cache(maxsize=2)(partial(_drawn, count, seed, classes))
