@@ -97,11 +97,11 @@ def _own_pending(source: Source, split: str, store: Store, workdir: Path) -> lis
         store.redo(_readable_now(source, store))
         if processes() > 1:  # who writes a chunk does not know the images before it
             store.name([source[i].image_id for i in range(len(source))])
-        if len(store.pending()):
-            remove_scores(workdir)  # they tell of other results
 
     first_of_all(f'{split} is prepared', prepare, store.read_names)
     pending = store.pending()
+    if is_first() and len(pending):
+        remove_scores(workdir)  # they tell of other results
     barrier(f'{split} is shared')
     return pending[own_share(pending, store.chunk)].tolist()
 

@@ -10,13 +10,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 from matplotlib import cbook
 
 from experiments.benchmark.libraries import python_of
-from experiments.benchmark.turns import Row, rows
+from experiments.benchmark.turns import Row, rows, take_turns
 from wsol_jax.config import ConfigError
 
 MOMENTS = ('imports', 'methods', 'layers', 'classes')  # each script prints what it has done
@@ -51,12 +51,10 @@ def against(
         repeats: turns that are counted; one goes before them.
     """
     first = next(iter(scripts))
-    turns = [
-        {name: moments([pythons[name], script], weights) for name, script in scripts.items()}
-        for _ in range(repeats + 1)
-    ][1:]
+    cases = {n: partial(moments, [pythons[n], script], weights) for n, script in scripts.items()}
+    turns = take_turns(cases, repeats)
     for i, which in enumerate(('imports', 'first picture', 'last picture')):
-        seconds = {name: np.array([turn[name][i] for turn in turns]) for name in scripts}
+        seconds = {name: found[:, i] for name, found in turns.items()}
         yield from rows(seconds, first, 's', where=f'{which}: ')
     for name, script in scripts.items():
         yield Row(f'code: {name}', lines_of(script), 'lines')

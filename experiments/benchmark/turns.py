@@ -1,15 +1,16 @@
 """Cases that take turns, and the rows of the table that their times amount to."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-# Runs a case once; returns its seconds, for one image where speeds are meant.
-Clock = Callable[[], float]
+# Runs a case once; returns its seconds, for one image where speeds are meant, or those of several
+# moments of it.
+Clock = Callable[[], float | Sequence[float]]
 IMAGES = 'images/s'
 
 
@@ -51,7 +52,7 @@ def timed(function: Callable[[], Any], images: int = 1) -> Clock:
 
 
 def take_turns(cases: Mapping[str, Clock], repeats: int) -> dict[str, np.ndarray]:
-    """{case: seconds [repeats]}; a load of the machine hits all alike.
+    """{case: seconds [repeats, ...]}; a load of the machine hits all alike.
 
     Args:
         cases: in each turn every one runs once. The first turn compiles and is not counted.

@@ -7,7 +7,7 @@ import json
 import resource
 import signal
 import traceback
-from itertools import chain
+from itertools import chain, cycle
 from random import Random
 
 import cv2
@@ -90,12 +90,17 @@ def decoded(record, folder):
     return pixels
 
 
+def damaged(whole, seed):
+    """(name, content) of as many mutants of these files."""
+    rng = Random(seed)
+    for _, name in zip(range(MUTANTS), cycle(whole), strict=False):
+        yield name, mutant(whole[name], rng)
+
+
 def feed_images(folder):
     """[number of mutants that are read, named, and of those read unlike OpenCV does]."""
-    rng, whole, counts, kinds = Random(5), images(), [0, 0], []
-    for number in range(MUTANTS):
-        name = list(whole)[number % len(whole)]
-        content = mutant(whole[name], rng)
+    whole, counts, kinds = images(), [0, 0], []
+    for number, (name, content) in enumerate(damaged(whole, 5)):
         kind = ('wsol_folder', 'class_folder', 'image_folder')[number % 3]
         record, file = source_of(kind, folder, name, content)
         pixels = decoded(record, folder)
@@ -121,11 +126,8 @@ def unlike(pixels, content, whole):
 
 def feed_check(folder):
     """[lines of `data check` that name a mutant as unreadable, mutants that are]."""
-    rng, whole = Random(7), images()
-    named = []
-    for number in range(MUTANTS):
-        name = list(whole)[number % len(whole)]
-        content = mutant(whole[name], rng)
+    whole, named = images(), []
+    for number, (name, content) in enumerate(damaged(whole, 7)):
         file = folder / f'train/duck/{number:03}_{name}'
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
