@@ -1,5 +1,7 @@
 import io
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -19,7 +21,7 @@ from wsol_jax.data import (
     resize_image,
     stored_size,
 )
-from wsol_jax.data.decode import Described, describe_image, stored_mask
+from wsol_jax.data.decode import Described, decode_label_map, describe_image, stored_mask
 
 DISPLAYED = Decoding(displayed=True)
 RNG = np.random.default_rng(0)
@@ -535,3 +537,74 @@ def test_turned_photos_are_the_upright_ones():
         if orientation >= 5:
             with pytest.raises(DataError, match=r'is 168x224 with config\.data'):
                 decode_image(of(stored, (224, 168)))
+
+
+VALUES = np.array([[0, 1, 20], [255, 7, 0]], np.uint8)
+
+
+def indexed(values, colours=256, **options):
+    image = Image.fromarray(values, 'P')
+    image.putpalette(RNG.integers(0, 256, 3 * colours, np.uint8).tobytes())
+    return encoded(image, 'PNG', **options)
+
+
+def test_the_values_of_a_label_map_are_indices_and_greys(tmp_path):
+    (tmp_path / 'map.png').write_bytes(indexed(VALUES))
+    for stored in (tmp_path / 'map.png', png(VALUES), indexed(VALUES, transparency=0)):
+        found = decode_label_map(stored)
+        assert found.dtype == np.uint8 and found.flags.writeable
+        np.testing.assert_array_equal(found, VALUES)
+    few = VALUES % 16  # which Pillow stores in 4 bits
+    np.testing.assert_array_equal(decode_label_map(indexed(few, 16, bits=4)), few)
+
+
+@pytest.mark.parametrize('orientation', range(2, 9))
+def test_a_label_map_is_turned_as_its_record_says(orientation):
+    stored = tagged(VALUES, orientation)
+    np.testing.assert_array_equal(decode_label_map(stored), VALUES)
+    np.testing.assert_array_equal(decode_label_map(stored, DISPLAYED), SHOWN[orientation](VALUES))
+
+
+def chunk(kind, content):
+    ends = zlib.crc32(kind + content).to_bytes(4, 'big')
+    return len(content).to_bytes(4, 'big') + kind + content + ends
+
+
+def grey_of_4_bits():
+    """Two pixels, 1 and 2, of which Pillow makes 17 and 34."""
+    header = struct.pack('>2I5B', 2, 1, 4, 0, 0, 0, 0)
+    chunks = {b'IHDR': header, b'IDAT': zlib.compress(b'\0\x12'), b'IEND': b''}
+    return b'\x89PNG\r\n\x1a\n' + b''.join(chunk(*each) for each in chunks.items())
+
+
+@pytest.mark.parametrize(
+    ('stored', 'fault'),
+    [
+        (grey_of_4_bits(), 'a PNG of mode L;4; '),
+        (png(PICTURE), 'a PNG of mode RGB; a label map is a PNG with a palette, or with greys'),
+        (encoded(Image.new('1', (3, 2)), 'PNG'), 'a PNG of mode 1; '),
+        (encoded(Image.new('I;16', (3, 2)), 'PNG'), 'a PNG of mode I;16B; '),
+        (encoded(Image.new('L', (3, 2)), 'JPEG'), 'in the format JPEG; '),
+        (indexed(VALUES)[:-20], 'damaged'),
+        (b'not an image', 'not an image that can be decoded'),
+    ],
+)
+def test_a_label_map_that_keeps_no_values_is_refused(tmp_path, stored, fault):
+    file = tmp_path / 'map.png'
+    file.write_bytes(stored)
+    with pytest.raises(DataError) as error:
+        decode_label_map(file)
+    assert str(error.value).startswith(f'label map {file}: {fault}')
+    with pytest.raises(DataError, match='label map of a: '):
+        decode_label_map(stored, name='of a')
+
+
+def test_label_maps_do_not_leave_the_data_set(tmp_path):
+    inside = tmp_path / 'data'
+    inside.mkdir()
+    (tmp_path / 'map.png').write_bytes(indexed(VALUES))
+    (inside / 'map.png').symlink_to(tmp_path / 'map.png')
+    with pytest.raises(DataError, match='leaves the data set'):
+        decode_label_map(inside / 'map.png', Decoding(roots=(inside.resolve(),)))
+    with pytest.raises(DataError, match='no such file'):
+        decode_label_map(inside / 'none.png')

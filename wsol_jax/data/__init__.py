@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsol_jax.data.class_folder import ClassFolder
-from wsol_jax.data.decode import decode_image, decode_mask, resize_image, stored_size
+from wsol_jax.data.decode import (
+    decode_image,
+    decode_label_map,
+    decode_mask,
+    resize_image,
+    stored_size,
+)
 from wsol_jax.data.folders import ImageFolder, WsolFolder
 from wsol_jax.data.records import (
     BadImage,
@@ -43,6 +49,7 @@ __all__ = [
     'check_folder',
     'check_training',
     'decode_image',
+    'decode_label_map',
     'decode_mask',
     'evaluation_batches',
     'evenly_spaced',

@@ -1,4 +1,4 @@
-"""The pixels of a record: its image, the size of it, its mask; all in one frame.
+"""The pixels of a record: its image, the size of it, its mask or label map; all in one frame.
 
 The frame is that of the stored pixels, or with `Decoding.displayed` that of viewers, which turn an
 image as its EXIF orientation says. The first picture of a file is the image. It becomes 8 bit RGB:
@@ -10,8 +10,6 @@ image as its EXIF orientation says. The first picture of a file is the image. It
 """
 
 import io
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,14 +21,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
-from PIL.TiffImagePlugin import BITSPERSAMPLE, IMAGELENGTH, IMAGEWIDTH, PHOTOMETRIC_INTERPRETATION
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH
 
 from wsol_jax.data.files import may_pass, open_file, printable, reason
-from wsol_jax.data.records import BadImage, DataError, Encoded, Pixels, ReadError, Record
+from wsol_jax.data.formats import as_rgb, check_sums, identified, white_value
+from wsol_jax.data.records import (
+    BadImage,
+    DataError,
+    Decoding,
+    Encoded,
+    Pixels,
+    ReadError,
+    Record,
+)
 
 IGNORE = 255
-# Raster formats: others may start an interpreter (EPS) or read other files.
-FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP', 'JPEG2000', 'AVIF')
 LARGE = 64_000_000  # pixels: beyond, an image is reduced while it is decoded, one at a time
 SPARE = 4  # what is left of a reduced image, relative to the size that is asked for
 BAND = 16_000_000  # pixels of a large image that are converted at once
@@ -48,6 +53,7 @@ _TURN = {
 }
 _INVERSE = {6: 8, 8: 6}  # the others undo themselves
 _Size = tuple[int, int]
+_AS_STORED = Decoding()
 
 
 def decode_image(record: Record, side: int = 0) -> Pixels:
@@ -65,7 +71,7 @@ def decode_image(record: Record, side: int = 0) -> Pixels:
     """
     with _opened(record) as image, _guarded(image):
         _check_frame(record, image)
-        _check_sums(image)
+        check_sums(image)
         return _pixels(image, record.decoding.displayed, side)
 
 
@@ -170,13 +176,13 @@ def stored_mask(record: Record, png: Encoded) -> NDArray[np.bool_]:
         DataError: it cannot be read, or has the size of the other frame.
     """
     try:
-        with _read(record, png) as (image, stored), _guarded(image):
-            _check_sums(image)
+        with _read(png, record.decoding) as (image, stored), _guarded(image):
+            check_sums(image)
             turn = _turn(image, record.decoding.displayed)
             mask = _foreground(image, stored)
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise DataError(f'mask {_where(record, png)}: {_reason(error)}') from None
-    mask = np.array(Image.fromarray(mask).transpose(_TURN[turn])) if turn in _TURN else mask
+    mask = np.array(_turned(Image.fromarray(mask), turn))
     height, width = mask.shape
     if record.size == (height, width) and height != width:
         raise DataError(
@@ -186,10 +192,44 @@ def stored_mask(record: Record, png: Encoded) -> NDArray[np.bool_]:
     return mask
 
 
+def decode_label_map(png: Encoded, decoding: Decoding = _AS_STORED, name: str = '') -> Pixels:
+    """The values of a label map: the indices of a palette PNG, or the greys of another.
+
+    Args:
+        png: file or its bytes.
+        decoding: as of the record whose label map it is.
+        name: what messages call bytes, such as the id of the image.
+
+    Returns:
+        uint8 [H, W]; which values are right is not looked at.
+
+    Raises:
+        DataError: it cannot be read, or is no PNG with a palette or with greys of 8 bits.
+    """
+    try:
+        with _read(png, decoding) as (image, _), _guarded(image):
+            check_sums(image)
+            _check_indexed(image)
+            turn = _turn(image, decoding.displayed)
+            return np.array(_turned(image, turn))
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        where = printable(name if isinstance(png, bytes) else str(png))
+        raise DataError(f'label map {where}: {_reason(error)}') from None
+
+
+def _check_indexed(image: ImageFile) -> None:
+    """Refuses what keeps no class: colours, and greys of fewer bits, which Pillow stretches."""
+    stored = image.tile[0].args if image.tile else image.mode
+    if image.format == 'PNG' and (image.mode == 'P' or stored == 'L'):
+        return
+    found = f'a PNG of mode {stored}' if image.format == 'PNG' else f'in the format {image.format}'
+    raise ValueError(f'{found}; a label map is a PNG with a palette, or with greys of 8 bits')
+
+
 @contextmanager
 def _opened(record: Record) -> Iterator[ImageFile]:
     try:
-        with _read(record, record.image) as (image, _):
+        with _read(record.image, record.decoding) as (image, _):
             yield image
     except DataError:
         raise
@@ -199,10 +239,10 @@ def _opened(record: Record) -> Iterator[ImageFile]:
 
 
 @contextmanager
-def _read(record: Record, encoded: Encoded) -> Iterator[tuple[ImageFile, BinaryIO]]:
-    roots, limit = record.decoding.roots, record.decoding.max_pixels
+def _read(encoded: Encoded, decoding: Decoding) -> Iterator[tuple[ImageFile, BinaryIO]]:
+    roots, limit = decoding.roots, decoding.max_pixels
     stored = io.BytesIO(encoded) if isinstance(encoded, bytes) else open_file(encoded, roots)
-    with stored, _identified(stored) as image:
+    with stored, identified(stored) as image:
         width, height = image.size
         if width * height > limit:
             raise ValueError(
@@ -210,23 +250,6 @@ def _read(record: Record, encoded: Encoded) -> Iterator[tuple[ImageFile, BinaryI
                 'raise that if the file is sound'
             )
         yield image, stored
-
-
-def _identified(stored: BinaryIO) -> ImageFile:
-    """`Image.open`, for our formats, and without a guard that takes large scans for attacks."""
-    prefix = stored.read(16)
-    for name in FORMATS:
-        if name not in Image.OPEN:
-            Image.init()
-        factory, accept = Image.OPEN.get(name, (None, None))
-        if factory is None or (accept and accept(prefix) is not True):
-            continue
-        stored.seek(0)
-        try:
-            return factory(stored, '')
-        except (SyntaxError, IndexError, TypeError, struct.error):
-            continue
-    raise Image.UnidentifiedImageError
 
 
 @contextmanager
@@ -247,36 +270,16 @@ def _guarded(image: ImageFile) -> Iterator[None]:
             Image.core.set_block_size(block)
 
 
-def _check_sums(image: ImageFile) -> None:
-    """Refuses what Pillow passes over: wrong checksums in a PNG, missing strips of a TIFF."""
-    ends = [extents[3] for _, extents, *_ in image.tile if extents]
-    rows = getattr(image, 'tag_v2', {}).get(IMAGELENGTH, 0)
-    if image.format == 'TIFF' and ends and max(ends) < rows:
-        raise ValueError('damaged: the lower rows are missing')
-    if image.format != 'PNG' or image.fp is None:
-        return
-    place = image.fp.tell()
-    image.fp.seek(8)
-    while len(header := image.fp.read(8)) == 8:
-        length, kind = struct.unpack('>I4s', header)
-        content = image.fp.read(min(length, 2**31) + 4)
-        if zlib.crc32(kind + content[:-4]).to_bytes(4, 'big') != content[-4:]:
-            raise ValueError(f'damaged: a wrong checksum in {kind!r}')
-        if kind == b'IEND':
-            break
-    image.fp.seek(place)
-
-
 def _pixels(image: Image.Image, displayed: bool, side: int) -> Pixels:
     least, large = side * SPARE, image.width * image.height > LARGE
     if side and large:
         image.draft(None, (least, least))
     turn = _turn(image, displayed)
     image.load()
-    white = _white(image)
+    white = white_value(image)
     factor = max(1, min(image.size) // least) if side and large else 1
-    upright = _banded(image, white, factor) if factor > 1 else _rgb(image, white)
-    return np.array(upright.transpose(_TURN[turn]) if turn in _TURN else upright)
+    upright = _banded(image, white, factor) if factor > 1 else as_rgb(image, white)
+    return np.array(_turned(upright, turn))
 
 
 def _banded(image: Image.Image, white: float, factor: int) -> Image.Image:
@@ -286,40 +289,8 @@ def _banded(image: Image.Image, white: float, factor: int) -> Image.Image:
     rows = max(1, BAND // (width * factor)) * factor
     for top in range(0, height, rows):
         band = image.crop((0, top, width, min(top + rows, height)))
-        reduced.paste(_rgb(band, white).reduce(factor), (0, top // factor))
+        reduced.paste(as_rgb(band, white).reduce(factor), (0, top // factor))
     return reduced
-
-
-def _rgb(image: Image.Image, white: float) -> Image.Image:
-    if white:
-        grey = np.asarray(image, np.float32) * np.float32(255 / white)
-        grey = grey if white > 0 else 255 + grey
-        image = Image.fromarray(np.rint(grey).astype(np.uint8))
-    elif image.has_transparency_data:
-        ground = Image.new('RGBA', image.size, 'white')
-        image = Image.alpha_composite(ground, image.convert('RGBA'))
-    return image if image.mode == 'RGB' else image.convert('RGB')
-
-
-def _white(image: Image.Image) -> float:
-    """The value that shows white, of more than 8 bits; -v where 0 does and v is black; 0 for 8."""
-    if image.mode[0] not in 'IF':
-        return 0
-    tags = getattr(image, 'tag_v2', {})
-    sign = -1 if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else 1
-    if image.mode.startswith('I;16'):
-        return sign * (2 ** tags.get(BITSPERSAMPLE, (16,))[0] - 1)
-    if image.mode == 'I' and image.format in ('PNG', 'PPM'):
-        return sign * 65535
-    values = np.asarray(image)
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 255):
-        kind, right = ('floats', '0..1 or 0..255') if image.mode == 'F' else ('integers', '0..255')
-        raise ValueError(
-            f'32 bit {kind} from {low:g} to {high:g}, of which none is known to be white; '
-            f'store {right}, or 8 or 16 bits'
-        )
-    return sign * (1 if image.mode == 'F' and high <= 1 else 255)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -336,6 +307,10 @@ def _turn(image: Image.Image, displayed: bool) -> int:
         return 1
     found = _orientation(image)
     return found if displayed else _INVERSE.get(found, found)
+
+
+def _turned(image: Image.Image, turn: int) -> Image.Image:
+    return image.transpose(_TURN[turn]) if turn in _TURN else image
 
 
 def _frame(image: ImageFile, displayed: bool) -> _Size:
