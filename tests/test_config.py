@@ -81,6 +81,7 @@ def test_every_setting_can_be_set_and_is_kept(path):
         'data.orientation': 'stored',
         'augment.crop': 'resized',
         'augment.jitter': 0.4,
+        'augment.scale': [0.7, 1.2],
         'train.optimizer': 'adamw',
         'train.schedule': 'poly',
         'train.step_epochs': [2.5, 4.0],
@@ -186,6 +187,12 @@ def test_values_are_converted(path, value, read):
         ('train.clip', -1.0, 'config.train.clip must be at least 0, got -1.0'),
         ('augment.margin', -1, 'config.augment.margin must be at least 0, got -1'),
         ('augment.jitter', 1.0, 'config.augment.jitter must be at least 0 and below 1, got 1.0'),
+        (
+            'augment.scale',
+            (1.5, 0.5),
+            'config.augment.scale must be (least, greatest), got (1.5, 0.5',
+        ),
+        ('augment.scale', (0, 1), 'config.augment.scale[0] must be at least 0.01, got 0'),
         ('train.ema', 1.0, 'config.train.ema must be at least 0 and below 1, got 1.0'),
         ('train.label_smoothing', -0.1, 'config.train.label_smoothing must be at least 0 and'),
         (
@@ -222,7 +229,7 @@ def test_values_are_converted(path, value, read):
             'augment.crop',
             'resize',
             "unknown value of config.augment.crop 'resize'; did you mean 'resized'? "
-            'known: warp, short_side, resized',
+            'known: warp, short_side, resized, scale',
         ),
         ('parallel', 'pamp', "unknown value of config.parallel 'pamp'; did you mean 'pmap'?"),
         (

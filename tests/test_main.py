@@ -239,7 +239,7 @@ def test_wrong_config_files(tmp_path, file, message):
         (
             'augment.crop=wrap',
             "unknown value of config.augment.crop 'wrap'; did you mean 'warp'? "
-            'known: warp, short_side, resized',
+            'known: warp, short_side, resized, scale',
         ),
         ('parallel=pmpa', "unknown value of config.parallel 'pmpa'; did you mean 'pmap'?"),
         (

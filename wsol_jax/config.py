@@ -141,6 +141,11 @@ def _check(config: Config) -> None:
     for key, value in flatten(config).items():
         if fault := check(key, value):
             raise ConfigError(fault)
+    least, greatest = config.augment.scale
+    if least > greatest:
+        raise ConfigError(
+            f'config.augment.scale must be (least, greatest), got ({least}, {greatest})'
+        )
     _check_drops(config.train)
     chosen_on, splits = config.evaluate.choose_on, config.localize.splits
     if chosen_on not in (*splits, EvaluateConfig.choose_on):

@@ -6,13 +6,21 @@ import pytest
 
 from wsol_jax.config import AugmentConfig, ConfigError
 from wsol_jax.data import resize_image
-from wsol_jax.data.augment import augment
+from wsol_jax.data.augment import augment as augment_all
+from wsol_jax.data.augment import squash
 
 SIZE = 28
 
 
-def plain(crop, margin=0, flip=False, jitter=0.0):
-    return AugmentConfig(crop, margin, flip, jitter)
+def augment(image, size, setting, rng):
+    """Of an image that has no label map."""
+    found, label_maps = augment_all(image, {}, size, setting, rng)
+    assert label_maps == {}
+    return found
+
+
+def plain(crop, margin=0, flip=False, jitter=0.0, scale=(0.5, 1.5)):
+    return AugmentConfig(crop, margin, flip, jitter, scale)
 
 
 def ramp(height, width):
@@ -43,6 +51,7 @@ def test_warp_draws_as_it_always_did(seed):
         ('short_side', 90, 60, (34, 51)),
         ('short_side', 45, 100, (75, 34)),
         ('short_side', 34, 34, (34, 34)),
+        ('scale', 80, 100, (42, 34)),
     ],
 )
 def test_crops_are_windows_of_the_resized_image_everywhere(crop, height, width, resized):
@@ -52,7 +61,7 @@ def test_crops_are_windows_of_the_resized_image_everywhere(crop, height, width, 
         for top in range(resized[1] - SIZE + 1)
         for left in range(resized[0] - SIZE + 1)
     }
-    rng, setting = np.random.default_rng(0), plain(crop, margin=6)
+    rng, setting = np.random.default_rng(0), plain(crop, margin=6, scale=(1.5, 1.5))
     found = [
         windows[augment(noise(height, width), SIZE, setting, rng).tobytes()] for _ in range(400)
     ]
@@ -184,10 +193,88 @@ def test_the_crop_alone_is_resized_where_all_would_be_too_large(monkeypatch, hei
         assert abs(ways[0][0] - ways[1][0]).max() <= 1
 
 
-@pytest.mark.parametrize('crop', ['short_side', 'warp', 'resized'])
+@pytest.mark.parametrize('crop', ['short_side', 'warp', 'resized', 'scale'])
 def test_a_thread_of_an_image_takes_little_memory(crop):
     """1 x 20,000 pixels with a short side of 256 would be 3.9 GB."""
     tracemalloc.start()
     got = augment(noise(20_000, 1), 224, plain(crop, 32), np.random.default_rng(0))
     assert got.shape == (224, 224, 3) and tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
+
+
+MEAN = (124, 116, 104)
+
+
+def painted(height, width, cell):
+    """Labels 0 to 5 in blocks, and an image whose red tells them; its green is no padding's."""
+    blocks = np.random.default_rng(1).integers(0, 6, (-(-height // cell), -(-width // cell)))
+    labels = np.kron(blocks, np.ones((cell, cell), int))[:height, :width].astype(np.uint8)
+    return np.stack([40 * labels, labels * 0 + 200, labels * 0 + 9], axis=-1), labels
+
+
+def told_by(image):
+    """The labels that an image tells, and where they are plain: far from an edge."""
+    labels = np.where((image == MEAN).all(axis=-1), 255, np.rint(image[..., 0] / 40)).astype(int)
+    near = [np.roll(image.astype(int), (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    plain = np.ptp(near, axis=0).max(axis=-1) == 0
+    plain[[0, -1]] = plain[:, [0, -1]] = False  # what rolls in there comes from the other side
+    return labels, plain
+
+
+@pytest.mark.parametrize('times', [1, 3])
+@pytest.mark.parametrize('crop', ['warp', 'short_side', 'resized', 'scale'])
+def test_a_label_map_takes_the_way_of_its_image(crop, times):
+    """Whatever its own size."""
+    image, labels = painted(140, 180, cell=30)
+    label_maps = {'label_map': labels.repeat(times, 0).repeat(times, 1)}
+    seen, compared = set(), 0.0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        found, maps = augment_all(image, label_maps, 48, plain(crop, flip=True), rng)
+        expected, sure = told_by(found)
+        got = maps['label_map']
+        assert got.dtype == np.uint8 and got.shape == (48, 48)
+        np.testing.assert_array_equal(got[sure], expected[sure])
+        seen |= set(got.ravel().tolist())
+        compared += sure.mean() / 12
+    assert seen == {*range(6), *([255] if crop == 'scale' else [])} and compared > 0.3
+
+
+def test_unscaled_a_label_map_is_cut_pixel_by_pixel():
+    image, labels = painted(40, 48, cell=1)
+    for seed in range(6):
+        rng, setting = np.random.default_rng(seed), plain('scale', flip=True, scale=(1, 1))
+        found, maps = augment_all(image, {'label_map': labels}, 48, setting, rng)
+        np.testing.assert_array_equal(maps['label_map'], told_by(found)[0])
+        assert (maps['label_map'] == 255).sum() == 8 * 48
+
+
+def test_a_smaller_image_lies_anywhere_on_the_mean_colour():
+    """40 x 80 pixels at a long side of 20 are 10 x 20, in a window of 28 x 28."""
+    image, corners = np.full((40, 80, 3), 255, np.uint8), set()
+    whole, rng = np.full((10, 20, 3), 255), np.random.default_rng(0)
+    setting = plain('scale', scale=(20 / SIZE, 20 / SIZE))
+    for _ in range(400):
+        found = augment(image, SIZE, setting, rng)
+        top, left = np.argwhere(found[..., 0] == 255)[0]
+        corners.add((int(top), int(left)))
+        expected = np.full((SIZE, SIZE, 3), MEAN)
+        expected[top : top + 10, left : left + 20] = whole
+        np.testing.assert_array_equal(found, expected)
+    tops, lefts = map(set, zip(*corners, strict=True))
+    assert tops == set(range(19)) and lefts == set(range(9))
+
+
+def test_the_scale_is_drawn_evenly():
+    image, rng = np.full((50, 100, 3), 255, np.uint8), np.random.default_rng(0)
+    setting = plain('scale', scale=(0.2, 0.8))
+    wide = [(augment(image, 50, setting, rng) == 255).all(-1).any(0).sum() for _ in range(600)]
+    np.testing.assert_allclose(np.quantile(wide, [0, 0.25, 0.5, 1]), [10, 17.5, 25, 40], atol=1.5)
+
+
+def test_squashed_label_maps_are_nearest():
+    """Of 6 x 4 cells at 3 x 8 pixels: every second row, every column twice."""
+    label_map = np.arange(24, dtype=np.uint8).reshape(6, 4)
+    image, maps = squash(noise(30, 50), {'label_map': label_map}, (8, 3))
+    np.testing.assert_array_equal(image, resize_image(noise(30, 50), (8, 3)))
+    np.testing.assert_array_equal(maps['label_map'], label_map[1::2].repeat(2, axis=1))

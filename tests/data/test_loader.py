@@ -267,7 +267,7 @@ def test_a_training_is_its_epochs_one_after_the_other(source, batch_size, worker
             assert batch.valid.tolist() == [first + row < 23 for row in range(batch_size)]
             for k, image in zip(batch.index, batch.images, strict=True):
                 rng = np.random.default_rng([3, epoch, k, 1])
-                expected = augment(decode_image(source[int(k)]), SIZE, setting, rng)
+                expected = augment(decode_image(source[int(k)]), {}, SIZE, setting, rng)[0]
                 np.testing.assert_array_equal(image, expected)
     assert next(batches, None) is None
 
@@ -297,7 +297,7 @@ def test_an_image_that_is_drawn_again_in_an_epoch_is_augmented_anew(source, work
         for k, image in zip(batch.index.tolist(), batch.images, strict=True):
             turn = turns[step // 2, k] = turns.get((step // 2, k), 0) + 1
             rng = np.random.default_rng([5, step // 2, k, turn])
-            expected = augment(decode_image(source[k]), SIZE, AugmentConfig(), rng)
+            expected = augment(decode_image(source[k]), {}, SIZE, AugmentConfig(), rng)[0]
             np.testing.assert_array_equal(image, expected)
     assert turns[1, 2] == turns[2, 2] == 2 and set(turns.values()) == {1, 2}
 
@@ -309,7 +309,8 @@ def test_the_augmentation_is_chosen(source):
         training_batches(source, SIZE, 8, 4, range(3, 6), workers=1, setting=setting)
     ).items():
         rng = np.random.default_rng([4, 1, k, 1])
-        np.testing.assert_array_equal(image, augment(decode_image(source[k]), SIZE, setting, rng))
+        expected, _ = augment(decode_image(source[k]), {}, SIZE, setting, rng)
+        np.testing.assert_array_equal(image, expected)
 
 
 def test_training_is_determined_by_seed_epoch_and_index(source):
@@ -391,3 +392,33 @@ def uneven(record):
 
 def lacking(record):
     return {'x': np.zeros(1)} if record.image_id == 'val/00000.png' else {}
+
+
+def drawn_on(record):
+    """A label map of a size of its own, beside a target that stays as it is."""
+    rows = np.arange(10 + record.labels[0], dtype=np.uint8)
+    return {'true_label_map': np.tile(rows, (7, 1)), 'row': rows[:2]}
+
+
+def test_label_maps_lie_on_their_images(source):
+    records = Listed(source[k] for k in range(6))
+    records.records[2] = Record('broken.png', b'no image', (2,), None)
+    (batch,) = evaluation_batches(records, (14, 30), 8, targets=drawn_on)
+    found = batch.targets['true_label_map']
+    assert found.shape == (8, 14, 30) and found.dtype == np.uint8
+    for k in range(8):
+        columns = np.floor((np.arange(30) + 0.5) / 30 * (10 + k))
+        expected = np.tile({2: [255] * 30, 6: [0] * 30, 7: [0] * 30}.get(k, columns), (14, 1))
+        np.testing.assert_array_equal(found[k], expected)
+    facts = {'setting': AugmentConfig(crop='scale'), 'targets': drawn_on}
+    steps = training_batches(records, SIZE, 3, 2, range(4), **facts)
+    for step, batch in enumerate(steps):
+        for k, label_map in zip(batch.index.tolist(), batch.targets['true_label_map'], strict=True):
+            if k == 2:
+                assert (label_map == 255).all()
+                continue
+            maps = {'label_map': drawn_on(source[k])['true_label_map']}
+            rng = np.random.default_rng([2, step // 2, k, 1])
+            _, expected = augment(decode_image(source[k]), maps, SIZE, facts['setting'], rng)
+            np.testing.assert_array_equal(label_map, expected['label_map'])
+        assert (batch.targets['row'] == [0, 1]).all()

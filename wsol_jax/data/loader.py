@@ -13,10 +13,11 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
-from wsol_jax.data.augment import AugmentConfig, augment
-from wsol_jax.data.decode import decode_image, resize_image
+from wsol_jax.data.augment import AugmentConfig, augment, squash
+from wsol_jax.data.decode import IGNORE, decode_image
 from wsol_jax.data.order import Draw, TrainingOrder, images_of_classes
 from wsol_jax.data.records import (
+    LABEL_MAP,
     UNLABELLED,
     BadImage,
     DataError,
@@ -34,6 +35,8 @@ _AUGMENT = AugmentConfig()
 # Shared memory is for images; that of a few labels would cost more than sending them.
 _SENT = grain.experimental.DatasetOptions(min_shm_size=4096)
 _Key = TypeVar('_Key')
+# Of an image and its label maps what a batch holds of them.
+_Transform = Callable[[Pixels, Mapping[str, Pixels]], tuple[Pixels, dict[str, Pixels]]]
 _KILLED = 'a process that reads images was killed (memory?); lower config.data.workers and go on'
 
 
@@ -48,7 +51,9 @@ class Batch:
     Attributes:
         images: uint8 RGB [B, s, s, 3].
         targets: what else there is of each image, {name: [B, ...]}, such as 'labels' int32 [B, L],
-            see `Labels`. Padding has -1 in signed integers, 0 in others.
+            see `Labels`. Padding has -1 in signed integers, 0 in others. Those whose names end in
+            'label_map' are uint8 [B, s, s] and lie on the images, cropped and mirrored with them:
+            255 where there is no image.
         index: int64 [B], position of each image in the source; -1 for padding.
         image_ids: B of them; '' for padding.
         valid: bool [B], False for what must not count: padding (zeros; in training, images of the
@@ -107,8 +112,8 @@ def evaluation_batches(
     """
     order = range(len(source)) if indices is None else indices
     height, width = (size, size) if isinstance(size, int) else size
-    squash = partial(resize_image, size=(width, height))
-    load = partial(_load, source, squash, max(width, height), targets)
+    transform = partial(squash, size=(width, height))
+    load = partial(_load, source, transform, (height, width), max(width, height), targets)
     items = _read_ahead(order, load, batch_size, workers)
     with closing(items):
         while chunk := list(islice(items, batch_size)):
@@ -208,18 +213,22 @@ def _start_reading(index: int, count: int) -> None:
 
 def _load(
     source: Source,
-    transform: Callable[[Pixels], Pixels],
+    transform: _Transform,
+    size: tuple[int, int],
     side: int,
     targets: Targets,
     index: int,
 ) -> _Item:
     record = source[index]
     found = targets(record)
+    label_maps = {name: found[name] for name in found if name.endswith(LABEL_MAP)}
     try:
         image = _read_again(partial(decode_image, record, side))
-        return _Item(transform(image), found, index, '', record.image_id)
     except BadImage as error:
-        return _Item(None, found, index, str(error), record.image_id)
+        unknown = dict.fromkeys(label_maps, np.full(size, IGNORE, np.uint8))
+        return _Item(None, {**found, **unknown}, index, str(error), record.image_id)
+    image, label_maps = transform(image, label_maps)
+    return _Item(image, {**found, **label_maps}, index, '', record.image_id)
 
 
 def _read_again(read: Callable[[], Pixels]) -> Pixels:
@@ -244,7 +253,7 @@ def _load_augmented(
     # 1 and more keep this stream apart from the shuffle's: zeros at the end change nothing.
     rng = np.random.default_rng([seed, epoch, index, 1 + turn])
     crop = partial(augment, size=size, setting=setting, rng=rng)
-    return _load(source, crop, size + setting.margin, targets, index)
+    return _load(source, crop, (size, size), size + setting.margin, targets, index)
 
 
 def _collate(items: list[_Item], size: tuple[int, int], batch_size: int) -> Batch:

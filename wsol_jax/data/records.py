@@ -14,6 +14,7 @@ Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 Encoded = Path | bytes
 UNLABELLED = -1
+LABEL_MAP = 'label_map'  # names of targets end so that lie on the image
 VAL_EVERY = 10
 ADVICE = "'python -m wsol_jax.data check DIR' lists all that is wrong with a data set"
 MAX_PIXELS = 500_000_000  # of an image
@@ -74,8 +75,9 @@ class Record:
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-# What a batch carries of an image beside its pixels: arrays by name, of one shape for all records.
-# Worker processes call it, so it can be pickled.
+# What a batch carries of an image beside its pixels: arrays by name, of one shape for all records,
+# but for label maps: uint8 [h, w] of the whole image, of any size, whose names end in `LABEL_MAP`;
+# 255 is for what is not known. Worker processes call it, so it can be pickled.
 Targets = Callable[[Record], Mapping[str, NDArray[Any]]]
 
 
