@@ -118,13 +118,15 @@ def open_splits(config: Config) -> Splits:
 def open_split(config: Config, split: str) -> Source:
     """The images of one split of the experiment's data set."""
     data = config.data
-    if data.source == 'shapes':
+    if data.source in ('shapes', 'scenes'):
         names = ('train', 'val', 'test')
         if split not in names or len(data.shapes_counts) != len(names):
-            raise ConfigError(f'shapes has the splits {names} and as many counts; no {split!r}')
+            raise ConfigError(
+                f'{data.source} has the splits {names} and as many counts; no {split!r}'
+            )
         count = data.shapes_counts[names.index(split)]
         options = {'count': count, 'size': data.shapes_size, 'seed': config.seed}
-        return open_source('shapes', '', split, **options)
+        return open_source(data.source, '', split, **options)
     if not data.root and data.source.endswith('folder'):
         raise ConfigError(f'config.data.source={data.source!r} needs config.data.root, its folder')
     common = {'orientation': data.orientation, 'max_pixels': data.max_pixels}

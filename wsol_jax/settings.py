@@ -39,12 +39,13 @@ class DataConfig:
 
     source: str = setting(
         'shapes',
-        "'shapes' (generated), 'wsol_folder', 'class_folder' (class/image.jpg), 'tfds' (prepared "
-        "by TensorFlow Datasets) or 'image_folder' (no labels)",
+        "'shapes' (generated), 'scenes' (generated, of several objects, with label maps), "
+        "'wsol_folder', 'class_folder' (class/image.jpg), 'tfds' (prepared by TensorFlow Datasets) "
+        "or 'image_folder' (no labels)",
         'checkpoints',
     )
     root: str = setting(
-        '', "folder of the data set, or TFDS's data_dir; unused by 'shapes'", 'checkpoints'
+        '', "folder of the data set, or TFDS's data_dir; generated images need none", 'checkpoints'
     )
     name: str = setting(
         '',

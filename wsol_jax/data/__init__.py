@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from wsol_jax.data.check import Report, check_folder, check_training
     from wsol_jax.data.loader import Batch, evaluation_batches, training_batches
     from wsol_jax.data.order import steps_per_epoch
+    from wsol_jax.data.scenes import Scenes
     from wsol_jax.data.shapes import Shapes
     from wsol_jax.data.tfds import TfdsSource
 
@@ -42,6 +43,7 @@ __all__ = [
     'Labels',
     'Record',
     'Report',
+    'Scenes',
     'Shapes',
     'Source',
     'TfdsSource',
@@ -71,6 +73,7 @@ __getattr__, __dir__ = lazy(
         'evaluation_batches': 'loader',
         'steps_per_epoch': 'order',
         'training_batches': 'loader',
+        'Scenes': 'scenes',
         'Shapes': 'shapes',
         'TfdsSource': 'tfds',
     },
@@ -81,6 +84,12 @@ def _shapes(root: str | Path, split: str, **options: Any) -> Source:
     from wsol_jax.data.shapes import Shapes
 
     return Shapes(split, **options)
+
+
+def _scenes(root: str | Path, split: str, **options: Any) -> Source:
+    from wsol_jax.data.scenes import Scenes
+
+    return Scenes(split, **options)
 
 
 def _tfds(root: str | Path, split: str, name: str = '', **options: Any) -> Source:
@@ -103,6 +112,7 @@ def tfds_module() -> Any:
 
 _SOURCES: dict[str, Callable[..., Source]] = {
     'shapes': _shapes,
+    'scenes': _scenes,
     'wsol_folder': WsolFolder,
     'class_folder': ClassFolder,
     'tfds': _tfds,
@@ -114,12 +124,12 @@ def open_source(name: str, root: str | Path, split: str, /, **options: Any) -> S
     """Open a data set by name.
 
     Args:
-        name: 'shapes' (generated; takes no root), 'wsol_folder', 'class_folder', 'tfds' or
-            'image_folder' (has no split).
+        name: 'shapes' or 'scenes' (generated; take no root), 'wsol_folder', 'class_folder', 'tfds'
+            or 'image_folder' (has no split).
         root: folder of the data set; for 'tfds' its data_dir.
         split: which part of it.
-        **options: further arguments of `Shapes`, `WsolFolder`, `ClassFolder`, `TfdsSource` or
-            `ImageFolder`.
+        **options: further arguments of `Shapes`, `Scenes`, `WsolFolder`, `ClassFolder`,
+            `TfdsSource` or `ImageFolder`.
 
     Raises:
         DataError: the name is unknown, or the data are wrong.

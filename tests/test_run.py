@@ -1,0 +1,17 @@
+import pytest
+
+from wsol_jax.config import ConfigError
+from wsol_jax.data import Scenes, Shapes
+from wsol_jax.run import open_split
+from wsol_jax.settings import Config, DataConfig
+
+
+@pytest.mark.parametrize('kind', [Shapes, Scenes])
+def test_generated_splits(kind):
+    name = kind.__name__.lower()
+    data = DataConfig(source=name, shapes_counts=(4, 2, 3), shapes_size=32)
+    config = Config(data=data, seed=7)
+    assert [len(open_split(config, split)) for split in ('train', 'val', 'test')] == [4, 2, 3]
+    assert open_split(config, 'val')[1] == kind('val', 2, 32, seed=7)[1]
+    with pytest.raises(ConfigError, match=f"{name} has the splits .* no 'trian'"):
+        open_split(config, 'trian')
