@@ -1,0 +1,54 @@
+"""Semantic segmentation from image labels: label maps, seeds, their refinement, scores."""
+
+from typing import TYPE_CHECKING
+
+from wsol_jax.names import lazy
+
+if TYPE_CHECKING:
+    from wsol_jax.segmentation.label_maps import (
+        BACKGROUND,
+        IGNORED,
+        palette,
+        read_label_map,
+        true_label_map,
+        write_label_map,
+    )
+    from wsol_jax.segmentation.score import (
+        SeedCurves,
+        class_scores,
+        confusion,
+        scores_of,
+        seed_curves,
+    )
+
+__all__ = [
+    'BACKGROUND',
+    'IGNORED',
+    'SeedCurves',
+    'class_scores',
+    'confusion',
+    'palette',
+    'read_label_map',
+    'scores_of',
+    'seed_curves',
+    'true_label_map',
+    'write_label_map',
+]
+
+# Scores are counted in processes that need no JAX.
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        'BACKGROUND': 'label_maps',
+        'IGNORED': 'label_maps',
+        'SeedCurves': 'score',
+        'class_scores': 'score',
+        'confusion': 'score',
+        'palette': 'label_maps',
+        'read_label_map': 'label_maps',
+        'scores_of': 'score',
+        'seed_curves': 'score',
+        'true_label_map': 'label_maps',
+        'write_label_map': 'label_maps',
+    },
+)

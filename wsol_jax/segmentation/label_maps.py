@@ -1,0 +1,114 @@
+"""Label maps: which class each pixel of an image is of.
+
+A label map is uint8 [H, W] in the frame of its image: 0 background, k + 1 for class k of the data
+set, 255 ignored. On disk it is a PNG whose palette is that of PASCAL VOC.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from wsol_jax.data.decode import IGNORE, decode_label_map, stored_size
+from wsol_jax.data.files import printable
+from wsol_jax.data.records import DataError, Decoding, Encoded, Pixels, Record
+from wsol_jax.workdir import written_whole
+
+BACKGROUND = 0
+IGNORED = IGNORE
+_AS_STORED = Decoding()
+
+
+@cache
+def palette() -> Pixels:
+    """The colours of PASCAL VOC, uint8 [256, 3] RGB: black background, classes far apart."""
+    bits = np.arange(256)[:, None] >> np.arange(9) & 1
+    # Bits 3j, 3j + 1, 3j + 2 of an index are bit 7 - j of its red, green and blue.
+    weights = 128 >> np.arange(3)[:, None]
+    return (bits.reshape(256, 3, 3) * weights).sum(axis=1).astype(np.uint8)
+
+
+def read_label_map(png: Encoded, decoding: Decoding = _AS_STORED, name: str = '') -> Pixels:
+    """Reads a label map: the indices of a palette PNG, or the values of a grey one of 8 bits.
+
+    Args:
+        png: file or its bytes.
+        decoding: of the record that it belongs to.
+        name: what messages call bytes, such as the id of the image.
+
+    Returns:
+        uint8 [H, W]; which classes there are is not looked at, see `check_label_map`.
+
+    Raises:
+        DataError: it is missing, damaged or no such PNG.
+    """
+    return decode_label_map(png, decoding, name)
+
+
+def write_label_map(path: Path, label_map: Pixels) -> None:
+    """Writes a label map as a palette PNG, whole or not at all.
+
+    Args:
+        path: ends in .png.
+        label_map: uint8 [H, W].
+
+    Raises:
+        ValueError: it is something else.
+        OSError: it cannot be written.
+    """
+    if label_map.dtype != np.uint8 or label_map.ndim != 2:
+        shape = f'{label_map.dtype} {list(label_map.shape)}'
+        raise ValueError(f'{path}: a label map is uint8 [height, width], got {shape}')
+    image = Image.fromarray(label_map)
+    image.putpalette(palette().tobytes())
+    with written_whole(path) as temporary:
+        image.save(temporary, 'PNG')
+
+
+def true_label_map(record: Record, num_classes: int | None = None) -> Pixels:
+    """The true label map of a record, which lies in its `extra['segmentation']`.
+
+    Args:
+        record: of the image.
+        num_classes: how many classes the data set has, without the background; None for any.
+
+    Returns:
+        uint8 [H, W] in the record's frame.
+
+    Raises:
+        DataError: the record has none, or it cannot be read, is not of the size of the image, or
+            has an index that is no class.
+    """
+    png, name = record.extra.get('segmentation'), printable(record.image_id)
+    if png is None:
+        raise DataError(f'{name}: has no true label map')
+    label_map = read_label_map(png, record.decoding, name)
+    where = name if isinstance(png, bytes) else printable(str(png))
+    (width, height), (high, wide) = stored_size(record), label_map.shape
+    if (wide, high) != (width, height):
+        raise DataError(f'label map {where}: is {wide}x{high}, its image {width}x{height}')
+    if num_classes is not None:
+        check_label_map(label_map, num_classes + 1, where, IGNORED)
+    return label_map
+
+
+def check_label_map(label_map: Pixels, count: int, where: str, ignored: int | None = None) -> None:
+    """Refuses a label map with an index that is no class.
+
+    Args:
+        label_map: uint8 [H, W].
+        count: how many classes there are, the background among them.
+        where: what the message calls the map.
+        ignored: another index that it may have; None for none.
+
+    Raises:
+        DataError: it has one.
+    """
+    allowed = np.arange(256) < count
+    if ignored is not None:
+        allowed[ignored] = True
+    wrong = label_map[~allowed[label_map]]
+    if wrong.size:
+        right = f'0..{count - 1}' + ('' if ignored is None else f', {ignored} is ignored')
+        raise DataError(f'label map {where}: has index {wrong[0]}; the classes are {right}')
