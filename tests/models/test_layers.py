@@ -1,6 +1,7 @@
 """Convolution with its own weight gradient, and dropout by image, against XLA and by hand."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,14 @@ from flax import nnx
 from wsol_jax.models.layers import Dropout, conv, convolve
 
 SHAPES = [
-    ((3, 3), 1, 'SAME'),
-    ((3, 3), 2, 'VALID'),
-    ((3, 3), 2, ((2, 0), (1, 1))),
-    ((1, 1), 1, 'VALID'),
-    ((1, 1), 2, 'SAME'),
-    ((1, 7), 1, ((0, 0), (3, 3))),
-    ((1, 7), 2, 'SAME'),
+    ((3, 3), 1, 'SAME', 1),
+    ((3, 3), 2, 'VALID', 1),
+    ((3, 3), 2, ((2, 0), (1, 1)), 1),
+    ((3, 3), 2, 'SAME', 6),
+    ((1, 1), 1, 'VALID', 1),
+    ((1, 1), 2, 'SAME', 1),
+    ((1, 7), 1, ((0, 0), (3, 3)), 1),
+    ((1, 7), 2, 'SAME', 1),
 ]
 
 
@@ -27,15 +29,12 @@ def on_a_cpu(monkeypatch):
     monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
 
 
-def xla(x, kernel, stride, padding):
-    axes = ('NHWC', 'HWIO', 'NHWC')
-    strides = (stride, stride)
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=axes)
+def xla(x, kernel, stride, padding, dilation=1, convolution=jax.lax.conv_general_dilated):
+    how = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC'), 'rhs_dilation': (dilation,) * 2}
+    return convolution(x, kernel, (stride, stride), padding, **how)
 
 
-def ours(x, kernel, stride, padding):
-    axes = ('NHWC', 'HWIO', 'NHWC')
-    return convolve(x, kernel, (stride, stride), padding, dimension_numbers=axes)
+ours = partial(xla, convolution=convolve)
 
 
 def arrays(side):
@@ -64,11 +63,11 @@ def everything(convolution, x, kernel):
     }
 
 
-@pytest.mark.parametrize(('side', 'stride', 'padding'), SHAPES)
-def test_convolve_equals_xla(side, stride, padding):
+@pytest.mark.parametrize(('side', 'stride', 'padding', 'dilation'), SHAPES)
+def test_convolve_equals_xla(side, stride, padding, dilation):
     x, kernel = arrays(side)
     found, expected = (
-        jax.jit(lambda x, k, f=f: everything(lambda x, k: f(x, k, stride, padding), x, k))
+        jax.jit(lambda x, k, f=f: everything(lambda x, k: f(x, k, stride, padding, dilation), x, k))
         for f in (ours, xla)
     )
     found, expected = found(x, kernel), expected(x, kernel)

@@ -191,6 +191,12 @@ def of_each_class(maps: jax.Array, classes: jax.Array) -> jax.Array:
     return jnp.broadcast_to(maps[:, None], (*classes.shape, *maps.shape[1:]))
 
 
+def side_by_side(fine: jax.Array, coarse: jax.Array) -> jax.Array:
+    """Features side by side, the coarse ones resized: [B,h,w,K], [B,h',w',K'] -> [B,h,w,K + K']."""
+    shape = (*fine.shape[:3], coarse.shape[-1])
+    return jnp.concatenate([fine, jax.image.resize(coarse, shape, 'linear')], axis=-1)
+
+
 def erased(features: jax.Array, where: jax.Array) -> jax.Array:
     """Features [B,H,W,K] with zeros where `where`, bool [B,H,W], is set; no gradient there."""
     return jnp.where(where[..., None], 0, features)

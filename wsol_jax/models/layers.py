@@ -116,17 +116,22 @@ def conv(
     *,
     strides: int = 1,
     padding: Pads = 'SAME',
+    dilation: int = 1,
     use_bias: bool = True,
     kernel_init: nnx.Initializer = he_normal,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A 2-D convolution; `kernel` is the side of a square or (height, width)."""
+    """A 2-D convolution; `kernel` is the side of a square or (height, width).
+
+    `dilation` is how far apart, in places of its input, its neighbouring weights look.
+    """
     return nnx.Conv(
         in_features,
         features,
         (kernel, kernel) if isinstance(kernel, int) else kernel,
         strides=strides,
         padding=padding,
+        kernel_dilation=dilation,
         use_bias=use_bias,
         kernel_init=kernel_init,
         conv_general_dilated=convolve,
@@ -149,8 +154,9 @@ def convolve(
         kernel: [h,w,K,K'].
         strides: of both axes.
         padding: of both axes.
-        **how: the other arguments; neither dilated nor grouped.
+        **how: the other arguments; neither grouped nor with `lhs_dilation`.
     """
+    dilation = how.get('rhs_dilation') or (1, 1)
 
     def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **how)
@@ -168,7 +174,7 @@ def convolve(
         (x, kernel), (dx, dkernel) = primals, tangents
         terms = [] if isinstance(dx, SymbolicZero) else [plain(dx, kernel)]
         if not isinstance(dkernel, SymbolicZero):
-            views = _views(x, kernel.shape[:2], strides, padding, fill=0.0)
+            views = _views(x, kernel.shape[:2], strides, padding, 0.0, dilation)
             weights = dkernel.reshape(-1, *kernel.shape[2:])
             terms += [view @ w for view, w in zip(views, weights, strict=True)]
         return plain(x, kernel), sum(terms[1:], terms[0])
@@ -240,6 +246,7 @@ class ConvNorm(nnx.Module):
         *,
         strides: int = 1,
         padding: Pads = 'SAME',
+        dilation: int = 1,
         epsilon: float = 1e-5,
         momentum: float = 0.9,
         relu: bool = True,
@@ -252,6 +259,7 @@ class ConvNorm(nnx.Module):
             kernel,
             strides=strides,
             padding=padding,
+            dilation=dilation,
             use_bias=False,
             kernel_init=kernel_init,
             rngs=rngs,
@@ -336,18 +344,24 @@ def depthwise_conv(
 
 
 def _views(
-    x: jax.Array, sides: Sequence[int], strides: Sequence[int], padding: Pads, fill: float
+    x: jax.Array,
+    sides: Sequence[int],
+    strides: Sequence[int],
+    padding: Pads,
+    fill: float,
+    dilation: Sequence[int] = (1, 1),
 ) -> Iterator[jax.Array]:
     """What each position of a sliding window sees, row by row: each [B,H',W',K]."""
+    spans = [(side - 1) * apart + 1 for side, apart in zip(sides, dilation, strict=True)]
     if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(x.shape[1:3], sides, strides, padding)
+        padding = jax.lax.padtype_to_pads(x.shape[1:3], spans, strides, padding)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=fill)
     height, width = (
-        (length - side) // stride * stride + 1
-        for length, side, stride in zip(x.shape[1:3], sides, strides, strict=True)
+        (length - span) // stride * stride + 1
+        for length, span, stride in zip(x.shape[1:3], spans, strides, strict=True)
     )
-    for i in range(sides[0]):
-        for j in range(sides[1]):
+    for i in range(0, spans[0], dilation[0]):
+        for j in range(0, spans[1], dilation[1]):
             yield x[:, i : i + height : strides[0], j : j + width : strides[1]]
 
 

@@ -24,7 +24,7 @@ STAGES = {
     50: ((3, 4, 6, 3), True),
     101: ((3, 4, 23, 3), True),
 }
-# output stride -> strides of the four stages; nothing is dilated.
+# output stride -> strides of the four stages.
 STRIDES = {32: (1, 2, 2, 2), 16: (1, 2, 2, 1), 8: (1, 2, 1, 1)}
 EXPANSION = 4
 
@@ -37,9 +37,9 @@ WEIGHT_NAMES = (
 HEAD = r'^fc\b'
 
 
-def _same(kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def _same(kernel: int, dilation: int = 1) -> tuple[tuple[int, int], tuple[int, int]]:
     """Torch's padding; TensorFlow's SAME differs from it where the stride is 2."""
-    pad = (kernel // 2, kernel // 2)
+    pad = (kernel // 2 * dilation,) * 2
     return pad, pad
 
 
@@ -55,27 +55,36 @@ def _checked(strides: Sequence[int]) -> tuple[int, ...]:
 class Block(nnx.Module):
     """A residual block: two 3x3 convolutions, or the 1x1, 3x3, 1x1 bottleneck.
 
-    The stride is on the (first) 3x3 convolution.
+    The stride is on the (first) 3x3 convolution; `dilations` are of that and of one after it.
     """
 
     def __init__(
-        self, in_features: int, width: int, stride: int, bottleneck: bool, *, rngs: nnx.Rngs
+        self,
+        in_features: int,
+        width: int,
+        stride: int,
+        bottleneck: bool,
+        dilations: tuple[int, int] = (1, 1),
+        *,
+        rngs: nnx.Rngs,
     ):
         features = width * EXPANSION if bottleneck else width
-        # (kernel, features, stride) of the convolutions, in order.
+        first, second = dilations
+        # (kernel, features, stride, dilation) of the convolutions, in order.
         plan = (
-            ((1, width, 1), (3, width, stride), (1, features, 1))
+            ((1, width, 1, 1), (3, width, stride, first), (1, features, 1, 1))
             if bottleneck
-            else ((3, width, stride), (3, width, 1))
+            else ((3, width, stride, first), (3, width, 1, second))
         )
         previous = in_features
-        for number, (kernel, out, step) in enumerate(plan, start=1):
+        for number, (kernel, out, step, apart) in enumerate(plan, start=1):
             layer = ConvNorm(
                 previous,
                 out,
                 kernel,
                 strides=step,
-                padding=_same(kernel),
+                padding=_same(kernel, apart),
+                dilation=apart,
                 relu=number < len(plan),
                 rngs=rngs,
             )
@@ -100,7 +109,8 @@ class ResNet(nnx.Module):
     """ResNet v1 with its stride on the 3x3 convolution of a bottleneck.
 
     `strides` are those of the four stages, where they are not to be as `output_stride` has them:
-    at (1, 2, 1, 2) stage3 is as fine as stage2.
+    at (1, 2, 1, 2) stage3 is as fine as stage2. `dilated` lets 3x3 convolutions behind a stride
+    that is left out look as far as if it were there (DeepLab, as torchvision has it).
 
     Endpoints, after ReLU: stage1/stem, which its first block sees, stage1/block1, ..., stage1,
     stage2/block1, ..., stage4.
@@ -114,6 +124,7 @@ class ResNet(nnx.Module):
         width: int = 64,
         output_stride: int = 32,
         strides: Sequence[int] = (),
+        dilated: bool = False,
         rngs: nnx.Rngs,
     ):
         if output_stride not in STRIDES:
@@ -121,12 +132,15 @@ class ResNet(nnx.Module):
         strides = _checked(strides) or STRIDES[output_stride]
         blocks, bottleneck = STAGES[depth]
         self.conv1 = ConvNorm(3, width, 7, strides=2, padding=_same(7), rngs=rngs)
-        features = width
+        features, apart = width, 1
         for stage, (count, stride) in enumerate(zip(blocks, strides, strict=True)):
-            layer = []
+            layer, before = [], apart
+            if dilated and stride < STRIDES[32][stage]:
+                apart *= 2
             for number in range(count):
-                step = stride if number == 0 else 1
-                layer.append(Block(features, width << stage, step, bottleneck, rngs=rngs))
+                step, dilations = (1, (apart, apart)) if number else (stride, (before, apart))
+                block = Block(features, width << stage, step, bottleneck, dilations, rngs=rngs)
+                layer.append(block)
                 features = (width << stage) * (EXPANSION if bottleneck else 1)
             setattr(self, f'layer{stage + 1}', nnx.List(layer))
         self.fc = nnx.Linear(features, num_classes, kernel_init=glorot_uniform, rngs=rngs)

@@ -78,7 +78,7 @@ def _resnet(depth: int) -> Recipe:
         resnet.HEAD,
         'fc.bias',
         stem='conv1.weight',
-        options=('width', 'output_stride', 'strides'),
+        options=('width', 'output_stride', 'strides', 'dilated'),
     )
 
 
@@ -158,9 +158,9 @@ def build(name: str, num_classes: int, rngs: nnx.Rngs, **options: Any) -> nnx.Mo
         num_classes: length of the logits.
         rngs: for the initial weights and for dropout.
         **options: `padding` ('same' or 'torchvision') of inception_v3 and mobilenet_v1; `added`
-            ('glorot' or 'identity') of inception_v3; `width`, `output_stride` (32, 16 or 8) and
-            `strides` of the resnets; `output_stride` (32 or 16) of mobilenet_v1; those of
-            `vit.ViT` of the vision transformers.
+            ('glorot' or 'identity') of inception_v3; `width`, `output_stride` (32, 16 or 8),
+            `strides` and `dilated` of the resnets; `output_stride` (32 or 16) of mobilenet_v1;
+            those of `vit.ViT` of the vision transformers.
 
     Raises:
         ValueError: an unknown name or option, naming the nearest right one, or a number out of

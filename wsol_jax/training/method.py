@@ -231,3 +231,17 @@ def batch_mean(values: jax.Array, batch: Shard, update: Update) -> jax.Array:
     sums = jnp.sum(jnp.where(batch.valid, values, 0)), jnp.sum(batch.valid)
     total, count = update.total(sums)
     return total / jnp.maximum(count, 1)
+
+
+def pixel_mean(values: jax.Array, counts: jax.Array, batch: Shard, update: Update) -> jax.Array:
+    """The mean over the places that count in the valid images of all devices; 0 if there are none.
+
+    Args:
+        values: [B,h,w].
+        counts: bool [B,h,w].
+        batch: of the same images.
+        update: whose sums are over all devices.
+    """
+    counts = counts & batch.valid[:, None, None]
+    total, count = update.total((jnp.sum(jnp.where(counts, values, 0)), jnp.sum(counts)))
+    return total / jnp.maximum(count, 1)

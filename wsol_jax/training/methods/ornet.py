@@ -16,7 +16,7 @@ from flax import nnx
 from wsol_jax.config import ConfigError
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models import Network
-from wsol_jax.models.heads import Heads, Outputs, Trunk, area, frozen, of_each_class
+from wsol_jax.models.heads import Heads, Outputs, Trunk, area, frozen, of_each_class, side_by_side
 from wsol_jax.models.layers import (
     ConvNorm,
     Perturbations,
@@ -259,9 +259,9 @@ class _Generator(nnx.Module):
         x1 = self.down_1(_halved(x))
         x2 = self.down_2(_halved(x1))
         lowest = self.down_3(_halved(x2))
-        y = self.up_1(_joined(x2, lowest))
-        y = self.up_2(_joined(x1, y))
-        features = self.up_3(_joined(x, y))
+        y = self.up_1(side_by_side(x2, lowest))
+        y = self.up_2(side_by_side(x1, y))
+        features = self.up_3(side_by_side(x, y))
         return features, nnx.sigmoid(self.attention(features).astype(jnp.float32))
 
 
@@ -280,12 +280,6 @@ class _DoubleConv(nnx.Module):
 
 def _halved(x: jax.Array) -> jax.Array:
     return max_pool(x, 2, 2, 'SAME')  # of an odd side the last place alone, so that none is lost
-
-
-def _joined(skipped: jax.Array, lower: jax.Array) -> jax.Array:
-    """[B,h,w,K], [B,h',w',K'] -> [B,h,w,K + K']."""
-    shape = (*skipped.shape[:3], lower.shape[-1])
-    return jnp.concatenate([skipped, jax.image.resize(lower, shape, 'linear')], axis=-1)
 
 
 def _he_fan_out(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:

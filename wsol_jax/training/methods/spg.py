@@ -22,6 +22,7 @@ from wsol_jax.training.method import (
     accuracy,
     known_endpoint,
     labels_of,
+    pixel_mean,
 )
 
 _FEW = 30  # pixels; a map with fewer above the threshold is cut at a share of its maximum instead
@@ -194,10 +195,8 @@ def guidance(logits: jax.Array, mask: Mask, batch: Shard, update: Update) -> jax
     Returns:
         One number; 0 where nothing counts.
     """
-    counts = mask.counts & batch.valid[:, None, None]
     losses = optax.sigmoid_binary_cross_entropy(logits, mask.foreground.astype(logits.dtype))
-    total, count = update.total((jnp.sum(jnp.where(counts, losses, 0)), jnp.sum(counts)))
-    return total / jnp.maximum(count, 1)
+    return pixel_mean(losses, mask.counts, batch, update)
 
 
 class _Heads(Heads):
