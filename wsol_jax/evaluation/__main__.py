@@ -1,4 +1,8 @@
-"""Scores the score maps of any framework: `python -m wsol_jax.evaluation --scoremaps DIR ...`."""
+"""Scores what any framework left on disk.
+
+Score maps: `python -m wsol_jax.evaluation --scoremaps DIR --metadata DIR --out FILE.json`;
+label maps: `python -m wsol_jax.evaluation --segmentation DIR --ground_truth DIR --out FILE.json`.
+"""
 
 import argparse
 import json
@@ -9,11 +13,33 @@ from typing import Any
 from wsol_jax.evaluation.protocols import PROTOCOLS
 from wsol_jax.evaluation.scoremaps import evaluate_scoremaps
 from wsol_jax.interrupts import exit_code, stop_like_ctrl_c
-from wsol_jax.report.table import threshold_text
+from wsol_jax.report.table import aligned, threshold_text
+from wsol_jax.segmentation.folders import evaluate_segmentation
 from wsol_jax.workdir import check_writable, write_text
 
 _PRINTED = ('GTKnownLoc', 'mIoU', 'MaxBoxAcc', 'MaxBoxAccV2', 'PxAP', 'PeakIoU', 'PeakPooledIoU')
+_OF_PIXELS = ('mIoU', 'PixelAccuracy', 'FP', 'FN', 'Precision', 'Recall')
+_OF_CLASSES = ('IoU', 'FP', 'FN')
 _MAPS = 'of <image_id>.npy: 224x224 in [0, 1]; of another size they are resized and scaled'
+_LABEL_MAPS = 'of <name>.png: palette or grey of 8 bits, the index of a class at every pixel'
+_CLASSES = 'names of the classes by line, the background first (default: they are numbered)'
+_LIST = (
+    'names to score by line, such as ImageSets/Segmentation/val.txt (default: all; both folders '
+    'have the same)'
+)
+_IGNORE = 'index of true pixels that do not count (default: %(default)s)'
+_CHOOSE_ON = (
+    'metadata of another split, to choose the threshold on (default: the best one is taken, an '
+    'oracle)'
+)
+# What goes with --scoremaps, and with --segmentation; the first of each must be there.
+_PARTS = {
+    'scoremaps': (
+        *('metadata', 'masks', 'choose_on', 'choose_on_scoremaps', 'interval', 'protocols'),
+        *('report', 'images'),
+    ),
+    'segmentation': ('ground_truth', 'classes', 'list', 'ignore'),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,16 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; whatever is wrong is told in one line and exits with code 2, before anything is written.
     """
     parser = _parser()
-    chosen = vars(parser.parse_args(arguments))
-    out, page, images = (chosen.pop(name) for name in ('out', 'report', 'images'))
+    chosen = _checked(parser, vars(parser.parse_args(arguments)))
+    out, page, images = (chosen.pop(name, None) for name in ('out', 'report', 'images'))
     stop_like_ctrl_c()
     missing = out
     try:
         _check_page(page, images, out)
-        metrics = evaluate_scoremaps(**chosen)
+        metrics = _evaluate(chosen)
         write_text(out, json.dumps(metrics) + '\n')
         missing = page
-        print(_lines(metrics))
+        print(_class_lines(metrics) if 'confusion' in metrics else _lines(metrics))
         if page:
             _write_page(page, metrics, images, chosen)
             print(f'Page: {page}')
@@ -41,6 +67,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.exit(2, f'{parser.prog}: {error}\n')
     return 0
+
+
+def _checked(parser: argparse.ArgumentParser, chosen: dict[str, Any]) -> dict[str, Any]:
+    """What is for the kind of maps that was chosen; flags of the other kind are refused."""
+    kind, other = _PARTS if chosen['scoremaps'] else reversed(_PARTS)
+    first, *_ = _PARTS[kind]
+    if chosen[first] is None:
+        parser.error(f'the following arguments are required: --{first}')
+    for name in _PARTS[other]:
+        if chosen.pop(name) != parser.get_default(name):
+            parser.error(f'argument --{name}: goes with --{other}, not with --{kind}')
+    chosen.pop(other)
+    return chosen
+
+
+def _evaluate(chosen: dict[str, Any]) -> dict[str, Any]:
+    if 'scoremaps' in chosen:
+        return evaluate_scoremaps(**chosen)
+    listed = {'listed' if name == 'list' else name: value for name, value in chosen.items()}
+    return evaluate_segmentation(**listed)
 
 
 def _check_page(page: Path | None, images: Path | None, out: Path) -> None:
@@ -61,8 +107,22 @@ def _write_page(page: Path, metrics: dict[str, Any], images: Path | None, of: An
     write_scoremap_page(page, metrics, **folders, images=images)
 
 
+def _class_lines(metrics: dict[str, Any]) -> str:
+    """The scores of label maps for the terminal."""
+    rows = [row for row in metrics['by_class'] if 'IoU' in row]
+    cells = [
+        [str(row['class']), row['name'], *(f'{row[score]:.2f}' for score in _OF_CLASSES)]
+        for row in rows
+    ]
+    scores = [f'{name} {metrics[name]:.2f}' for name in _OF_PIXELS if name in metrics]
+    lines = [*scores, '', *aligned([['', 'class', *_OF_CLASSES], *cells])]
+    absent = metrics['absent_classes']
+    left_out = f'In percent; {absent} classes that occur nowhere are left out.'
+    return '\n'.join([*lines, left_out] if absent else lines)
+
+
 def _lines(metrics: dict[str, Any]) -> str:
-    """The scores for the terminal."""
+    """The scores of score maps for the terminal."""
     given = {name: metrics[name] for name in _PRINTED if name in metrics}
     lines = [
         f'{name} {score:.2f}{_told(name, metrics)}'
@@ -85,25 +145,27 @@ def _told(name: str, metrics: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m wsol_jax.evaluation',
-        description='MaxBoxAcc, MaxBoxAccV2 or PxAP of score maps, as wsolevaluation counts them.',
+        description='MaxBoxAcc, MaxBoxAccV2 or PxAP of score maps, as wsolevaluation counts them; '
+        'mIoU of label maps, as PASCAL VOC counts it.',
     )
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument('--scoremaps', type=Path, metavar='DIR', help=_MAPS)
+    kind.add_argument('--segmentation', type=Path, metavar='DIR', help=_LABEL_MAPS)
+    _add_scoremaps(parser.add_argument_group('score maps'))
+    _add_segmentation(parser.add_argument_group('label maps'))
     add = parser.add_argument
-    add('--scoremaps', required=True, type=Path, metavar='DIR', help=_MAPS)
-    add(
-        '--metadata',
-        required=True,
-        type=Path,
-        metavar='DIR',
-        help='of image_ids.txt, localization.txt, ..',
-    )
+    add('--processes', type=int, default=1, metavar='N', help='default: %(default)s')
+    add('--report', type=Path, metavar='FILE.html', help='where to write a page of the scores')
+    add('--images', type=Path, metavar='DIR', help='of the images, for the gallery of that page')
+    add('--out', type=Path, required=True, metavar='FILE', help='where to write the scores (JSON)')
+    return parser
+
+
+def _add_scoremaps(group: argparse._ArgumentGroup) -> None:
+    add, named = group.add_argument, ', '.join(PROTOCOLS)
+    add('--metadata', type=Path, metavar='DIR', help='of image_ids.txt, localization.txt, ..')
     add('--masks', type=Path, metavar='DIR', help='of the masks that localization.txt lists')
-    add(
-        '--choose_on',
-        metavar='DIR',
-        type=Path,
-        help='metadata of another split, to choose the threshold on (default: the best one is '
-        'taken, an oracle)',
-    )
+    add('--choose_on', metavar='DIR', type=Path, help=_CHOOSE_ON)
     add('--choose_on_scoremaps', metavar='DIR', type=Path, help='of the maps of that split')
     add('--interval', type=float, default=0.001, help='between thresholds (default: %(default)s)')
     add(
@@ -112,13 +174,16 @@ def _parser() -> argparse.ArgumentParser:
         action='extend',
         default=[],
         metavar='NAME',
-        help=f'also score as an older table did, such as bas:0.15: {", ".join(PROTOCOLS)}',
+        help=f'also score as an older table did, such as bas:0.15: {named}',
     )
-    add('--processes', type=int, default=1, metavar='N', help='default: %(default)s')
-    add('--report', type=Path, metavar='FILE.html', help='where to write a page of the scores')
-    add('--images', type=Path, metavar='DIR', help='of the images, for the gallery of that page')
-    add('--out', type=Path, required=True, metavar='FILE', help='where to write the scores (JSON)')
-    return parser
+
+
+def _add_segmentation(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add('--ground_truth', type=Path, metavar='DIR', help='of the true label maps, same names')
+    add('--classes', type=Path, metavar='FILE', help=_CLASSES)
+    add('--list', type=Path, metavar='FILE', help=_LIST)
+    add('--ignore', type=int, default=255, metavar='INDEX', help=_IGNORE)
 
 
 if __name__ == '__main__':

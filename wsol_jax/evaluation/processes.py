@@ -4,7 +4,7 @@ import multiprocessing
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +13,8 @@ from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
+
+from tqdm import tqdm
 
 from wsol_jax.interrupts import deaf_children
 
@@ -52,6 +54,24 @@ def mapper(processes: int) -> Iterator[Callable[..., Iterator[Any]]]:
             for process, _ in workers:
                 process.terminate()
             threads.shutdown(wait=False, cancel_futures=True)
+
+
+def in_parts(
+    function: Callable[[Sequence[Any]], Any], items: Sequence[Any], processes: int
+) -> Iterator[Any]:
+    """Results of a function for all items, `AT_ONCE` at a time, in order, with a progress bar.
+
+    Args:
+        function: takes some of the items.
+        items: one for each image.
+        processes: how many work, see `mapper`.
+    """
+    parts = [items[i : i + AT_ONCE] for i in range(0, len(items), AT_ONCE)]
+    bar = tqdm(total=len(items), desc='evaluate', unit='image', disable=None)
+    with bar, mapper(processes) as over:
+        for part, result in zip(parts, over(function, parts), strict=True):
+            yield result
+            bar.update(len(part))
 
 
 def _results(

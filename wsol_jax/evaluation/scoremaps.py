@@ -5,14 +5,13 @@ are scored in processes of their own; scores of sets of images join to those of 
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from wsol_jax.data.metadata import (
     check_complete,
@@ -24,7 +23,7 @@ from wsol_jax.data.metadata import (
 )
 from wsol_jax.data.records import DataError, Record
 from wsol_jax.evaluation.breakdown import by_class, by_size, intervals
-from wsol_jax.evaluation.processes import AT_ONCE, mapper
+from wsol_jax.evaluation.processes import in_parts
 from wsol_jax.evaluation.protocols import protocol
 from wsol_jax.evaluation.scoring import Rules, protocols_right, score_image
 from wsol_jax.evaluation.table import Scores, Table
@@ -111,7 +110,8 @@ class _Split:
     processes: int
 
     def scored(self, rules: Rules, kept: Sequence[float] = ()) -> Scores:
-        scores = _score_all(self.records, rules, self.processes, kept)
+        score = partial(score_scoremaps, rules=rules, kept=kept)
+        scores = Scores.joined(in_parts(score, self.records, self.processes))
         if self.records[0].masks and not scores.curves.masked:
             raise DataError(f'{self.metadata / "localization.txt"}: all its masks are empty')
         return scores
@@ -350,20 +350,3 @@ def _check_protocols(rules: Rules, records: Sequence[Record], folder: Path) -> N
         if older.macro and not records[0].labels:
             file = folder / 'class_labels.txt'
             raise DataError(f'{file}: no such file; protocol {older.name!r} is a mean over classes')
-
-
-def _score_all(
-    records: Sequence[Record], rules: Rules, processes: int, kept: Sequence[float]
-) -> Scores:
-    chunks = [records[i : i + AT_ONCE] for i in range(0, len(records), AT_ONCE)]
-    with (
-        tqdm(total=len(records), desc='evaluate', unit='image', disable=None) as bar,
-        mapper(processes) as over,
-    ):
-
-        def counted() -> Iterator[Scores]:
-            for scores in over(partial(score_scoremaps, rules=rules, kept=kept), chunks):
-                yield scores
-                bar.update(len(scores.table))
-
-        return Scores.joined(counted())

@@ -101,7 +101,7 @@ def _protocols(rows: Sequence[Row]) -> list[str]:
         numbers = [row['protocols'].get(name, {}).get(score) for name in names]
         texts = ['' if number is None else f'{number:.1f}' for number in numbers]
         cells.append([row['method'], row['layer'], *texts])
-    return ['', f'{heading(score)} as older tables counted it', *_aligned(cells)]
+    return ['', f'{heading(score)} as older tables counted it', *aligned(cells)]
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
@@ -173,7 +173,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
             cells[-1].append(f'{row[score]:.1f}' if score in row else '')
             if score == sure:
                 cells[-1].append(_interval(row, score))
-    return _aligned(cells)
+    return aligned(cells)
 
 
 def _interval(row: Row, score: str) -> str:
@@ -181,7 +181,12 @@ def _interval(row: Row, score: str) -> str:
     return f'{ends[0]:.0f}-{ends[1]:.0f}' if ends else ''
 
 
-def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table for the terminal: two columns of text, and numbers to the right of them.
+
+    Args:
+        cells: line by line; the first line is its head.
+    """
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     sides = ['<', '<', *'>' * (len(widths) - 2)]
     text = [

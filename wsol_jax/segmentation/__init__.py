@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from wsol_jax.names import lazy
 
 if TYPE_CHECKING:
+    from wsol_jax.segmentation.folders import evaluate_segmentation
     from wsol_jax.segmentation.label_maps import (
         BACKGROUND,
         IGNORED,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         SeedCurves,
         class_scores,
         confusion,
+        metrics_of,
         scores_of,
         seed_curves,
     )
@@ -27,6 +29,8 @@ __all__ = [
     'SeedCurves',
     'class_scores',
     'confusion',
+    'evaluate_segmentation',
+    'metrics_of',
     'palette',
     'read_label_map',
     'scores_of',
@@ -44,6 +48,8 @@ __getattr__, __dir__ = lazy(
         'SeedCurves': 'score',
         'class_scores': 'score',
         'confusion': 'score',
+        'evaluate_segmentation': 'folders',
+        'metrics_of': 'score',
         'palette': 'label_maps',
         'read_label_map': 'label_maps',
         'scores_of': 'score',

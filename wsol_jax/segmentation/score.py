@@ -7,6 +7,7 @@ that of PASCAL VOC (Everingham et al., IJCV 2015), no mean over images.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -91,6 +92,29 @@ def scores_of(matrix: np.ndarray) -> dict[str, float]:
     found = {'PixelAccuracy': accuracy, **_means(class_scores(matrix))}
     order = ('mIoU', 'PixelAccuracy', 'FP', 'FN', 'Precision', 'Recall')
     return {name: float(found[name]) for name in order if not np.isnan(found[name])}
+
+
+def metrics_of(matrix: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """All that is told of a data set, for a file of JSON.
+
+    Args:
+        matrix: int64 [n, n], as from `confusion`, of all images.
+        names: [n] of the classes.
+
+    Returns:
+        The percentages of `scores_of`; `absent_classes`, how many classes are left out of them;
+        `by_class`, the `class`, its `name`, its true `pixels` and the percentages of
+        `class_scores` that are defined; and `confusion`, the matrix in lists.
+    """
+    scores, pixels = class_scores(matrix), matrix.sum(axis=1)
+    rows = [
+        {'class': k, 'name': name, 'pixels': int(pixels[k])}
+        | {score: float(v[k]) for score, v in scores.items() if not np.isnan(v[k])}
+        for k, name in enumerate(names)
+    ]
+    absent = int(absent_classes(matrix).sum())
+    found = {**scores_of(matrix), 'absent_classes': absent}
+    return {**found, 'by_class': rows, 'confusion': matrix.tolist()}
 
 
 def absent_classes(matrix: np.ndarray) -> np.ndarray:
