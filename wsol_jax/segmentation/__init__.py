@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from wsol_jax.names import lazy
 
 if TYPE_CHECKING:
+    from wsol_jax.segmentation.crf import DenseCRF, dense_crf
     from wsol_jax.segmentation.folders import evaluate_segmentation
     from wsol_jax.segmentation.label_maps import (
         BACKGROUND,
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
 __all__ = [
     'BACKGROUND',
     'IGNORED',
+    'DenseCRF',
     'SeedCurves',
     'class_scores',
     'confusion',
+    'dense_crf',
     'evaluate_segmentation',
     'metrics_of',
     'palette',
@@ -45,9 +48,11 @@ __getattr__, __dir__ = lazy(
     {
         'BACKGROUND': 'label_maps',
         'IGNORED': 'label_maps',
+        'DenseCRF': 'crf',
         'SeedCurves': 'score',
         'class_scores': 'score',
         'confusion': 'score',
+        'dense_crf': 'crf',
         'evaluate_segmentation': 'folders',
         'metrics_of': 'score',
         'palette': 'label_maps',
