@@ -15,3 +15,8 @@ def test_generated_splits(kind):
     assert open_split(config, 'val')[1] == kind('val', 2, 32, seed=7)[1]
     with pytest.raises(ConfigError, match=f"{name} has the splits .* no 'trian'"):
         open_split(config, 'trian')
+
+
+def test_voc_needs_its_folder():
+    with pytest.raises(ConfigError, match=r"config.data.source='voc' needs config.data.root"):
+        open_split(Config(data=DataConfig(source='voc')), 'train')

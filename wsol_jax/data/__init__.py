@@ -23,6 +23,7 @@ from wsol_jax.data.records import (
     Source,
     evenly_spaced,
 )
+from wsol_jax.data.voc import Voc
 from wsol_jax.names import lazy, unknown_name
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ __all__ = [
     'Shapes',
     'Source',
     'TfdsSource',
+    'Voc',
     'WsolFolder',
     'check_folder',
     'check_training',
@@ -116,6 +118,7 @@ _SOURCES: dict[str, Callable[..., Source]] = {
     'wsol_folder': WsolFolder,
     'class_folder': ClassFolder,
     'tfds': _tfds,
+    'voc': Voc,
     'image_folder': lambda root, split, **options: ImageFolder(root, **options),
 }
 
@@ -124,12 +127,12 @@ def open_source(name: str, root: str | Path, split: str, /, **options: Any) -> S
     """Open a data set by name.
 
     Args:
-        name: 'shapes' or 'scenes' (generated; take no root), 'wsol_folder', 'class_folder', 'tfds'
-            or 'image_folder' (has no split).
+        name: 'shapes' or 'scenes' (generated; take no root), 'wsol_folder', 'class_folder', 'tfds',
+            'voc' or 'image_folder' (has no split).
         root: folder of the data set; for 'tfds' its data_dir.
         split: which part of it.
         **options: further arguments of `Shapes`, `Scenes`, `WsolFolder`, `ClassFolder`,
-            `TfdsSource` or `ImageFolder`.
+            `TfdsSource`, `Voc` or `ImageFolder`.
 
     Raises:
         DataError: the name is unknown, or the data are wrong.

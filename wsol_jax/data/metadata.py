@@ -69,7 +69,15 @@ def read_ids(folder: Path) -> list[str]:
     Raises:
         DataError: the file is missing or empty, or lists an image twice.
     """
-    file = folder / 'image_ids.txt'
+    return read_list(folder / 'image_ids.txt')
+
+
+def read_list(file: Path) -> list[str]:
+    """The images of a file that lists one a line, in order.
+
+    Raises:
+        DataError: the file is missing or empty, or lists an image twice.
+    """
     ids: dict[str, None] = {}
     for where, name in _lines(file):
         if name in ids:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from wsol_jax.data.decode import IGNORE, decode_label_map, stored_size
 from wsol_jax.data.files import printable
+from wsol_jax.data.formats import check_label_map
 from wsol_jax.data.records import DataError, Decoding, Encoded, Pixels, Record
 from wsol_jax.workdir import written_whole
 
@@ -91,24 +92,3 @@ def true_label_map(record: Record, num_classes: int | None = None) -> Pixels:
     if num_classes is not None:
         check_label_map(label_map, num_classes + 1, where, IGNORED)
     return label_map
-
-
-def check_label_map(label_map: Pixels, count: int, where: str, ignored: int | None = None) -> None:
-    """Refuses a label map with an index that is no class.
-
-    Args:
-        label_map: uint8 [H, W].
-        count: how many classes there are, the background among them.
-        where: what the message calls the map.
-        ignored: another index that it may have; None for none.
-
-    Raises:
-        DataError: it has one.
-    """
-    allowed = np.arange(256) < count
-    if ignored is not None:
-        allowed[ignored] = True
-    wrong = label_map[~allowed[label_map]]
-    if wrong.size:
-        right = f'0..{count - 1}' + ('' if ignored is None else f', {ignored} is ignored')
-        raise DataError(f'label map {where}: has index {wrong[0]}; the classes are {right}')
