@@ -34,6 +34,7 @@ from wsol_jax.training.methods.acol import ACoL
 from wsol_jax.training.methods.adl import ADL
 from wsol_jax.training.methods.bas import BAS
 from wsol_jax.training.methods.cutmix import CutMix
+from wsol_jax.training.methods.esol import ESOL
 from wsol_jax.training.methods.has import HaS
 from wsol_jax.training.methods.ornet import ORNet
 from wsol_jax.training.methods.sat import SAT
@@ -200,6 +201,8 @@ STEPPED = {
     'ornet 2': ORNet(layer='late/early', base=2, stage=2),
     'ts_cam': TSCAM(),
     'sat': SAT(),
+    'esol 1': ESOL(),
+    'esol 2': ESOL(stage=2),
 }
 TOKENS = {'width': 8, 'heads': 2, 'depth': 3, 'patch': 8, 'image_size': SIDE, 'drop_path': 0.5}
 

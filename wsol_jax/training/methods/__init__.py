@@ -20,6 +20,7 @@ from wsol_jax.training.methods.acol import ACoL
 from wsol_jax.training.methods.adl import ADL
 from wsol_jax.training.methods.bas import BAS
 from wsol_jax.training.methods.cutmix import CutMix
+from wsol_jax.training.methods.esol import ESOL
 from wsol_jax.training.methods.has import HaS
 from wsol_jax.training.methods.ornet import ORNet
 from wsol_jax.training.methods.sat import SAT
@@ -39,6 +40,7 @@ METHODS: Mapping[str, type[TrainedMethod]] = {
     'ornet': ORNet,
     'ts_cam': TSCAM,
     'sat': SAT,
+    'esol': ESOL,
 }
 _HEADS = 0x4EAD  # sets the weights that heads start from apart from those of the network
 

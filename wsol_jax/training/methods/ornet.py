@@ -27,7 +27,7 @@ from wsol_jax.models.layers import (
 )
 from wsol_jax.names import unknown_name
 from wsol_jax.training.method import Shard, TrainedMethod, Update, accuracy, labels_of
-from wsol_jax.training.optimizer import parameter_name
+from wsol_jax.training.stages import check_start
 from wsol_jax.training.trained import Training
 
 SPARED, RANKED = 3, 25  # classes: of the first 25, the map may answer to the first 3
@@ -90,7 +90,7 @@ class ORNet(TrainedMethod):
 
     def begin(self, module: Any, start: Training | None) -> None:
         """Checks what training starts from; stage 1 copies its network as the evaluator."""
-        _check_start(self, module, start)
+        check_start('ornet', self, ('layer', 'base'), module, start)
         if self.stage == 1:
             weights: Any = nnx.state(module, (nnx.Param, nnx.BatchStat))
             _, network = nnx.split_state(weights, lambda path, _: path[0] == 'heads', ...)
@@ -285,46 +285,3 @@ def _halved(x: jax.Array) -> jax.Array:
 def _he_fan_out(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """`he_normal` with fan-out in place of fan-in."""
     return he_normal(key, shape, dtype) * math.sqrt(shape[-2] / shape[-1])
-
-
-def _check_start(method: ORNet, module: nnx.Module, start: Training | None) -> None:
-    before = 'a plain training' if method.stage == 1 else 'a training of stage 1'
-    needs = (
-        f'stage {method.stage} of ornet starts from {before} of this network on the same classes: '
-        'give its workdir'
-    )
-    if start is None:
-        raise ConfigError(f'config.train.init_from: no training to start from; {needs}')
-    where, name = f'config.train.init_from: {start.workdir}', start.config.get('train.method', '')
-    if name != ('' if method.stage == 1 else 'ornet'):
-        raise ConfigError(f'{where} holds {_training(name)}; {needs}')
-    if method.stage == 2:
-        _check_stage(method, start.method, where, needs)
-    _check_classes(module, start, where, needs)
-
-
-def _training(name: str) -> str:
-    return f'a training of {name!r}' if name else 'a plain training'
-
-
-def _check_stage(method: ORNet, other: Any, where: str, needs: str) -> None:
-    if other.stage != 1:
-        raise ConfigError(f'{where} holds a training of stage {other.stage}; {needs}')
-    for option in ('layer', 'base'):
-        found, asked = getattr(other, option), getattr(method, option)
-        if found != asked:
-            raise ConfigError(
-                f'{where} was trained with {option}={found!r}; config.train.options.{option} must '
-                f'be the same, got {asked!r}'
-            )
-
-
-def _check_classes(module: nnx.Module, start: Training, where: str, needs: str) -> None:
-    found = start.start()
-    for path, weight in nnx.to_flat_state(nnx.state(module, nnx.Param)):
-        name = parameter_name(path)
-        if name in found and found[name].shape != weight.shape:
-            raise ConfigError(
-                f'{where} was trained on other classes: {name} is {found[name].shape}, here '
-                f'{weight.shape}; {needs}'
-            )
