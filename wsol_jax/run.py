@@ -127,7 +127,7 @@ def open_split(config: Config, split: str) -> Source:
         count = data.shapes_counts[names.index(split)]
         options = {'count': count, 'size': data.shapes_size, 'seed': config.seed}
         return open_source(data.source, '', split, **options)
-    if not data.root and data.source.endswith(('folder', 'voc')):
+    if not data.root and data.source.endswith(('folder', 'voc', 'coco')):
         raise ConfigError(f'config.data.source={data.source!r} needs config.data.root, its folder')
     common = {'orientation': data.orientation, 'max_pixels': data.max_pixels}
     options_of: dict[str, dict[str, Any]] = {

@@ -40,8 +40,8 @@ class DataConfig:
     source: str = setting(
         'shapes',
         "'shapes' (generated), 'scenes' (generated, of several objects, with label maps), "
-        "'wsol_folder', 'class_folder' (class/image.jpg), 'voc' (PASCAL VOC's layout), 'tfds' "
-        "(prepared by TensorFlow Datasets) or 'image_folder' (no labels)",
+        "'wsol_folder', 'class_folder' (class/image.jpg), 'voc' (PASCAL VOC's layout), 'coco' (MS "
+        "COCO's), 'tfds' (prepared by TensorFlow Datasets) or 'image_folder' (no labels)",
         'checkpoints',
     )
     root: str = setting(

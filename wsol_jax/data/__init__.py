@@ -28,6 +28,7 @@ from wsol_jax.names import lazy, unknown_name
 
 if TYPE_CHECKING:
     from wsol_jax.data.check import Report, check_folder, check_training
+    from wsol_jax.data.coco import Coco
     from wsol_jax.data.loader import Batch, evaluation_batches, training_batches
     from wsol_jax.data.order import steps_per_epoch
     from wsol_jax.data.scenes import Scenes
@@ -38,6 +39,7 @@ __all__ = [
     'BadImage',
     'Batch',
     'ClassFolder',
+    'Coco',
     'DataError',
     'Decoding',
     'ImageFolder',
@@ -71,6 +73,7 @@ __getattr__, __dir__ = lazy(
         'Report': 'check',
         'check_folder': 'check',
         'check_training': 'check',
+        'Coco': 'coco',
         'Batch': 'loader',
         'evaluation_batches': 'loader',
         'steps_per_epoch': 'order',
@@ -92,6 +95,12 @@ def _scenes(root: str | Path, split: str, **options: Any) -> Source:
     from wsol_jax.data.scenes import Scenes
 
     return Scenes(split, **options)
+
+
+def _coco(root: str | Path, split: str, **options: Any) -> Source:
+    from wsol_jax.data.coco import Coco
+
+    return Coco(root, split, **options)
 
 
 def _tfds(root: str | Path, split: str, name: str = '', **options: Any) -> Source:
@@ -119,6 +128,7 @@ _SOURCES: dict[str, Callable[..., Source]] = {
     'class_folder': ClassFolder,
     'tfds': _tfds,
     'voc': Voc,
+    'coco': _coco,
     'image_folder': lambda root, split, **options: ImageFolder(root, **options),
 }
 
@@ -128,11 +138,11 @@ def open_source(name: str, root: str | Path, split: str, /, **options: Any) -> S
 
     Args:
         name: 'shapes' or 'scenes' (generated; take no root), 'wsol_folder', 'class_folder', 'tfds',
-            'voc' or 'image_folder' (has no split).
+            'voc', 'coco' or 'image_folder' (has no split).
         root: folder of the data set; for 'tfds' its data_dir.
         split: which part of it.
         **options: further arguments of `Shapes`, `Scenes`, `WsolFolder`, `ClassFolder`,
-            `TfdsSource`, `Voc` or `ImageFolder`.
+            `TfdsSource`, `Voc`, `Coco` or `ImageFolder`.
 
     Raises:
         DataError: the name is unknown, or the data are wrong.
