@@ -4,6 +4,7 @@ import csv
 import os
 import signal
 import socket
+import threading
 
 import jax
 import numpy as np
@@ -15,10 +16,19 @@ import wsol_jax.hosts
 import wsol_jax.offline
 import wsol_jax.training.loop
 from wsol_jax.config import Config, ConfigError
-from wsol_jax.hosts import ProcessDied, barrier, first_of_all, is_in_a_job, join, own_share
+from wsol_jax.hosts import (
+    ProcessDied,
+    barrier,
+    first_of_all,
+    is_in_a_job,
+    join,
+    own_share,
+    reason_of,
+)
 from wsol_jax.maps.columns import CHUNK, SKIPPED, Column, Store
 from wsol_jax.maps.store import MapStore
 from wsol_jax.parallel import _OfAll
+from wsol_jax.peers import SILENCE, _is_gone, _watch, loss_of
 from wsol_jax.progress import read_progress
 from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.workdir import check_same, open_workdir, read_json
@@ -58,6 +68,66 @@ def test_who_waits_for_a_dead_process_is_told(monkeypatch):
     monkeypatch.setattr('orbax.checkpoint.multihost.get_barrier_sync_fn', died)
     with pytest.raises(ProcessDied, match='another process of this run has ended'):
         barrier('here')
+
+
+class Service:
+    """A coordination service in which process 1 lives for two beats; it has a clock."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.values = 0.0, {}
+        monkeypatch.setattr('wsol_jax.peers.time.monotonic', lambda: self.now)
+        monkeypatch.setattr('wsol_jax.peers.time.sleep', lambda _: None)
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        self.values[key] = value
+
+    def key_value_dir_get(self, folder):
+        self.values[f'{folder}/1'] = str(min(self.now, 10.0))
+        return [(key, value) for key, value in self.values.items() if key.startswith(folder)]
+
+    def blocking_key_value_get(self, key, timeout_in_ms):
+        if key not in self.values:
+            self.now += timeout_in_ms / 1000
+            raise jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: GetKeyValue() timed out')
+        return self.values[key]
+
+
+def unreachable(*_, **__):
+    raise jax.errors.JaxRuntimeError('UNAVAILABLE: this process is at its end, or the first is')
+
+
+def test_a_process_that_gives_no_sign_of_life_ends_the_others(monkeypatch):
+    service, said = Service(monkeypatch), []
+    monkeypatch.setattr('wsol_jax.peers._end', said.append)
+    _watch(service, 0, 2)
+    assert said == [loss_of('process 1')]
+    assert 10 + SILENCE < service.now < 50
+    _watch(service, 1, 2)  # hears of it
+    assert said == [loss_of('process 1')] * 2
+    service.values['wsol_jax/verdict'] = 'finished'
+    _watch(service, 0, 2)
+    monkeypatch.setattr(service, 'key_value_set', unreachable)
+    _watch(service, 1, 2)
+    assert len(said) == 2
+
+
+def test_the_first_process_is_there_where_its_service_speaks():
+    with socket.socket() as listening:
+        listening.bind(('localhost', 0))
+        address = f'localhost:{listening.getsockname()[1]}'
+        assert _is_gone(address)  # refused
+        listening.listen()
+        assert _is_gone(address)  # it hangs: only the system answers
+        threading.Thread(target=lambda: [listening.accept()[0].send(b'x') for _ in '12']).start()
+        assert not _is_gone(address)
+
+
+def test_an_error_of_a_collective_is_the_loss_of_another(monkeypatch):
+    failed = ValueError('UNKNOWN: Gloo AllGather failed: Connection reset by peer')
+    assert reason_of(failed) == str(failed)  # alone
+    as_process(monkeypatch, 0, 2)
+    assert reason_of(failed) == loss_of('another process')
+    assert reason_of(ConfigError('no such peer')) == 'no such peer'
 
 
 @pytest.mark.parametrize(
@@ -194,9 +264,9 @@ def job(count):
     return [(*flags, f'--process_id={index}') for index in range(count)]
 
 
-def run(folder, count, *arguments, told=None, **facts):
-    """Runs all processes, the last of which is told something; what each said."""
-    flags, tell = [()] if count == 1 else job(count), {count - 1: told}
+def run(folder, count, *arguments, told=None, who=-1, **facts):
+    """Runs all processes, one of which, the last, is told something; what each said."""
+    flags, tell = [()] if count == 1 else job(count), {who % count: told}
     started = [
         start(folder, i, *arguments, *own, told=tell.get(i), **facts) for i, own in enumerate(flags)
     ]
@@ -258,12 +328,11 @@ def test_several_processes_make_what_one_makes(alone, tmp_path, count):
     assert len(rows) == chunks * CHUNK // 16  # those of the first process
 
 
-def assert_told_of_death(code, err):
-    """By one line, or where JAX is faster by its own last one."""
-    if code == 2:
-        assert 'error: another process of this run has ended' in err
-    else:
-        assert code == -signal.SIGABRT and 'most likely indicates that another task died' in err
+def assert_told_of_death(code, err, *who):
+    """By one line, behind those of JAX where it saw it first."""
+    line = err.splitlines()[-1]
+    assert code == 2 and err.count('error: ') == 1
+    assert line in {f'error: {loss_of(w)}' for w in ('another process', *who)}
 
 
 @pytest.mark.slow
@@ -272,7 +341,7 @@ def test_the_run_goes_on_alone_when_one_has_died(alone, tmp_path):
     told = 'maps', 5, signal.SIGKILL
     (code, out, err), (killed, *_) = run(folder, 2, *LOCALIZE, told=told)
     assert (killed, out) == (-signal.SIGKILL, '')
-    assert_told_of_death(code, err)
+    assert_told_of_death(code, err, 'process 1')
     store = MapStore(folder / 'W/maps/test')
     assert set((store.pending() // CHUNK).tolist()) in ({2, 3}, {3})
     done = (folder / 'W/maps/test/status/0').stat().st_mtime_ns
@@ -346,7 +415,7 @@ def test_training_goes_on_with_other_processes(trained_alone, tmp_path):
             assert 'interrupted; the same command goes on from here' in err
         else:
             assert other == -signal.SIGKILL
-            assert_told_of_death(code, err)
+            assert_told_of_death(code, err, 'process 1')
         with Checkpoints(folder / 'W', read_only=True) as checkpoints:
             steps.append(checkpoints.step())
     assert steps[0] == 5  # told in the fourth step, known to all behind the fifth
@@ -354,3 +423,11 @@ def test_training_goes_on_with_other_processes(trained_alone, tmp_path):
     ((code, *_),) = run(folder, 1, *TRAIN)
     assert code == 0
     assert_same_training(folder / 'W', trained_alone)
+
+
+@pytest.mark.slow
+def test_the_loss_of_the_first_process_is_told_behind_the_lines_of_jax(tmp_path):
+    folder, told = folder_of(tmp_path / 'run'), ('steps', 2, signal.SIGKILL)
+    (killed, *_), (code, _, err) = run(folder, 2, *TRAIN, told=told, who=0)
+    assert killed == -signal.SIGKILL
+    assert_told_of_death(code, err, 'the first process')

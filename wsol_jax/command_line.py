@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from wsol_jax import __version__
 from wsol_jax.config import ConfigError, check_key
-from wsol_jax.hosts import leaving_others
+from wsol_jax.hosts import leaving_others, reason_of
 from wsol_jax.interrupts import exit_code, readers_may_leave, stop_like_ctrl_c
 from wsol_jax.names import shortened
 from wsol_jax.presets import FOLDER, config_file
@@ -68,7 +68,7 @@ def _run(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(exit_code(stop))
     # Of other kinds are the errors of the program: they show where they were raised.
     except (flags.Error, ValueError, OSError, FloatingPointError) as error:
-        print(f'error: {error}'.splitlines()[0], file=sys.stderr)
+        print(f'error: {reason_of(error)}'.splitlines()[0], file=sys.stderr)
         sys.exit(2)
 
 

@@ -7,6 +7,7 @@ coordination service, which knows of no device: who waits there may wait for hou
 import faulthandler
 import json
 import os
+import re
 import sys
 import threading
 import traceback
@@ -18,15 +19,12 @@ import jax
 import numpy as np
 
 from wsol_jax.fields import ConfigError
+from wsol_jax.peers import ANOTHER, finish, watch
 
-_SILENCE = 50  # seconds after which a process that is not heard of is dead
+_SILENCE = 50  # seconds after which JAX takes a process for dead; `watch` is to be faster
 _PATIENCE = 30 * 24 * 3600 * 1000  # milliseconds: who lives is waited for
 _JOB = ('--coordinator', '--num_processes', '--process_id')
-_OTHER_DIED = (
-    'another process of this run has ended or does not answer, see what it says; '
-    'the same commands go on from here'
-)
-_OF_OTHERS = ('Gloo', 'NCCL', 'peer', 'coordination service')
+_OF_OTHERS = re.compile('[A-Z_]+: .*(Gloo|NCCL|peer|coordination service)', re.DOTALL)
 _Result = TypeVar('_Result')
 
 
@@ -95,7 +93,8 @@ def _initialize(**told: Any) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f'the processes of this run did not find each other: {reason}') from None
-    faulthandler.disable()  # where another dies, JAX's line on that shall be the last one
+    faulthandler.disable()  # where another dies, the line on that shall be the last one
+    watch()
 
 
 def processes() -> int:
@@ -129,7 +128,7 @@ def barrier(name: str) -> None:
     waiting.start()
     waiting.join()
     if failed:
-        raise ProcessDied(_OTHER_DIED)
+        raise ProcessDied(ANOTHER)
 
 
 def _wait(name: str, failed: list[Exception]) -> None:
@@ -139,6 +138,16 @@ def _wait(name: str, failed: list[Exception]) -> None:
         get_barrier_sync_fn()(key=name, timeout_ms=_PATIENCE)
     except Exception as error:
         failed.append(error)
+
+
+def end_together() -> None:
+    """Waits at the end of the run until all are done; from now on none of them is missed.
+
+    Raises:
+        ProcessDied: one of them is dead.
+    """
+    barrier('end')
+    finish()
 
 
 def first_of_all(
@@ -183,8 +192,8 @@ def leaving_others() -> Iterator[None]:
         code = error.code if isinstance(error, SystemExit) else 1
         if processes() == 1 or not code:
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError) and _is_of_others(error):
-            print(f'error: {_OTHER_DIED}', file=sys.stderr)
+        if isinstance(error, Exception) and reason_of(error) == ANOTHER:
+            print(f'error: {ANOTHER}', file=sys.stderr)
             code = 2
         elif not isinstance(error, SystemExit):
             traceback.print_exc()
@@ -193,9 +202,9 @@ def leaving_others() -> Iterator[None]:
         os._exit(code if isinstance(code, int) else 1)
 
 
-def _is_of_others(error: Exception) -> bool:
-    """Whether a collective failed, and so another process, not this one."""
-    return any(name in str(error) for name in _OF_OTHERS)
+def reason_of(error: Exception) -> str:
+    """What an error says; where a collective failed, that it is another process that did."""
+    return ANOTHER if processes() > 1 and _OF_OTHERS.match(str(error)) else str(error)
 
 
 def gathered(value: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from wsol_jax.config import Config, ConfigError, flatten
 from wsol_jax.data import Source, open_source
-from wsol_jax.hosts import barrier, first_of_all, is_first
+from wsol_jax.hosts import barrier, end_together, first_of_all, is_first
 from wsol_jax.interrupts import readers_may_leave
 from wsol_jax.localization.task import LOCALIZATION
 from wsol_jax.models import Network, as_network, local_weights
@@ -53,7 +53,7 @@ def run(config: Config, workdir: Path, task: Task = LOCALIZATION) -> None:
         opened = partial(open_workdir, workdir, config)
         first_of_all('workdir', opened, partial(check_same, workdir, config))
         _run_stages(config, workdir, task)
-        barrier('end')
+        end_together()
 
 
 def _check_places(config: Config) -> None:
