@@ -24,6 +24,7 @@ from wsol_jax.training.methods.esol import ESOL
 from wsol_jax.training.methods.has import HaS
 from wsol_jax.training.methods.ornet import ORNet
 from wsol_jax.training.methods.sat import SAT
+from wsol_jax.training.methods.segmenter import Segmenter
 from wsol_jax.training.methods.spg import SPG
 from wsol_jax.training.methods.ts_cam import TSCAM
 
@@ -41,6 +42,7 @@ METHODS: Mapping[str, type[TrainedMethod]] = {
     'ts_cam': TSCAM,
     'sat': SAT,
     'esol': ESOL,
+    'segmenter': Segmenter,
 }
 _HEADS = 0x4EAD  # sets the weights that heads start from apart from those of the network
 

@@ -1,0 +1,231 @@
+"""DeepLab on label maps (Chen et al., TPAMI 2018, arXiv 1606.00915; ECCV 2018, 1802.02611)."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from numpy.typing import NDArray
+
+from wsol_jax.config import ConfigError
+from wsol_jax.data.records import BadImage, Labels, Pixels, Record, Source, Targets
+from wsol_jax.fields import Range, documented, setting
+from wsol_jax.models import Network
+from wsol_jax.models.deeplab import RATES, SegmentationHeads
+from wsol_jax.models.heads import Heads, Outputs
+from wsol_jax.segmentation.label_maps import IGNORED, check_label_map, true_label_map
+from wsol_jax.training.method import Shard, TrainedMethod, Update, known_endpoint, pixel_mean
+
+TRUTH = 'truth'  # in place of a folder: the label maps of the data set
+_UNKNOWN = np.full((1, 1), IGNORED, np.uint8)
+_RATE = Range(1, 1000)
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class Segmenter(TrainedMethod):
+    """DeepLab on the network, trained on the cross-entropy of every pixel of label maps.
+
+    Label maps may be anybody's: one PNG an image, see `wsol_jax.segmentation.label_maps`; those of
+    the data set itself show what full supervision would give. Pixels that they ignore, and what
+    augmentation pads, do not count. Val has label maps of the same kind, and the best epoch is that
+    of the most pixels that agree with them.
+
+    The map, 'segmenter', is the probability of the class at each place; of the whole image, see
+    `SegmentationHeads`.
+
+    Weak where label maps are wrong in the same way everywhere: that is learnt, too.
+    """
+
+    best: ClassVar[tuple[str, Literal['max', 'min']]] = ('pixel_accuracy', 'max')
+    most_classes: ClassVar[int] = IGNORED - 1
+    labels: str = setting(
+        '',
+        "folder of the label maps of train and val, IMAGE_ID.png; 'truth' for those of the data "
+        'set',
+        'checkpoints',
+    )
+    head: str = setting(
+        'v3+',
+        "'v2' is the sum of dilated convolutions, 'v3+' has batch normalization, the mean of the "
+        'image and a decoder',
+        'checkpoints',
+        choices=tuple(RATES),
+    )
+    rates: tuple[int, ...] = setting(
+        (),
+        'dilations, in places of the last layer; () for 6, 12, 18 and, with v2, 24',
+        'checkpoints',
+        _RATE,
+    )
+    low: str = setting(
+        '',
+        "endpoint that the decoder of 'v3+' reads beside the last; '' for the last main one with a "
+        "quarter of the input's sides",
+        'checkpoints',
+    )
+    width: int = setting(256, "channels of 'v3+'", 'checkpoints', Range(1, 65_536))
+    resolution: str = setting(
+        'full',
+        "where the loss is computed: at that of the input ('full'), to which logits are resized, "
+        "or of the logits ('head')",
+        'checkpoints',
+        choices=('full', 'head'),
+    )
+
+    def num_logits(self, train: Source) -> int:
+        """One a class, without the background.
+
+        Raises:
+            ConfigError: there is none, there are too many for a label map, or a setting is for
+                classifiers alone.
+        """
+        count = train.num_classes
+        if not 1 <= count <= self.most_classes:
+            raise ConfigError(
+                f'label maps have 1 to {self.most_classes} classes beside the background, found '
+                f'{count}'
+            )
+        for name in ('class_weights', 'label_smoothing'):
+            if getattr(self, name):
+                raise ConfigError(f'config.train.{name}: the loss of pixels has none')
+        return count
+
+    def targets(self, source: Source, required: bool) -> Targets:
+        """'label_map' and 'labels', of any number.
+
+        Raises:
+            ConfigError: no label maps are named, or there is no such folder.
+        """
+        del required
+        if not self.labels or (self.labels != TRUTH and not Path(self.labels).is_dir()):
+            raise ConfigError(
+                "config.train.options.labels must be a folder of label maps or 'truth', got "
+                f'{self.labels!r}'
+            )
+        return LabelMaps(self.labels, source.num_classes, source.most_labels)
+
+    def heads(self, network: Network, rngs: nnx.Rngs) -> Heads:
+        """DeepLab's.
+
+        Raises:
+            ConfigError: the network has no such layer, or none to choose.
+        """
+        low = '' if self.head == 'v2' else low_layer(network, self.low)
+        rates = self.rates or RATES[self.head]
+        return SegmentationHeads(network, self.head, low, self.width, rates, rngs)
+
+    def loss(
+        self, outputs: Outputs, batch: Shard, update: Update
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The mean cross-entropy of all known pixels of the batch; logged beside it: the accuracy.
+
+        'pixel_accuracy' is the share of an image's known pixels whose class is right, in percent;
+        0 where none is known. See `TrainedMethod.loss`.
+        """
+        logits, label_map = self.aligned(outputs, batch)
+        known = label_map != IGNORED
+        losses = pixel_losses(logits, label_map)
+        values = {'pixel_accuracy': pixel_accuracy(logits, label_map)}
+        return pixel_mean(losses, known, batch, update), values
+
+    def aligned(self, outputs: Outputs, batch: Shard) -> tuple[jax.Array, jax.Array]:
+        """Logits [B,h,w,1+C] and label maps [B,h,w] of one size, that of the loss."""
+        logits, label_map = outputs.extras['segmentation'], batch.targets['label_map']
+        if self.resolution == 'head':
+            return logits, nearest(label_map, logits.shape[1:3])
+        shape = (*label_map.shape, logits.shape[-1])
+        return jax.image.resize(logits, shape, 'linear', antialias=False), label_map
+
+
+def pixel_losses(logits: jax.Array, label_map: jax.Array) -> jax.Array:
+    """The cross-entropy of each pixel: [B,h,w,K], [B,h,w] -> [B,h,w]; 0 where it is ignored."""
+    known = label_map != IGNORED
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        logits, jnp.where(known, label_map, 0).astype(jnp.int32)
+    )
+    return jnp.where(known, losses, 0)
+
+
+def pixel_accuracy(logits: jax.Array, label_map: jax.Array) -> jax.Array:
+    """The share of known pixels whose highest logit is theirs, in percent: [B]; 0 without any."""
+    known = label_map != IGNORED
+    right = jnp.sum(known & (jnp.argmax(logits, axis=-1) == label_map), axis=(1, 2))
+    return 100 * right / jnp.maximum(jnp.sum(known, axis=(1, 2)), 1)
+
+
+def nearest(label_map: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Label maps [B,H,W] at (height, width), by the pixel in the middle of each place."""
+    rows, columns = (
+        (np.arange(count) + 0.5) * side // count
+        for count, side in zip(size, label_map.shape[1:], strict=True)
+    )
+    return label_map[:, rows.astype(int)[:, None], columns.astype(int)]
+
+
+def low_layer(network: Network, asked: str) -> str:
+    """The endpoint that the decoder reads; see `Segmenter.low`.
+
+    Raises:
+        ConfigError: the network has none of that name, or none to choose.
+    """
+    if asked:
+        return known_endpoint(network, 'low', asked)
+    height, width, _ = network.input_shape
+    fine = [
+        name
+        for name in network.layers()
+        if tuple(4 * side for side in network.shapes[name][:2]) == (height, width)
+    ]
+    if not fine:
+        raise ConfigError(
+            f"no main endpoint of {network.name} has a quarter of its input's sides: name one in "
+            f'config.train.options.low; known: {", ".join(network.layers())}'
+        )
+    return fine[-1]
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """The targets 'label_map', uint8 [H,W], and 'labels' of an image.
+
+    Attributes:
+        folder: of PNGs; 'truth' for the label maps of the records.
+        num_classes: of the data set, without the background.
+        most_labels: see `Labels`.
+        also: another index that label maps of the folder may have, beside those of classes.
+    """
+
+    folder: str
+    num_classes: int
+    most_labels: int
+    also: int = IGNORED
+
+    def __call__(self, record: Record) -> dict[str, NDArray]:
+        """Both, of a record.
+
+        Raises:
+            DataError: the label map is missing or damaged, is not of the size of the image, or has
+                an index that is no class; names the file.
+        """
+        return {**Labels(self.most_labels)(record), 'label_map': self._label_map(record)}
+
+    def _label_map(self, record: Record) -> Pixels:
+        try:
+            if self.folder == TRUTH:
+                return true_label_map(record, self.num_classes)
+            return self._of_file(record)
+        except BadImage:  # of the image itself, which is passed over
+            return _UNKNOWN
+
+    def _of_file(self, record: Record) -> Pixels:
+        path = Path(self.folder, f'{record.image_id}.png')
+        decoding = replace(record.decoding, roots=())  # its folder is none of the data set's
+        label_map = true_label_map(replace(record, extra={'segmentation': path}, decoding=decoding))
+        of_classes = np.where(label_map == self.also, IGNORED, label_map)
+        check_label_map(of_classes, 1 + self.num_classes, str(path), IGNORED)
+        return label_map
