@@ -255,7 +255,7 @@ def test_a_gallery_of_no_image_is_none(tmp_path):
 
 
 def size_and_gallery(tmp_path, limit, monkeypatch, source, store):
-    monkeypatch.setattr(page, '_LIMIT', limit)
+    monkeypatch.setattr(page, 'LIMIT', limit)
     write_page(CONFIG, METRICS, source, store, tmp_path)
     text = (tmp_path / 'report.html').read_text(encoding='utf-8')
     facts = json.loads(Reader(text).scripts.get('gallery', 'null'))

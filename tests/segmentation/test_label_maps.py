@@ -34,7 +34,7 @@ def test_palette_is_that_of_voc():
 def test_a_written_label_map_is_read_again(tmp_path):
     path = tmp_path / 'new/a.png'
     write_label_map(path, LABELS)
-    assert (read_label_map(path) == LABELS).all()
+    assert (read_label_map(path) == LABELS).all() and (read_label_map(str(path)) == LABELS).all()
     with Image.open(path) as image:
         assert image.mode == 'P'
         assert (np.array(image.convert('RGB')) == palette()[LABELS]).all()

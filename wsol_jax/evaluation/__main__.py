@@ -12,7 +12,7 @@ from typing import Any
 
 from wsol_jax.evaluation.protocols import PROTOCOLS
 from wsol_jax.evaluation.scoremaps import evaluate_scoremaps
-from wsol_jax.interrupts import exit_code, stop_like_ctrl_c
+from wsol_jax.interrupts import exit_code, readers_may_leave, stop_like_ctrl_c
 from wsol_jax.report.table import aligned, threshold_text
 from wsol_jax.segmentation.folders import evaluate_segmentation
 from wsol_jax.workdir import check_writable, write_text
@@ -36,9 +36,8 @@ _CHOOSE_ON = (
 _PARTS = {
     'scoremaps': (
         *('metadata', 'masks', 'choose_on', 'choose_on_scoremaps', 'interval', 'protocols'),
-        *('report', 'images'),
     ),
-    'segmentation': ('ground_truth', 'classes', 'list', 'ignore'),
+    'segmentation': ('ground_truth', 'classes', 'listed', 'ignore'),
 }
 
 
@@ -51,14 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     chosen = _checked(parser, vars(parser.parse_args(arguments)))
     out, page, images = (chosen.pop(name, None) for name in ('out', 'report', 'images'))
+    evaluate = evaluate_scoremaps if 'scoremaps' in chosen else evaluate_segmentation
     stop_like_ctrl_c()
     missing = out
     try:
         _check_page(page, images, out)
-        metrics = _evaluate(chosen)
+        metrics = evaluate(**chosen)
         write_text(out, json.dumps(metrics) + '\n')
         missing = page
-        print(_class_lines(metrics) if 'confusion' in metrics else _lines(metrics))
+        with readers_may_leave():
+            print(_class_lines(metrics) if 'confusion' in metrics else _lines(metrics))
         if page:
             _write_page(page, metrics, images, chosen)
             print(f'Page: {page}')
@@ -77,16 +78,10 @@ def _checked(parser: argparse.ArgumentParser, chosen: dict[str, Any]) -> dict[st
         parser.error(f'the following arguments are required: --{first}')
     for name in _PARTS[other]:
         if chosen.pop(name) != parser.get_default(name):
-            parser.error(f'argument --{name}: goes with --{other}, not with --{kind}')
+            flag = '--list' if name == 'listed' else f'--{name}'
+            parser.error(f'argument {flag}: goes with --{other}, not with --{kind}')
     chosen.pop(other)
     return chosen
-
-
-def _evaluate(chosen: dict[str, Any]) -> dict[str, Any]:
-    if 'scoremaps' in chosen:
-        return evaluate_scoremaps(**chosen)
-    listed = {'listed' if name == 'list' else name: value for name, value in chosen.items()}
-    return evaluate_segmentation(**listed)
 
 
 def _check_page(page: Path | None, images: Path | None, out: Path) -> None:
@@ -101,7 +96,14 @@ def _check_page(page: Path | None, images: Path | None, out: Path) -> None:
 
 
 def _write_page(page: Path, metrics: dict[str, Any], images: Path | None, of: Any) -> None:
-    from wsol_jax.report.scoremaps import write_scoremap_page  # here: counting needs no drawing
+    # Imported here: counting needs no drawing.
+    if 'segmentation' in of:
+        from wsol_jax.report.label_maps import write_label_map_page
+
+        names = ('segmentation', 'ground_truth', 'listed', 'ignore')
+        write_label_map_page(page, metrics, **{name: of[name] for name in names}, images=images)
+        return
+    from wsol_jax.report.scoremaps import write_scoremap_page
 
     folders = {name: of[name] for name in ('scoremaps', 'metadata', 'masks')}
     write_scoremap_page(page, metrics, **folders, images=images)
@@ -182,7 +184,7 @@ def _add_segmentation(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add('--ground_truth', type=Path, metavar='DIR', help='of the true label maps, same names')
     add('--classes', type=Path, metavar='FILE', help=_CLASSES)
-    add('--list', type=Path, metavar='FILE', help=_LIST)
+    add('--list', dest='listed', type=Path, metavar='FILE', help=_LIST)
     add('--ignore', type=int, default=255, metavar='INDEX', help=_IGNORE)
 
 

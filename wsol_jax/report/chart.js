@@ -1,22 +1,5 @@
 // Curves over the threshold in plain SVG: a chart library would cost megabytes of the page.
 
-const CHARTS = [
-  {
-    title: 'Localization accuracy', unit: 'images localized (%)', best: 'largest_50',
-    series: [
-      ['largest_30', 'largest contour, IoU ≥ 0.3', 'a'],
-      ['largest_50', 'largest contour, IoU ≥ 0.5', 'b'],
-      ['largest_70', 'largest contour, IoU ≥ 0.7', 'c'],
-      ['all_30', 'any contour, IoU ≥ 0.3', 'a dotted'],
-      ['all_50', 'any contour, IoU ≥ 0.5', 'b dotted'],
-      ['all_70', 'any contour, IoU ≥ 0.7', 'c dotted'],
-    ],
-  },
-  {
-    title: 'Overlap with masks', unit: 'IoU (%)', best: 'mIoU',
-    series: [['mIoU', 'mean over images', 'a'], ['PooledIoU', 'pixels of all images pooled', 'b']],
-  },
-];
 const MARGIN = { left: 40, right: 12, top: 36, bottom: 40 };
 const HEIGHT = 280;
 
@@ -49,13 +32,13 @@ const scalesOf = (width) => ({
 const thresholdAt = (place, width) =>
   clamp((place - MARGIN.left) / (width - MARGIN.left - MARGIN.right), 0, 0.99);
 
-const axesMarkup = ({ x, y }, unit) => {
+const axesMarkup = ({ x, y }, { unit, axis }) => {
   const rows = [0, 25, 50, 75, 100].map((v) => `<line class="grid" x1="${x(0)}" x2="${x(1)}" y1="${y(v)}" y2="${y(v)}"/>
     <text x="${x(0) - 6}" y="${y(v) + 4}" text-anchor="end">${v}</text>`);
   const columns = [0, 0.2, 0.4, 0.6, 0.8, 1].map((t) =>
     `<text x="${x(t)}" y="${y(0) + 16}" text-anchor="middle">${t}</text>`);
   return `${rows.join('')}${columns.join('')}
-    <text x="${x(0.5)}" y="${HEIGHT - 6}" text-anchor="middle">threshold (fraction of the map's maximum)</text>
+    <text x="${x(0.5)}" y="${HEIGHT - 6}" text-anchor="middle">${axis}</text>
     <text transform="translate(10 ${y(50)}) rotate(-90)" text-anchor="middle">${unit}</text>`;
 };
 
@@ -88,7 +71,7 @@ const chartMarkup = (chart, curve, marks, index, width) => {
   const scales = scalesOf(width);
   const lines = chart.series.map(([name, , look]) => lineMarkup(scales, curve.threshold, curve[name], look));
   return `<svg viewBox="0 0 ${width} ${HEIGHT}" height="${HEIGHT}" role="img" aria-label="${chart.title} over the threshold; the values are listed below">
-    ${axesMarkup(scales, chart.unit)}${markMarkup(scales, marks)}${lines.join('')}
+    ${axesMarkup(scales, chart)}${markMarkup(scales, marks)}${lines.join('')}
     ${nowMarkup(scales, curve, chart.series, index)}</svg>`;
 };
 
@@ -100,4 +83,32 @@ const legendMarkup = (chart, curve, index) => {
       ${text} <b>${value === null ? '–' : value.toFixed(1)}</b></li>`;
   });
   return `<p class="note">At threshold ${thresholdText(curve.threshold[index])}, in percent:</p><ul class="legend">${items.join('')}</ul>`;
+};
+
+const escaped = (text) => {
+  const element = document.createElement('p');
+  element.textContent = text;
+  return element.innerHTML;
+};
+
+/**
+ * A figure below #charts. `redraw()` is asked for where its width changes; `hover` and `pick` are
+ * told the threshold under the pointer, `hover` null where it leaves.
+ */
+const addChart = (title, redraw, hover, pick) => {
+  const figure = document.createElement('figure');
+  figure.innerHTML = `<figcaption>${title}</figcaption><div class="plot"></div><div class="values"></div>`;
+  const plot = figure.querySelector('.plot');
+  const under = (event) => thresholdAt(event.clientX - plot.getBoundingClientRect().left, plot.clientWidth);
+  plot.addEventListener('pointermove', (event) => hover(under(event)));
+  plot.addEventListener('pointerleave', () => hover(null));
+  plot.addEventListener('click', (event) => pick(under(event)));
+  new ResizeObserver(redraw).observe(plot);
+  find('charts').append(figure);
+};
+
+const drawChart = (figure, chart, curve, marks, index) => {
+  const plot = figure.querySelector('.plot');
+  plot.innerHTML = chartMarkup(chart, curve, marks, index, plot.clientWidth);
+  figure.querySelector('.values').innerHTML = legendMarkup(chart, curve, index);
 };

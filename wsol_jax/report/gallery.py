@@ -209,7 +209,7 @@ def shown(record: Record, size: int, class_name: Callable[[int], str]) -> Shown:
         DataError: the image or its mask cannot be read.
     """
     boxes, mask = ground_truth(record, (size, size))
-    jpeg, own = _jpeg(record, size)
+    jpeg, own = jpeg_of(record, size)
     return Shown(
         image_id=record.image_id,
         jpeg=jpeg,
@@ -222,15 +222,19 @@ def shown(record: Record, size: int, class_name: Callable[[int], str]) -> Shown:
     )
 
 
-def _jpeg(record: Record, side: int) -> tuple[str, tuple[int, int]]:
-    """The image in its own shape, base64, with about side * side pixels; and its size."""
+def jpeg_of(record: Record, side: int) -> tuple[str, tuple[int, int]]:
+    """The image in its own shape, base64, with about side * side pixels; and its size.
+
+    Raises:
+        DataError: the image cannot be read.
+    """
     pixels, stream = decode_image(record, side), io.BytesIO()
-    size = _displayed(pixels.shape[1] / pixels.shape[0], side)
+    size = displayed_size(pixels.shape[1] / pixels.shape[0], side)
     Image.fromarray(resize_image(pixels, size)).save(stream, 'JPEG', quality=_QUALITY)
     return base64.b64encode(stream.getvalue()).decode('ascii'), size
 
 
-def _displayed(ratio: float, side: int) -> tuple[int, int]:
+def displayed_size(ratio: float, side: int) -> tuple[int, int]:
     """(width, height) of an image of width / height `ratio`; strips are not made any narrower."""
     root = min(max(ratio, 1 / _LONGEST), _LONGEST) ** 0.5
     return round(side * root), round(side / root)

@@ -1,21 +1,14 @@
 // Wires the page: one state, changed by the controls, drawn once a frame.
 
-const find = (id) => document.getElementById(id);
-const read = (id) => JSON.parse(find(id)?.textContent ?? 'null');
-const all = (selector, within = document) => [...within.querySelectorAll(selector)];
-const listen = (id, kind, act) => find(id)?.addEventListener(kind, act);
-
 const data = read('data');
 const facts = read('gallery');
 const curves = find('curves') ? JSON.parse(new TextDecoder().decode(await unpack('curves'))) : null;
-const cards = all('#cards > li');
 const palette = facts && paletteOf(Uint8Array.from(atob(facts.colors), (c) => c.charCodeAt(0)));
 const unpacked = new Map(); // promises of what `unpackKey` gives, by index
 const levels = new Map(); // of the images that were painted, for the maps chosen now
-const visible = new Set();
 const state = {
   row: data.start, step: 0, rank: 0, view: 'map', show: 'all', label: '',
-  key: null, overlaps: [], current: cards[0], hovered: null, waiting: false,
+  key: null, overlaps: [], hovered: null, waiting: false,
 };
 
 const schedule = () => {
@@ -29,35 +22,6 @@ const schedule = () => {
 };
 
 // Tables
-
-const cellValue = (cell) => {
-  const text = cell.dataset.value ?? cell.textContent.trim();
-  return text !== '' && !Number.isNaN(Number(text)) ? Number(text) : text;
-};
-
-const compare = (a, b) => (typeof a === 'number' && typeof b === 'number'
-  ? a - b : String(a).localeCompare(String(b), 'en', { numeric: true }));
-
-/** Sorts a table as its header says; empty cells come last either way. */
-const sortTable = (table) => {
-  const header = table.querySelector('[aria-sort]');
-  if (!header) return;
-  const sign = header.ariaSort === 'descending' ? -1 : 1;
-  const rows = [...table.tBodies[0].rows].map((row) => [cellValue(row.cells[header.cellIndex]), row]);
-  const [full, empty] = [rows.filter(([v]) => v !== ''), rows.filter(([v]) => v === '')];
-  full.sort(([a], [b]) => sign * compare(a, b));
-  table.tBodies[0].append(...[...full, ...empty].map(([, row]) => row));
-};
-
-const sortBy = (header) => {
-  const table = header.closest('table');
-  const numeric = header.classList.contains('number');
-  const flipped = { ascending: 'descending', descending: 'ascending' };
-  const order = flipped[header.ariaSort] ?? (numeric ? 'descending' : 'ascending');
-  all('[aria-sort]', table).forEach((other) => other.removeAttribute('aria-sort'));
-  header.ariaSort = order;
-  sortTable(table);
-};
 
 const detailRow = (row, name, columns) => {
   const line = document.createElement('tr');
@@ -164,10 +128,28 @@ const selectLike = (changes) => {
 
 // Charts
 
-const escaped = (text) => {
-  const element = document.createElement('p');
-  element.textContent = text;
-  return element.innerHTML;
+const AXIS = "threshold (fraction of the map's maximum)";
+const CHARTS = [
+  {
+    title: 'Localization accuracy', unit: 'images localized (%)', axis: AXIS, best: 'largest_50',
+    series: [
+      ['largest_30', 'largest contour, IoU ≥ 0.3', 'a'],
+      ['largest_50', 'largest contour, IoU ≥ 0.5', 'b'],
+      ['largest_70', 'largest contour, IoU ≥ 0.7', 'c'],
+      ['all_30', 'any contour, IoU ≥ 0.3', 'a dotted'],
+      ['all_50', 'any contour, IoU ≥ 0.5', 'b dotted'],
+      ['all_70', 'any contour, IoU ≥ 0.7', 'c dotted'],
+    ],
+  },
+  {
+    title: 'Overlap with masks', unit: 'IoU (%)', axis: AXIS, best: 'mIoU',
+    series: [['mIoU', 'mean over images', 'a'], ['PooledIoU', 'pixels of all images pooled', 'b']],
+  },
+];
+
+const setHovered = (threshold) => {
+  state.hovered = threshold;
+  schedule();
 };
 
 const drawCharts = () => {
@@ -181,32 +163,12 @@ const drawCharts = () => {
     const best = bestOf(curve, chart.best);
     const marks = [{ threshold: row.threshold, text: `${escaped(row.threshold_from)}${row.oracle ? '*' : ''} ${thresholdText(row.threshold)}` }];
     if (best !== null) marks.push({ threshold: best, text: `best* ${thresholdText(best)}` });
-    const plot = figure.querySelector('.plot');
-    plot.innerHTML = chartMarkup(chart, curve, marks, index, plot.clientWidth);
-    figure.querySelector('.values').innerHTML = legendMarkup(chart, curve, index);
+    drawChart(figure, chart, curve, marks, index);
   });
-};
-
-const addChart = ({ title }) => {
-  const figure = document.createElement('figure');
-  figure.innerHTML = `<figcaption>${title}</figcaption><div class="plot"></div><div class="values"></div>`;
-  const plot = figure.querySelector('.plot');
-  const under = (event) => thresholdAt(event.clientX - plot.getBoundingClientRect().left, plot.clientWidth);
-  const hover = (threshold) => {
-    state.hovered = threshold;
-    schedule();
-  };
-  plot.addEventListener('pointermove', (event) => hover(under(event)));
-  plot.addEventListener('pointerleave', () => hover(null));
-  plot.addEventListener('click', (event) => setStep(under(event)));
-  new ResizeObserver(schedule).observe(plot);
-  find('charts').append(figure);
 };
 
 // Gallery
 
-const indexOf = (card) => Number(card.dataset.index);
-const shownCards = () => all('#cards > li:not([hidden])');
 const isHit = (overlap) => overlap !== null && overlap >= HIT;
 
 const judge = () => {
@@ -256,10 +218,6 @@ const paintPicture = (picture, i) => {
   all('.predicted', picture).forEach((line) => line.setAttribute('d', path));
 };
 
-const paintCard = (card) => {
-  if (!card.hidden && state.key) paintPicture(card, indexOf(card));
-};
-
 const showCount = () => {
   const chosen = cards.map(indexOf).filter((i) => state.label === ''
     || facts.images[i].labels.includes(Number(state.label)));
@@ -270,39 +228,16 @@ const showCount = () => {
   find('count').textContent = scored.length ? `hit ${hits} of ${scored.length} ${rest}` : `${shown} shown`;
 };
 
-/** One card is reached by Tab; the arrow keys go on from it. */
-const rove = (card) => {
-  state.current?.querySelector('button').setAttribute('tabindex', '-1');
-  state.current = card;
-  card?.querySelector('button').setAttribute('tabindex', '0');
-};
-
 const drawGallery = () => {
   judge();
   for (const card of cards) {
     card.hidden = !isShown(indexOf(card));
     label(card, indexOf(card));
   }
-  visible.forEach(paintCard);
+  for (const card of deck.visible) if (!card.hidden) paintPicture(card, indexOf(card));
   showCount();
-  rove(state.current && !state.current.hidden ? state.current : shownCards()[0]);
+  roveShown();
 };
-
-const moveFocus = (event) => {
-  const shown = shownCards();
-  const at = shown.indexOf(event.target.closest('li'));
-  const columns = shown.filter((card) => card.offsetTop === shown[0].offsetTop).length;
-  const places = {
-    ArrowRight: at + 1, ArrowLeft: at - 1, ArrowDown: at + columns, ArrowUp: at - columns,
-    Home: 0, End: shown.length - 1,
-  };
-  if (at < 0 || !(event.key in places)) return;
-  event.preventDefault();
-  rove(shown[places[event.key]] ?? shown[at]);
-  state.current.querySelector('button').focus();
-};
-
-// Large view
 
 /** What is told of an image in the large view, in order. */
 const aboutImage = (card) => {
@@ -314,42 +249,8 @@ const aboutImage = (card) => {
   ].filter(Boolean).join(' · ');
 };
 
-const showLarge = (card) => {
-  const i = indexOf(card);
-  rove(card);
-  const picture = card.querySelector('.picture').cloneNode(true);
-  find('large-picture').replaceChildren(picture);
-  paintPicture(picture, i);
-  find('large-title').textContent = card.querySelector('.name').textContent;
-  find('large-text').textContent = aboutImage(card);
-};
-
-const turn = (by) => {
-  const shown = shownCards();
-  showLarge(shown[shown.indexOf(state.current) + by] ?? state.current);
-};
-
 const startGallery = () => {
-  const observer = new IntersectionObserver((entries) => entries.forEach(({ target, isIntersecting }) => {
-    visible[isIntersecting ? 'add' : 'delete'](target);
-    if (isIntersecting) paintCard(target);
-  }), { rootMargin: '200px' });
-  cards.forEach((card) => observer.observe(card));
-  listen('cards', 'keydown', moveFocus);
-  listen('cards', 'click', (event) => {
-    const card = event.target.closest('li');
-    if (!card || !state.key) return;
-    showLarge(card);
-    find('large').showModal();
-  });
-  listen('large', 'keydown', (event) => {
-    const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (by) turn(by);
-  });
-  listen('large', 'close', () => state.current.querySelector('button').focus());
-  listen('close', 'click', () => find('large').close());
-  listen('previous', 'click', () => turn(-1));
-  listen('next', 'click', () => turn(1));
+  startCards(paintPicture, aboutImage, () => state.key);
   for (const name of ['rank', 'view', 'show', 'label']) {
     listen(name, 'change', (event) => {
       state[name] = name === 'rank' ? Number(event.target.value) : event.target.value;
@@ -360,7 +261,6 @@ const startGallery = () => {
   }
 };
 
-all('thead button').forEach((button) => button.addEventListener('click', () => sortBy(button.closest('th'))));
 listen('scores', 'click', (event) => {
   const line = event.target.closest('tbody tr');
   if (line && !event.target.closest('label')) select(Number(line.dataset.row));
@@ -371,6 +271,6 @@ listen('method', 'change', (event) => selectMethod(event.target.value));
 listen('layer', 'change', (event) => selectLike({ layer: event.target.value }));
 listen('threshold', 'input', (event) => setStep(Number(event.target.value)));
 listen('threshold', 'change', arrange);
-if (curves) CHARTS.forEach(addChart);
+if (curves) CHARTS.forEach(({ title }) => addChart(title, schedule, setHovered, setStep));
 if (facts) startGallery();
 if (data.rows.length) select(data.start);

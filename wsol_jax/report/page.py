@@ -23,7 +23,7 @@ from wsol_jax.report.results import read_curves
 from wsol_jax.report.table import Row, columns, heading, is_oracle, starred, threshold_text
 from wsol_jax.workdir import read_json, write_text
 
-_LIMIT = 15_000_000  # bytes of the whole page
+LIMIT = 15_000_000  # bytes of a whole page
 _CURVES = ('threshold', *CURVES)
 # What the script knows of a row.
 _ROW = ('split', 'method', 'layer', 'threshold', 'threshold_from', 'chosen', 'oracle')
@@ -174,15 +174,15 @@ def _curves(rows: Sequence[Row], lines: Iterable[Mapping[str, str]]) -> str:
 def _fitting(page: dict[str, Any], gallery: Gallery | None) -> str:
     """The page with maps as fine as its size allows; with fewer images where none are."""
     bare = rendered('page.html', **page, gallery=None)
-    room = max(_LIMIT - len(bare.encode()), 0)
+    room = max(LIMIT - len(bare.encode()), 0)
     while gallery and gallery.images:
         for side in SIDES:
             text = rendered('page.html', **page, gallery=_packed(gallery, side))
             size = len(text.encode())
-            if size <= _LIMIT:
+            if size <= LIMIT:
                 return text
         count = len(gallery.images)
-        gallery = gallery.take(min(count - 1, count * room // (size - _LIMIT + room)))
+        gallery = gallery.take(min(count - 1, count * room // (size - LIMIT + room)))
         left = len(gallery.images)
         logging.warning('report.html shows %d images: more would exceed 15 MB', left)
     return bare

@@ -30,7 +30,7 @@ def palette() -> Pixels:
     return (bits.reshape(256, 3, 3) * weights).sum(axis=1).astype(np.uint8)
 
 
-def read_label_map(png: Encoded, decoding: Decoding = _AS_STORED, name: str = '') -> Pixels:
+def read_label_map(png: Encoded | str, decoding: Decoding = _AS_STORED, name: str = '') -> Pixels:
     """Reads a label map: the indices of a palette PNG, or the values of a grey one of 8 bits.
 
     Args:
@@ -44,10 +44,10 @@ def read_label_map(png: Encoded, decoding: Decoding = _AS_STORED, name: str = ''
     Raises:
         DataError: it is missing, damaged or no such PNG.
     """
-    return decode_label_map(png, decoding, name)
+    return decode_label_map(Path(png) if isinstance(png, str) else png, decoding, name)
 
 
-def write_label_map(path: Path, label_map: Pixels) -> None:
+def write_label_map(path: str | Path, label_map: Pixels) -> None:
     """Writes a label map as a palette PNG, whole or not at all.
 
     Args:
@@ -63,7 +63,7 @@ def write_label_map(path: Path, label_map: Pixels) -> None:
         raise ValueError(f'{path}: a label map is uint8 [height, width], got {shape}')
     image = Image.fromarray(label_map)
     image.putpalette(palette().tobytes())
-    with written_whole(path) as temporary:
+    with written_whole(Path(path)) as temporary:
         image.save(temporary, 'PNG')
 
 
