@@ -209,7 +209,8 @@ class TrainConfig:
     loss: str = setting(
         'softmax',
         "'softmax' is the cross-entropy of the one label of an image, 'sigmoid' that of every "
-        'class for itself, averaged over the classes: for images of several labels',
+        'class for itself, averaged over the classes, which is the multi-label soft margin: for '
+        'images of several labels',
         'checkpoints',
         choices=('softmax', 'sigmoid'),
     )
@@ -248,10 +249,10 @@ class TrainConfig:
     )
     keep: str = setting(
         'best',
-        "the checkpoint to localize with: 'best' on val (of accuracy, unless the training method "
-        "says otherwise), 'last', or 'best_localization', of the highest MaxBoxAccV2 on val of the "
-        "method's own map, else of CAM; a training must begin with that, for it costs the maps and "
-        'boxes of val in every epoch',
+        "the checkpoint to localize with: 'best' on val (of accuracy, with several labels of mAP, "
+        "unless the training method says otherwise), 'last', or 'best_localization', of the "
+        "highest MaxBoxAccV2 on val of the method's own map, else of CAM; a training must begin "
+        'with that, for it costs the maps and boxes of val in every epoch',
         'maps',
         choices=('best', 'last', 'best_localization'),
     )

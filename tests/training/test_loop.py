@@ -40,6 +40,7 @@ from wsol_jax.data.records import ReadError
 from wsol_jax.localization.localize import localize
 from wsol_jax.models import Preprocessing, build, layouts, zoo
 from wsol_jax.models.weights import WeightsError
+from wsol_jax.parallel import local_devices
 from wsol_jax.progress import ProgressLog
 from wsol_jax.run import run
 from wsol_jax.training import loop
@@ -744,11 +745,11 @@ def test_broken_images_and_padding_of_val_do_not_count(tmp_path):
         return {'loss': jax.numpy.full(labels.shape, 7.0), 'is_four': 100.0 * (labels == 4)}
 
     program = loop.Program(None, None, tells)
-    devices, skipped = loop.local_devices('jit'), loop.SkipList(tmp_path)
+    devices, skipped = local_devices('jit'), loop.SkipList(tmp_path)
     source = broken('val', 14, (4,))
     arguments = (program, devices, None, source, SIDE, CONFIG, Labels(), skipped)
     # Image 10 is the only four of 13 that is left.
-    assert loop._means(*arguments) == {'loss': 7.0, 'is_four': pytest.approx(100 / 13)}
+    assert loop.split_means(*arguments) == {'loss': 7.0, 'is_four': pytest.approx(100 / 13)}
 
 
 def test_the_logged_loss_of_val_is_that_of_the_network(undisturbed, sources):

@@ -23,6 +23,7 @@ from wsol_jax.data import DataError, Shapes
 from wsol_jax.models import zoo
 from wsol_jax.progress import ProgressLog
 from wsol_jax.run import load_classifier, run
+from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.loop import train
 from wsol_jax.training.trained import load_network
 from wsol_jax.workdir import read_csv
@@ -116,7 +117,13 @@ def test_images_of_several_labels_from_training_to_the_page(folder, tmp_path):
     rows = [r for r in read_csv(tmp_path / 'progress.csv') if r['split'] == 'val' and r['loss']]
     assert float(rows[-1]['accuracy']) == 100 and float(rows[-1]['loss']) < 0.5
     metrics = json.loads((tmp_path / 'metrics.json').read_text())
-    assert metrics['classification']['top1'] == 100
+    assert metrics['classification']['top1'] == metrics['classification']['mAP'] == 100
+    assert metrics['average_precision'] == [
+        {'class': k, 'name': name, 'images': 4, 'AP': 100.0}
+        for k, name in enumerate(('dog', 'cat', 'ball'))
+    ]
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.best_value('mAP') == float(rows[-1]['mAP']) == 100
     for network in (load_classifier(config, tmp_path), load_network('tiny', tmp_path)):
         assert network.probability == 'sigmoid'
     # Every class for itself: both classes of an image are likely, and no other.

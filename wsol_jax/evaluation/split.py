@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from wsol_jax.data import DataError, Record, Source, stored_size
+from wsol_jax.evaluation.multi_label import average_precisions
 from wsol_jax.evaluation.processes import AT_ONCE
 from wsol_jax.maps import Key
 from wsol_jax.maps.columns import DONE, SKIPPED, Store
@@ -160,13 +161,37 @@ class SplitMaps(StoredSplit):
 
     @property
     def classification(self) -> dict[str, float]:
-        """Percentages of images with a label of theirs ranked first, and among the first five."""
+        """Percentages of images with a label of theirs ranked first, and among the first five.
+
+        Where every class is for itself mAP, too, if an image has a label.
+        """
         labels = [record.labels for record in self.records]
         if not labels or not all(labels):
             return {}
         right = np.array([np.isin(t, of) for t, of in zip(self.top, labels, strict=True)])
         scores = {'top1': right[:, 0], 'top5': right.any(axis=1)}
-        return {name: 100.0 * float(column.mean()) for name, column in scores.items()}
+        found = {name: 100.0 * float(column.mean()) for name, column in scores.items()}
+        of_class = [row['AP'] for row in self.average_precision]
+        return found | ({'mAP': float(np.mean(of_class))} if of_class else {})
+
+    @cached_property
+    def average_precision(self) -> list[dict[str, Any]]:
+        """Of each class that an image has: the `class`, its `name`, how many `images`, its `AP`.
+
+        [] where classes are not each for itself, or an image has no label.
+        """
+        if 'logits' not in self.store.names or not all(r.labels for r in self.records):
+            return []
+        logits = self.store.fact('logits')[self.readable]
+        positive = np.zeros(logits.shape, bool)
+        for row, record in zip(positive, self.records, strict=True):
+            row[list(record.labels)] = True
+        facts = zip(positive.sum(axis=0), average_precisions(logits, positive), strict=True)
+        return [
+            {'class': k, 'name': self.source.class_name(k), 'images': int(n), 'AP': float(value)}
+            for k, (n, value) in enumerate(facts)
+            if n
+        ]
 
     @cached_property
     def classes(self) -> np.ndarray:

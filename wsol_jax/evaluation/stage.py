@@ -85,6 +85,12 @@ def _best_layers(scored: _Scored) -> dict[str, str]:
     return dict(best.values())
 
 
+def _ranking(split: SplitMaps) -> dict[str, Any]:
+    """How the classifier ranks images for each class, where it has several labels an image."""
+    rows = split.average_precision
+    return {'average_precision': rows} if rows else {}
+
+
 @dataclass(frozen=True)
 class _Chosen:
     """What was chosen on val.
@@ -123,6 +129,7 @@ def _summary(
     return {
         'class': splits[-1].store.target,
         'classification': splits[-1].classification,
+        **_ranking(splits[-1]),
         'without_object': {split.name: split.without_object for split in splits},
         'localization': rows,
         **_tables(splits[-1], tables, best),

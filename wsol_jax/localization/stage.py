@@ -191,7 +191,14 @@ def _open_store(
         {key: maps[key].shape[1:] for key in plan.keys},
         plan.relu,
         min(TOP, network.num_classes),
+        _num_logits(network),
     )
+
+
+def _num_logits(network: Network) -> int:
+    """How many logits are stored of an image: all, where every class is for itself, else none."""
+    several = network.probability == 'sigmoid' and network.num_classes > 1
+    return network.num_classes if several else 0
 
 
 def _top(target: str, network: Network) -> int:
@@ -271,10 +278,11 @@ def facts_of(network: Network, logits: np.ndarray, classes: np.ndarray) -> dict[
 
     Returns:
         'classes' [B,K], 'class_scores' [B,K], their probabilities, and 'top' [B,<=5], the classes
-        ranked first.
+        ranked first; where every class is for itself also 'logits' [B,C].
     """
     probabilities = np.asarray(network.probabilities(jnp.asarray(logits)))
-    return {
+    kept = {'logits': np.asarray(logits, np.float32)} if _num_logits(network) else {}
+    return kept | {
         'classes': classes,
         'class_scores': np.take_along_axis(probabilities, classes, axis=1).astype(np.float32),
         'top': np.argsort(-logits, axis=1, kind='stable')[:, :TOP].astype(np.int32),

@@ -21,7 +21,8 @@ class MapStore(Store):
 
     One column [K, h, w] per (method, layer); `classes` [K], what each map is for; `class_scores`
     [K], its probability; `top` [5], the classes ranked first. Images with fewer than K classes have
-    class -1, score 0 and maps of zeros in the places left over.
+    class -1, score 0 and maps of zeros in the places left over. Where every class is for
+    itself `logits` [C], too.
 
     Attributes:
         target: which classes the maps are for, as configured.
@@ -58,6 +59,7 @@ class MapStore(Store):
         shapes: Mapping[Key, tuple[int, ...]],
         relu: Mapping[Key, bool],
         num_top: int,
+        num_logits: int = 0,
     ) -> 'MapStore':
         """Opens a store to write to, making what does not exist yet; see `Store.prepare`.
 
@@ -68,6 +70,7 @@ class MapStore(Store):
             shapes: (K, h, w) of the maps of every (method, layer).
             relu: whether scoring starts with a ReLU.
             num_top: length of the ranking of classes.
+            num_logits: of how many classes logits are stored.
 
         Raises:
             DataError: the store there is of other images, maps or classes, or of another version.
@@ -80,6 +83,7 @@ class MapStore(Store):
             'class_scores': Column((num_classes,), 'float32'),
             'top': Column((num_top,), 'int32'),
         }
+        columns |= {'logits': Column((num_logits,), 'float32')} if num_logits else {}
         columns |= {path_of(key): Column(tuple(s), 'float32') for key, s in shapes.items()}
         return cls.prepare(folder, count, columns, _about(target, {k: relu[k] for k in shapes}))
 
@@ -130,7 +134,7 @@ def path_of(key: Key) -> str:
         DataError: this name would lead elsewhere.
     """
     method, layer = key[0], key[1].replace('/', '.')
-    facts = ('classes', 'class_scores', 'top')
+    facts = ('classes', 'class_scores', 'top', 'logits')
     name = f'{method}/{layer}'
     if '/' in method or method in facts or not is_inside(name):
         raise DataError(f'maps of {key[0]!r} at {key[1]!r} cannot be stored under these names')

@@ -34,6 +34,7 @@ _METRICS = {
     'split': str,
     'class': str,
     'classification': {'*': _NUMBER},
+    'average_precision?': [{'class': int, 'name': str, 'images': int, 'AP': _NUMBER}],
     'skipped': {'*': int},
     'without_object?': {'*': int},
     'localization': [_ROW],

@@ -1,11 +1,10 @@
 """The stage `train`: one loop, resumable at any checkpoint with the same end."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +18,11 @@ from wsol_jax.data import (
     Batch,
     DataError,
     Source,
-    evaluation_batches,
     steps_per_epoch,
     training_batches,
 )
 from wsol_jax.data.loader import ReaderKilled
-from wsol_jax.data.records import Targets
-from wsol_jax.hosts import barrier, gathered, is_first, own_share
+from wsol_jax.hosts import barrier, gathered, is_first
 from wsol_jax.interrupts import uninterrupted
 from wsol_jax.models import (
     Network,
@@ -36,7 +33,7 @@ from wsol_jax.models import (
     local_weights,
 )
 from wsol_jax.models.zoo import RECIPES
-from wsol_jax.parallel import Devices, all_devices, local_devices, one_ahead
+from wsol_jax.parallel import Devices, all_devices, one_ahead
 from wsol_jax.progress import ProgressLog
 from wsol_jax.training.checkpoints import (
     BEST_LOCALIZATION,
@@ -49,6 +46,7 @@ from wsol_jax.training.checkpoints import (
 from wsol_jax.training.method import EpochScores, Shard, TrainedMethod
 from wsol_jax.training.methods import make_method, make_module
 from wsol_jax.training.skipped import SkipList
+from wsol_jax.training.split_means import on_devices, split_means
 from wsol_jax.training.step import Measured, Program, make_program
 from wsol_jax.training.trained import (
     open_training,
@@ -248,7 +246,7 @@ class _Run:
             self._devices.own_rows(whole),
         )
         with closing(batches):
-            yield from one_ahead(map(partial(_shard, self._devices), map(self._note, batches)))
+            yield from one_ahead(map(partial(on_devices, self._devices), map(self._note, batches)))
 
     def _note(self, batch: Batch) -> Batch:
         self._skipped.note('train', batch)
@@ -271,7 +269,7 @@ class _Run:
             raise DataError(f'no image of train can be read; {self._skipped.path} tells why')
         self._readable = False
         self._check_finite()
-        means = _means(
+        means = split_means(
             self._program,
             self._devices,
             self._state,
@@ -286,7 +284,7 @@ class _Run:
             self._log.row('train', 'val', self._step, len(source), **means, **scores)
             if last:
                 _tell_of_chance(means, source)
-            name, direction = self._method.best
+            name, direction = self._method.criterion
             self._keep_best('best', name, means[name], direction)
             for name in list(scores)[:1]:
                 self._keep_best(BEST_LOCALIZATION, name, scores[name], 'max')
@@ -362,48 +360,6 @@ def _is_best(value: float, best: float | None, direction: str) -> bool:
     if best is None or np.isnan(best):
         return True
     return value >= best if direction == 'max' else value <= best
-
-
-def _shard(devices: Devices, batch: Batch) -> Shard:
-    """A batch on the devices, which its rows divide by."""
-    index = batch.index.astype(np.int32)
-    return devices.shard(Shard(batch.images, batch.targets, batch.valid, index))
-
-
-def _means(
-    program: Program,
-    devices: Devices,
-    state: Any,
-    source: Source,
-    size: int,
-    config: Config,
-    targets: Targets,
-    skipped: SkipList,
-) -> dict[str, float]:
-    """Means over the images of a split that can be read: of the loss, and of what it names."""
-    own, local = Row(), local_devices(config.parallel)
-    batch_size = local.round_up(config.train.batch_size)
-    if local is not devices:
-        state = local.replicate(devices.one(state))
-
-    def launch(batch: Batch) -> tuple[Batch, dict[str, jax.Array]]:
-        return batch, program.evaluate(state, _shard(local, batch))
-
-    # In threads: worker processes would start anew after every epoch, beside those of the training.
-    images = range(len(source))[own_share(np.arange(len(source)), 1)]
-    batches = evaluation_batches(source, size, batch_size, images, targets=targets)
-    results: Iterator[tuple[Batch, dict[str, jax.Array]]] = one_ahead(map(launch, batches))
-    for batch, values in results:
-        found = local.gather(values)
-        sums = {n: float(np.sum(v[batch.valid], dtype=np.float64)) for n, v in found.items()}
-        own = own.plus(int(batch.valid.sum()), sums)
-        skipped.note('val', batch)
-    row = Row()
-    for images_of_one, sums in gathered((int(own.images), dict(own.sums))):
-        row = row.plus(images_of_one, sums) if images_of_one else row
-    if not row.images:
-        raise DataError(f'no image of val can be read; {skipped.path} tells why')
-    return row.means()
 
 
 def _initial_module(

@@ -62,7 +62,7 @@ class TrainedMethod:
 
     Attributes:
         best: the value of val by which the best epoch is told, and whether the highest or the
-            lowest is; 'loss' or a name that `loss` gives.
+            lowest is; 'loss' or a name that `loss` gives. See `criterion`.
         network_options: those that its network must be built with.
         label_smoothing: of the one-hot labels; from `train.label_smoothing`.
         class_weights: factors on the loss, one a class, or (); from `train.class_weights`.
@@ -74,6 +74,17 @@ class TrainedMethod:
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] = ()
     sigmoid: bool = False
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels; val then has an mAP, too."""
+        return self.sigmoid
+
+    @property
+    def criterion(self) -> tuple[str, Literal['max', 'min']]:
+        """`best`; where images have several labels mAP takes the place of accuracy."""
+        name, direction = self.best
+        return ('mAP' if self.several and name == 'accuracy' else name), direction
 
     @property
     def freeze(self) -> tuple[str, ...]:
@@ -125,7 +136,7 @@ class TrainedMethod:
             source: of the records.
             required: each image must have a label, as those that are trained on.
         """
-        return Labels(source.most_labels if self.sigmoid else 1, required)
+        return Labels(source.most_labels if self.several else 1, required)
 
     def augment(self, inputs: jax.Array, batch: Shard, keys: jax.Array) -> tuple[jax.Array, Shard]:
         """What becomes of inputs and targets in training, before the network sees them.
@@ -192,7 +203,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax
 def binary_cross_entropy(
     logits: jax.Array, labels: jax.Array, smoothing: float, weights: jax.Array
 ) -> jax.Array:
-    """Of the sigmoid of each logit, averaged over the classes: [B].
+    """Of the sigmoid of each logit, averaged over the classes: [B]; the multi-label soft margin.
 
     Args:
         logits: [B,C].

@@ -28,7 +28,7 @@ from wsol_jax.training.optimizer import (
 
 _OWN = 0x0E7  # sets the keys that a method draws with apart from those of dropout
 # Columns of progress.csv that are no values of a loss; and what older checkpoints have of a row.
-RESERVED = ('loss', 'images', 'images_per_second', 'stage', 'split', 'step', 'right')
+RESERVED = ('loss', 'images', 'images_per_second', 'stage', 'split', 'step', 'right', 'mAP')
 
 
 class Measured(NamedTuple):
@@ -51,7 +51,8 @@ class Program(NamedTuple):
     Attributes:
         initial: the state before the first step.
         step: (state, shard) -> (state, measured); the old state is given up for the new one.
-        evaluate: (state, shard) -> {name: values [B]}, 'loss' among them, in inference mode.
+        evaluate: (state, shard) -> {name: values [B]}, 'loss' among them, in inference mode. Where
+            images have several labels also 'logits' [B,C] and 'labels' [B,L], for the mAP of val.
     """
 
     initial: TrainState
@@ -151,15 +152,15 @@ def _loss(
     own_keys = _image_keys(jax.random.fold_in(jax.random.key(seed), _OWN), step, shard.index)
     inputs, shard = method.augment(preprocessing(shard.images), shard, own_keys)
     update = Update(step, devices.total)
-    losses, values = _measured(method, module, inputs, shard, update)
+    _, losses, values = _measured(method, module, inputs, shard, update)
     sums = {n: jnp.sum(jnp.where(shard.valid, v, 0)) for n, v in values.items()}
     return jnp.sum(losses * shard.valid) / count, (split_module(module)[2], sums)
 
 
 def _measured(
     method: TrainedMethod, module: nnx.Module, inputs: jax.Array, shard: Shard, update: Update
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The losses [B] or their mean, and the named values [B]."""
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """The logits [B,C], the losses [B] or their mean, and the named values [B]."""
     labels = shard.targets.get('labels')
     classes = labels[:, 0] if labels is not None and labels.shape[1] == 1 else None
     found = outputs_of(module, inputs, None, classes)
@@ -170,7 +171,7 @@ def _measured(
         raise ValueError(f'the loss of {kind} must return the losses and a dict of named values')
     losses, values = given
     _check_values(method, values, jnp.shape(losses), shard.valid.shape)
-    return losses, values
+    return logits, losses, values
 
 
 def _single(x: jax.Array) -> jax.Array:
@@ -192,11 +193,13 @@ def _check_values(
             raise ValueError(f'the loss of {kind} names a value {name!r}, which is taken')
         if jnp.shape(value) != images:
             raise ValueError(f'{name!r} of {kind} must be [B], got {list(jnp.shape(value))}')
-    if method.best[1] not in ('max', 'min'):
-        raise ValueError(f"best of {kind} must be the 'max' or the 'min', got {method.best[1]!r}")
-    if method.best[0] not in ('loss', *values):
-        known = unknown_name('value', method.best[0], ('loss', *values))
-        raise ValueError(f'the best epoch of {kind} is told by an {known}')
+    name, direction = method.criterion
+    if direction not in ('max', 'min'):
+        raise ValueError(f"best of {kind} must be the 'max' or the 'min', got {direction!r}")
+    known = ('loss', *values, *(('mAP',) if method.several else ()))
+    if name not in known:
+        fault = unknown_name('value', name, known)
+        raise ValueError(f'the best epoch of {kind} is told by an {fault}')
 
 
 def _image_keys(key: jax.Array, step: jax.Array, index: jax.Array) -> jax.Array:
@@ -269,5 +272,7 @@ def _evaluate(
 ) -> dict[str, jax.Array]:
     module = thaw(state.network())
     update = Update(state.step, lambda sums: sums)  # each device looks at its own images
-    losses, values = _measured(method, module, preprocessing(shard.images), shard, update)
-    return {'loss': jnp.broadcast_to(losses, shard.valid.shape), **values}
+    inputs = preprocessing(shard.images)
+    logits, losses, values = _measured(method, module, inputs, shard, update)
+    ranked = {'logits': logits, 'labels': shard.targets['labels']} if method.several else {}
+    return {'loss': jnp.broadcast_to(losses, shard.valid.shape), **values, **ranked}
