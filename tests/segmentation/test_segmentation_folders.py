@@ -23,7 +23,7 @@ def data(tmp_path):
         for name, label_map in maps.items():
             write_label_map(tmp_path / f'{folder}/{name}.png', label_map)
     (tmp_path / 'classes.txt').write_text('background\ncat\n<b>dog\nemu\n')
-    (tmp_path / 'list.txt').write_text('b/c 1\n\nd\nd\n')
+    (tmp_path / 'list.txt').write_text('b/c\n\nd\n')
     return tmp_path
 
 
@@ -118,7 +118,8 @@ def test_errors_are_one_line_that_names_the_file(data, capsys, kind):
     ('line', 'reason'),
     [
         ('x', 'x.png: no such label map (1 of 1 are missing)'),
-        ('../a', "list.txt: '../a' leaves its folder"),
+        ('../a', "list.txt:1: '../a' leaves its folder"),
+        ('a\na', "list.txt:2: 'a' is listed twice"),
         ('', 'list.txt: lists no image'),
     ],
 )

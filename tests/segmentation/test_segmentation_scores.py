@@ -49,6 +49,23 @@ def test_worked_by_hand():
     )
 
 
+def test_the_example_that_metrics_of_other_libraries_are_shown_with():
+    # The documentation of `mean_iou` in Hugging Face's evaluate, which is MMSegmentation's: three
+    # images, 255 ignored, background first.
+    pairs = [
+        ([[1, 2], [3, 4], [5, 0]], [[0, 3], [5, 4], [6, 255]]),
+        ([[2, 7], [9, 2], [3, 6]], [[1, 7], [9, 2], [3, 6]]),
+        ([[2, 2, 3], [8, 2, 4], [3, 0, 2]], [[1, 2, 2], [8, 2, 1], [3, 255, 1]]),
+    ]
+    matrix = sum(confusion(*np.array(pair, np.uint8), 10) for pair in pairs)
+    ious = [0, 0, 37.5, 40, 50, 0, 50, 100, 100, 100]
+    assert class_scores(matrix)['IoU'] == pytest.approx(ious)
+    scores = scores_of(matrix)
+    assert scores['mIoU'] == pytest.approx(47.75)
+    assert scores['PixelAccuracy'] == pytest.approx(52.63157894736842)
+    assert class_scores(matrix)['Recall'][1:4] == pytest.approx([0, 75, 200 / 3])
+
+
 def test_a_class_that_is_only_predicted_counts_as_zero():
     matrix = np.array([[6, 2], [0, 0]])
     assert scores_of(matrix) == {

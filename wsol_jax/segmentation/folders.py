@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from wsol_jax.data.files import find_images, printable, read_file, reason, stays_below
-from wsol_jax.data.metadata import class_names
+from wsol_jax.data.files import find_images, printable
+from wsol_jax.data.metadata import class_names, read_list
 from wsol_jax.data.records import DataError
 from wsol_jax.evaluation.processes import in_parts
 from wsol_jax.names import shown
@@ -106,7 +106,7 @@ def label_map_pairs(
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f'{folder}: no such folder of label maps')
-    names = _listed(Path(listed)) if listed else _names(*folders)
+    names = read_list(Path(listed)) if listed else _names(*folders)
     files = [[folder / f'{name}.png' for name in names] for folder in folders]
     for of_folder in files:
         missing = [file for file in of_folder if not file.is_file()]
@@ -123,20 +123,6 @@ def _names(segmentation: Path, ground_truth: Path) -> list[str]:
     names = dict.fromkeys(name.removesuffix('.png') for name in found if name.endswith('.png'))
     if not names:
         raise DataError(f'{ground_truth}: has no label map, which are .png')
-    return list(names)
-
-
-def _listed(file: Path) -> list[str]:
-    """The first column of a list of images."""
-    try:
-        lines = read_file(file).decode('utf-8-sig').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f'{file}: {reason(error)}') from None
-    names = dict.fromkeys(line.split()[0] for line in lines if line.strip())
-    if not names:
-        raise DataError(f'{file}: lists no image')
-    if outside := [name for name in names if not stays_below(name)]:
-        raise DataError(f'{file}: {shown(outside[0])} leaves its folder; write a path below it')
     return list(names)
 
 
