@@ -8,6 +8,7 @@ from PIL import Image
 
 from wsol_jax.data import DataError, Record
 from wsol_jax.segmentation import palette, read_label_map, true_label_map, write_label_map
+from wsol_jax.segmentation.label_maps import resized_label_map
 
 LABELS = np.array([[0, 1, 2], [80, 254, 255]], np.uint8)
 
@@ -66,3 +67,10 @@ def test_the_true_label_map_of_a_record(tmp_path):
 def test_what_is_no_label_map_of_a_record(given, message):
     with pytest.raises(DataError, match=message):
         true_label_map(given, 20)
+
+
+def test_resized_ones_are_the_pixels_in_the_middle():
+    label_maps = np.arange(42, dtype=np.uint8).reshape(2, 7, 3)
+    found = resized_label_map(label_maps, (3, 6))
+    expected = label_maps[:, [1, 3, 5]][..., [0, 0, 1, 1, 2, 2]]
+    np.testing.assert_array_equal(found, expected)

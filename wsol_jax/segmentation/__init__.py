@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from wsol_jax.segmentation.label_maps import (
         BACKGROUND,
         IGNORED,
+        label_map_of,
         palette,
         read_label_map,
         true_label_map,
         write_label_map,
     )
+    from wsol_jax.segmentation.mars import remove_bias
     from wsol_jax.segmentation.score import (
         SeedCurves,
         class_scores,
@@ -33,9 +35,11 @@ __all__ = [
     'confusion',
     'dense_crf',
     'evaluate_segmentation',
+    'label_map_of',
     'metrics_of',
     'palette',
     'read_label_map',
+    'remove_bias',
     'scores_of',
     'seed_curves',
     'true_label_map',
@@ -54,9 +58,11 @@ __getattr__, __dir__ = lazy(
         'confusion': 'score',
         'dense_crf': 'crf',
         'evaluate_segmentation': 'folders',
+        'label_map_of': 'label_maps',
         'metrics_of': 'score',
         'palette': 'label_maps',
         'read_label_map': 'label_maps',
+        'remove_bias': 'mars',
         'scores_of': 'score',
         'seed_curves': 'score',
         'true_label_map': 'label_maps',

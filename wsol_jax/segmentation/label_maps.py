@@ -4,8 +4,10 @@ A label map is uint8 [H, W] in the frame of its image: 0 background, k + 1 for c
 set, 255 ignored. On disk it is a PNG whose palette is that of PASCAL VOC.
 """
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -19,6 +21,7 @@ from wsol_jax.workdir import written_whole
 BACKGROUND = 0
 IGNORED = IGNORE
 _AS_STORED = Decoding()
+_Array = TypeVar('_Array', bound=Any)
 
 
 @cache
@@ -92,3 +95,41 @@ def true_label_map(record: Record, num_classes: int | None = None) -> Pixels:
     if num_classes is not None:
         check_label_map(label_map, num_classes + 1, where, IGNORED)
     return label_map
+
+
+def label_map_of(
+    record: Record, folder: Path, num_classes: int | None = None, also: int = IGNORED
+) -> Pixels:
+    """The label map of a record in a folder of them, `<image_id>.png`.
+
+    Args:
+        record: of the image.
+        folder: of the label maps.
+        num_classes: as in `true_label_map`.
+        also: another index that is right.
+
+    Returns:
+        uint8 [H, W] in the record's frame.
+
+    Raises:
+        DataError: see `true_label_map`; names the file.
+    """
+    png = folder / f'{record.image_id}.png'
+    decoding = replace(record.decoding, roots=())  # its folder is none of the data set's
+    found = true_label_map(replace(record, extra={'segmentation': png}, decoding=decoding))
+    if num_classes is not None:
+        of_classes = np.where(found == also, IGNORED, found)
+        check_label_map(of_classes, num_classes + 1, printable(str(png)), IGNORED)
+    return found
+
+
+def resized_label_map(label_maps: _Array, size: tuple[int, int]) -> _Array:
+    """Label maps [..., H, W] at (height, width), each the pixel in the middle of its part.
+
+    They may be NumPy's or JAX's.
+    """
+    rows, columns = (
+        (2 * np.arange(count) + 1) * side // (2 * count)
+        for count, side in zip(size, label_maps.shape[-2:], strict=True)
+    )
+    return label_maps[..., rows[:, None], columns]

@@ -1,6 +1,6 @@
 """DeepLab on label maps (Chen et al., TPAMI 2018, arXiv 1606.00915; ECCV 2018, 1802.02611)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -17,7 +17,12 @@ from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models import Network
 from wsol_jax.models.deeplab import RATES, SegmentationHeads
 from wsol_jax.models.heads import Heads, Outputs
-from wsol_jax.segmentation.label_maps import IGNORED, check_label_map, true_label_map
+from wsol_jax.segmentation.label_maps import (
+    IGNORED,
+    label_map_of,
+    resized_label_map,
+    true_label_map,
+)
 from wsol_jax.training.method import Shard, TrainedMethod, Update, known_endpoint, pixel_mean
 
 TRUTH = 'truth'  # in place of a folder: the label maps of the data set
@@ -137,7 +142,7 @@ class Segmenter(TrainedMethod):
         """Logits [B,h,w,1+C] and label maps [B,h,w] of one size, that of the loss."""
         logits, label_map = outputs.extras['segmentation'], batch.targets['label_map']
         if self.resolution == 'head':
-            return logits, nearest(label_map, logits.shape[1:3])
+            return logits, resized_label_map(label_map, (logits.shape[1], logits.shape[2]))
         shape = (*label_map.shape, logits.shape[-1])
         return jax.image.resize(logits, shape, 'linear', antialias=False), label_map
 
@@ -156,15 +161,6 @@ def pixel_accuracy(logits: jax.Array, label_map: jax.Array) -> jax.Array:
     known = label_map != IGNORED
     right = jnp.sum(known & (jnp.argmax(logits, axis=-1) == label_map), axis=(1, 2))
     return 100 * right / jnp.maximum(jnp.sum(known, axis=(1, 2)), 1)
-
-
-def nearest(label_map: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """Label maps [B,H,W] at (height, width), by the pixel in the middle of each place."""
-    rows, columns = (
-        (np.arange(count) + 0.5) * side // count
-        for count, side in zip(size, label_map.shape[1:], strict=True)
-    )
-    return label_map[:, rows.astype(int)[:, None], columns.astype(int)]
 
 
 def low_layer(network: Network, asked: str) -> str:
@@ -218,14 +214,6 @@ class LabelMaps:
         try:
             if self.folder == TRUTH:
                 return true_label_map(record, self.num_classes)
-            return self._of_file(record)
+            return label_map_of(record, Path(self.folder), self.num_classes, self.also)
         except BadImage:  # of the image itself, which is passed over
             return _UNKNOWN
-
-    def _of_file(self, record: Record) -> Pixels:
-        path = Path(self.folder, f'{record.image_id}.png')
-        decoding = replace(record.decoding, roots=())  # its folder is none of the data set's
-        label_map = true_label_map(replace(record, extra={'segmentation': path}, decoding=decoding))
-        of_classes = np.where(label_map == self.also, IGNORED, label_map)
-        check_label_map(of_classes, 1 + self.num_classes, str(path), IGNORED)
-        return label_map
