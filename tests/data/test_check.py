@@ -16,24 +16,18 @@ from wsol_jax.data import (
     check_training,
 )
 from wsol_jax.data.__main__ import main
-from wsol_jax.data.check import (
+from wsol_jax.data.check import CLASS, OBJECTLESS, SAME, SEVERAL, SHARED, UNLISTED, UNREAD
+from wsol_jax.data.check_images import (
     BOX,
     BROKEN,
-    CLASS,
     DAMAGED,
     DEEP,
     MASK,
     MASK_SIZE,
     MISSING,
-    OBJECTLESS,
-    SAME,
-    SEVERAL,
-    SHARED,
     SIZE,
     TRANSPARENT,
     TURNED,
-    UNLISTED,
-    UNREAD,
     UNTURNED,
 )
 from wsol_jax.data.files import AGAIN, ENDING, HIDDEN, MARKER, NAMES, WORKDIR
@@ -142,7 +136,7 @@ def unlisted(root):
     [
         (missing_image, MISSING, ['{root}/images/b.png: no such file']),
         (broken_image, BROKEN, ['{root}/images/b.png: ']),
-        (other_size, SIZE, ["'b.png': stored as 8x7, image_sizes.txt says 8x6"]),
+        (other_size, SIZE, ["'b.png': stored as 8x7, listed as 8x6"]),
         (
             box_outside,
             BOX,
@@ -234,10 +228,7 @@ def test_notes_are_no_problems(root, harm, kind, line):
 def test_a_frame_that_the_sizes_do_not_have(root):
     turned(root)
     assert check_folder(root, 'displayed').problems == {
-        SIZE: [
-            "'b.png': displayed as 6x8, image_sizes.txt says 8x6, "
-            "as with config.data.orientation='stored'"
-        ]
+        SIZE: ["'b.png': displayed as 6x8, listed as 8x6, as with config.data.orientation='stored'"]
     }
     assert check_folder(root, 'displayed').notes == {TURNED: ["'b.png': orientation 6"]}
     assert main(['check', str(root), '--orientation', 'displayed']) == 1

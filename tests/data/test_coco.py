@@ -202,11 +202,21 @@ def test_missing_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"instances_val.json: no split 'val'; available: none"):
         Coco(tmp_path, 'val')
     write(tmp_path, sound())
-    with pytest.raises(DataError, match=r"no split 'val'; available: val2014"):
-        Coco(tmp_path, 'val')
+    with pytest.raises(DataError, match=r"no split 'train'; available: val2014"):
+        Coco(tmp_path, 'train')
     (tmp_path / 'val2014').rmdir()
     with pytest.raises(DataError, match=r'val2014: no such folder \(expected the images of inst'):
         Coco(tmp_path, 'val2014')
+
+
+def test_the_year_of_a_split_may_be_left_out_where_there_is_one(tmp_path):
+    write(tmp_path, sound())
+    assert Coco(tmp_path, 'val')[0] == Coco(tmp_path, 'val2014')[0]
+    write(tmp_path, sound(), 'val2017')
+    with pytest.raises(DataError, match=r"no split 'val'; available: val2014, val2017"):
+        Coco(tmp_path, 'val')
+    write(tmp_path, sound(), 'val')
+    assert Coco(tmp_path, 'val')[0].image == tmp_path / 'val' / '09.jpg'
 
 
 def test_without_the_package_one_line_says_what_to_install(tmp_path, monkeypatch):

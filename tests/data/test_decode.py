@@ -105,11 +105,11 @@ def test_broken_exif_spoils_no_picture():
 @pytest.mark.parametrize(
     ('orientation', 'size', 'decoding', 'said'),
     [
-        (6, (4, 6), Decoding(), "'stored', but 4x6 in image_sizes.txt; set that to the frame"),
-        (6, (6, 4), DISPLAYED, "'displayed', but 6x4 in image_sizes.txt; set that to the frame"),
-        (6, (40, 61), Decoding(), "'stored', but 40x61 in image_sizes.txt; set that"),
-        (1, (4, 6), Decoding(), "'stored', but 4x6 in image_sizes.txt; correct it"),
-        (3, (4, 6), DISPLAYED, "'displayed', but 4x6 in image_sizes.txt; correct it"),
+        (6, (4, 6), Decoding(), "'stored', but listed as 4x6; set that to the frame"),
+        (6, (6, 4), DISPLAYED, "'displayed', but listed as 6x4; set that to the frame"),
+        (6, (40, 61), Decoding(), "'stored', but listed as 40x61; set that"),
+        (1, (4, 6), Decoding(), "'stored', but listed as 4x6; correct it"),
+        (3, (4, 6), DISPLAYED, "'displayed', but listed as 4x6; correct it"),
     ],
 )
 def test_a_size_of_the_other_frame_is_refused(tmp_path, orientation, size, decoding, said):

@@ -222,7 +222,7 @@ def test_no_voc_folder(tmp_path):
         Voc(tmp_path, 'train')
 
 
-@pytest.mark.skipif('WSOL_DATA' not in os.environ, reason='WSOL_DATA is unset')
+@pytest.mark.skipif('WSOL_DATA' not in os.environ, reason='WSOL_DATA is not set: no real images')
 def test_real_images():
     val = Voc(Path(os.environ['WSOL_DATA']) / 'coco_seg', 'val')
     assert (len(val), val.num_classes, val.class_name(0)) == (50, 80, 'person')

@@ -20,7 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     command = commands.add_parser('check', help='list all that is wrong with a data set on disk')
     command.add_argument(
-        'root', metavar='DIR', help='holds metadata/ and images/, class folders, or images'
+        'root',
+        metavar='DIR',
+        help='holds metadata/, ImageSets/ or annotations/, class folders, or images',
     )
     command.add_argument(
         '--orientation',

@@ -1,6 +1,7 @@
 """The format of MS COCO: images, and the objects in them as polygons and runs of pixels."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Coco(ListedRecords):
 
     Args:
         root: the folder. Links in it may not lead out of it, but for that of the images itself.
-        split: such as 'train2014' or 'val2017'.
+        split: such as 'train2014'; 'train' will do where there is no other year.
         orientation: the frame of the objects: 'displayed' or 'stored', which 'auto' is; see
             `is_displayed`.
         max_pixels: see `Decoding`.
@@ -64,6 +65,7 @@ class Coco(ListedRecords):
     ) -> None:
         root = Path(root)
         _pycocotools()  # if it is missing that is told before anything is computed
+        split = _named(root, split)
         file = _file(root, split)
         listed = _listed(file)
         label_of = _labels(file, listed['categories'])
@@ -172,11 +174,18 @@ def _pycocotools() -> Any:
     return mask
 
 
+def _named(root: Path, split: str) -> str:
+    """The split that is called so, or the only one of any year."""
+    known = coco_splits(root)
+    found = [name for name in known if re.fullmatch(re.escape(split) + '[0-9]*', name)]
+    if split in known or len(found) == 1:
+        return split if split in known else found[0]
+    file = root / 'annotations' / f'instances_{split}.json'
+    raise DataError(f'{file}: no split {split!r}; available: {", ".join(known) or "none"}')
+
+
 def _file(root: Path, split: str) -> Path:
     file = root / 'annotations' / f'instances_{split}.json'
-    if split not in coco_splits(root):
-        found = ', '.join(coco_splits(root)) or 'none'
-        raise DataError(f'{file}: no split {split!r}; available: {found}')
     if not (root / split).is_dir():
         raise DataError(f'{root / split}: no such folder (expected the images of {file.name})')
     return file

@@ -329,7 +329,7 @@ def _check_frame(record: Record, image: ImageFile) -> None:
         right = 'set that to the frame of the metadata, or correct them' if turned else 'correct it'
         raise DataError(
             f'{_where(record, record.image)}: is {width}x{height} with {_setting(record)}, '
-            f'but {wide}x{high} in image_sizes.txt; {right}'
+            f'but listed as {wide}x{high}; {right}'
         )
 
 
