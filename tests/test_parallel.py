@@ -33,6 +33,7 @@ from wsol_jax.training.methods import add_heads, make_module
 from wsol_jax.training.methods.acol import ACoL
 from wsol_jax.training.methods.adl import ADL
 from wsol_jax.training.methods.bas import BAS
+from wsol_jax.training.methods.bas_wsss import BASWSSS
 from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.esol import ESOL
 from wsol_jax.training.methods.has import HaS
@@ -195,6 +196,7 @@ STEPPED = {
     'cutmix': CutMix(),
     'adl': ADL(layers=('late/early', 'late')),
     'bas': BAS(width=8, layer='late/early'),
+    'bas_wsss': BASWSSS(layer='late/early'),
     'spg': SPG(lower='late/early', upper='late', width=8, side_width=4),
     'coupled': Coupled(),
     'ornet 1': ORNet(layer='late/early', base=2),

@@ -24,7 +24,7 @@ def _check(config: Config) -> None:
 
 
 def _check_sources(config: Config, train: Source, val: Source) -> None:
-    check_training(train, val, several=config.train.loss == 'sigmoid')
+    check_training(train, val, several=make_method(config.train).several)
     if 'val' in config.localize.splits:
         _check_labels(config, val)  # now: the training takes longer
 

@@ -90,7 +90,8 @@ class Heads(nnx.Module):
 
         Args:
             endpoints: of the network, {name: [B,H,W,K]}.
-            classes: [B], the label of each image; None where logits alone are wanted.
+            classes: [B], the first label of each image, -1 where it has none; None where logits
+                alone are wanted.
             trunk: the network itself, to run again.
         """
         del endpoints, classes, trunk
@@ -136,10 +137,21 @@ class ConvHead(nnx.Module):
 
 
 class ClassMaps(nnx.Module):
-    """A 3x3 convolution: a map for each class, from what is a classifier's feature already."""
+    """One convolution: a map for each class, from what is a classifier's feature already."""
 
-    def __init__(self, features: int, num_classes: int, *, rngs: nnx.Rngs):
-        self.conv = conv(features, num_classes, 3, kernel_init=glorot_uniform, rngs=rngs)
+    def __init__(
+        self,
+        features: int,
+        num_classes: int,
+        kernel: int = 3,
+        *,
+        use_bias: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        init = glorot_uniform
+        self.conv = conv(
+            features, num_classes, kernel, use_bias=use_bias, kernel_init=init, rngs=rngs
+        )
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """[B,H,W,K] -> [B,H,W,C], float32."""
@@ -149,8 +161,9 @@ class ClassMaps(nnx.Module):
 class MapGenerator(nnx.Module):
     """A 3x3 convolution and a sigmoid: maps in (0, 1) of features from the middle of a network."""
 
-    def __init__(self, features: int, num_maps: int, *, rngs: nnx.Rngs):
-        self.conv = conv(features, num_maps, 3, kernel_init=glorot_uniform, rngs=rngs)
+    def __init__(self, features: int, num_maps: int, *, use_bias: bool = True, rngs: nnx.Rngs):
+        init = glorot_uniform
+        self.conv = conv(features, num_maps, 3, use_bias=use_bias, kernel_init=init, rngs=rngs)
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """[B,H,W,K] -> [B,H,W,num_maps], float32."""
@@ -172,8 +185,9 @@ class MapGenerator(nnx.Module):
         height, width = features.shape[1:3]
         parts = jnp.pad(parts, ((0, 0),) * 3 + ((1, 1),) * 2)
         moved = [parts[i, j, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-        biases = jnp.take(self.conv.bias[...], classes)  # type: ignore[index]
-        return nnx.sigmoid((sum(moved) + biases[:, None, None]).astype(jnp.float32))
+        if self.conv.bias is not None:
+            moved.append(jnp.take(self.conv.bias[...], classes)[:, None, None])
+        return nnx.sigmoid(jnp.asarray(sum(moved)).astype(jnp.float32))
 
 
 def class_map(maps: jax.Array, classes: jax.Array) -> jax.Array:

@@ -162,7 +162,7 @@ def _measured(
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """The logits [B,C], the losses [B] or their mean, and the named values [B]."""
     labels = shard.targets.get('labels')
-    classes = labels[:, 0] if labels is not None and labels.shape[1] == 1 else None
+    classes = None if labels is None else labels[:, 0]
     found = outputs_of(module, inputs, None, classes)
     logits, extras = jax.tree.map(_single, (found.logits, found.extras))
     given = method.loss(Outputs(logits, found.endpoints, extras), shard, update)

@@ -19,6 +19,7 @@ from wsol_jax.training.method import TrainedMethod
 from wsol_jax.training.methods.acol import ACoL
 from wsol_jax.training.methods.adl import ADL
 from wsol_jax.training.methods.bas import BAS
+from wsol_jax.training.methods.bas_wsss import BASWSSS
 from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.esol import ESOL
 from wsol_jax.training.methods.has import HaS
@@ -38,6 +39,7 @@ METHODS: Mapping[str, type[TrainedMethod]] = {
     'acol': ACoL,
     'spg': SPG,
     'bas': BAS,
+    'bas_wsss': BASWSSS,
     'ornet': ORNet,
     'ts_cam': TSCAM,
     'sat': SAT,

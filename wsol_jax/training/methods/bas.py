@@ -35,6 +35,7 @@ from wsol_jax.training.method import (
 )
 
 _EPSILON = 1e-8
+_LAYER = 'config.train.options.layer'
 
 
 @documented
@@ -149,37 +150,54 @@ def _parts(length: int, count: int) -> np.ndarray:
     return np.asarray(np.maximum(shares, 0) * count / length, np.float32)
 
 
+def checked_layer(network: Network, asked: str) -> str:
+    """The endpoint that is asked for, which something comes after; '' stays.
+
+    Raises:
+        ConfigError: there is none of that name, or it is the last one.
+    """
+    if asked == network.last_layer:
+        raise ConfigError(f'{_LAYER} must come before {asked}, the last layer of {network.name}')
+    return known_endpoint(network, 'layer', asked) if asked else ''
+
+
+def no_layer(network: Network, wanted: str) -> ConfigError:
+    """The error where no endpoint is `wanted`, and so one has to be named."""
+    known = ', '.join(name for name in network.layers() if name != network.last_layer)
+    return ConfigError(
+        f'no main endpoint of {network.name} {wanted} {network.last_layer}: name one in {_LAYER}; '
+        f'known: {known}'
+    )
+
+
 def _layer(network: Network, asked: str) -> str:
     """The endpoint that the generator reads.
 
     Raises:
         ConfigError: there is none of that name or of the usual size, or nothing comes after it.
     """
-    last, shapes, key = network.last_layer, network.shapes, 'config.train.options.layer'
-    if asked == last:
-        raise ConfigError(f'{key} must come before {last}, the last layer of {network.name}')
-    if asked:
-        return known_endpoint(network, 'layer', asked)
-    twice = tuple(2 * side for side in shapes[last][:2])
+    if layer := checked_layer(network, asked):
+        return layer
+    shapes = network.shapes
+    twice = tuple(2 * side for side in shapes[network.last_layer][:2])
     usual = [name for name in network.layers() if shapes[name][:2] == twice]
     if not usual:
-        known = ', '.join(name for name in network.layers() if name != last)
-        raise ConfigError(
-            f'no main endpoint of {network.name} is twice as fine as {last}: name one in {key}; '
-            f'known: {known}'
-        )
+        raise no_layer(network, 'is twice as fine as')
     return usual[-1]
 
 
-class _Heads(Heads):
-    map_name = 'bas'
+class SuppressionHeads(Heads):
+    """A generator of maps in (0, 1) and a classifier by class maps; what each leaves of the other.
 
-    def __init__(self, network: Network, layer: str, width: int, top_k: int, rngs: nnx.Rngs):
-        self.reads = (layer, network.last_layer)
-        self.top_k = min(top_k, network.num_classes)
-        features, last = (network.shapes[name][-1] for name in self.reads)
-        self.generator = MapGenerator(features, network.num_classes, rngs=rngs)
-        self.classifier = ConvHead(last, width, network.num_classes, rngs=rngs)
+    Attributes:
+        generator: of foreground maps [B,H,W,C] of the first of `reads`.
+        classifier: of class maps [B,h,w,C] of the second one, the network's last layer.
+        guides: whether the gradient of what the foreground keeps of the class maps reaches these.
+    """
+
+    generator: MapGenerator
+    classifier: nnx.Module
+    guides: bool = True
 
     def __call__(
         self, endpoints: Mapping[str, jax.Array], classes: jax.Array | None, trunk: Trunk
@@ -190,10 +208,11 @@ class _Heads(Heads):
         extras = {'logits': global_average_pool(maps)}
         if classes is None:
             return extras
-        foreground = self.generator.of_class(features, classes)
+        foreground = self.generator.of_class(features, jnp.maximum(classes, 0))
         seen = pooled(foreground, (maps.shape[1], maps.shape[2]))[..., None]
+        kept = seen * (maps if self.guides else jax.lax.stop_gradient(maps))
         return extras | {
-            'logits_foreground': global_average_pool(seen * maps),
+            'logits_foreground': global_average_pool(kept),
             'logits_background': self._background(features, foreground, trunk),
             'area': area(foreground),
         }
@@ -204,6 +223,17 @@ class _Heads(Heads):
         left = jax.lax.stop_gradient(features) * kept
         _, endpoints = trunk.again({self.reads[0]: lambda _: left})
         return global_average_pool(frozen(self.classifier)(endpoints[self.reads[1]]))
+
+
+class _Heads(SuppressionHeads):
+    map_name = 'bas'
+
+    def __init__(self, network: Network, layer: str, width: int, top_k: int, rngs: nnx.Rngs):
+        self.reads = (layer, network.last_layer)
+        self.top_k = min(top_k, network.num_classes)
+        features, last = (network.shapes[name][-1] for name in self.reads)
+        self.generator = MapGenerator(features, network.num_classes, rngs=rngs)
+        self.classifier = ConvHead(last, width, network.num_classes, rngs=rngs)
 
     def map(self, endpoints: Mapping[str, jax.Array], classes: jax.Array) -> jax.Array:
         """See `BAS` for which classes are averaged, and `Heads.map`."""
