@@ -25,6 +25,13 @@ if TYPE_CHECKING:
         scores_of,
         seed_curves,
     )
+    from wsol_jax.segmentation.seeds import (
+        confident_label_map,
+        crf_of_places,
+        joined_probabilities,
+        seed_label_map,
+        seed_probabilities,
+    )
 
 __all__ = [
     'BACKGROUND',
@@ -32,9 +39,12 @@ __all__ = [
     'DenseCRF',
     'SeedCurves',
     'class_scores',
+    'confident_label_map',
     'confusion',
+    'crf_of_places',
     'dense_crf',
     'evaluate_segmentation',
+    'joined_probabilities',
     'label_map_of',
     'metrics_of',
     'palette',
@@ -42,6 +52,8 @@ __all__ = [
     'remove_bias',
     'scores_of',
     'seed_curves',
+    'seed_label_map',
+    'seed_probabilities',
     'true_label_map',
     'write_label_map',
 ]
@@ -55,9 +67,12 @@ __getattr__, __dir__ = lazy(
         'DenseCRF': 'crf',
         'SeedCurves': 'score',
         'class_scores': 'score',
+        'confident_label_map': 'seeds',
         'confusion': 'score',
+        'crf_of_places': 'seeds',
         'dense_crf': 'crf',
         'evaluate_segmentation': 'folders',
+        'joined_probabilities': 'seeds',
         'label_map_of': 'label_maps',
         'metrics_of': 'score',
         'palette': 'label_maps',
@@ -65,6 +80,8 @@ __getattr__, __dir__ = lazy(
         'remove_bias': 'mars',
         'scores_of': 'score',
         'seed_curves': 'score',
+        'seed_label_map': 'seeds',
+        'seed_probabilities': 'seeds',
         'true_label_map': 'label_maps',
         'write_label_map': 'label_maps',
     },
