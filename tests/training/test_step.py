@@ -423,3 +423,26 @@ def test_a_module_comes_apart_whole():
     assert [len(jax.tree.leaves(part)) for part in (params, stats, keys)] == [6, 2, 1]
     again = nnx.merge(graph, params, stats, keys)
     np.testing.assert_array_equal(again.conv.kernel[...], module.conv.kernel[...])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught(TrainedMethod):
+    """Its loss is what the moving average says, and nothing else."""
+
+    def loss(self, outputs, batch, update):
+        return update.average().logits.sum(-1), {'accuracy': outputs.logits[:, 0]}
+
+
+def test_a_loss_can_ask_the_moving_average():
+    """In inference mode, as it was before the step; no weight learns from what it says."""
+    setting = replace(SETTING, ema=0.75, weight_decay=0.0)
+    program, network = program_of(setting, Tiny(nnx.Rngs(0)), Taught())
+    params = program.initial.params
+    state = program.initial._replace(ema=jax.tree.map(lambda x: 1.5 * x, params))
+    logits, _ = network.apply(state.network(), network.preprocessing(IMAGES))
+    after, measured = one_step(program, state)
+    sums = np.asarray(logits).sum(-1)
+    assert float(measured.mean_loss) == pytest.approx(sums[:6].mean(), rel=1e-5)
+    assert_close(after.params, params, rtol=0, atol=0)
+    assert not np.array_equal(after.stats.norm.mean[...], state.stats.norm.mean[...])
+    np.testing.assert_allclose(program.evaluate(state, BATCH)['loss'], sums, rtol=1e-5)

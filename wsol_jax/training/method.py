@@ -43,10 +43,14 @@ class Update(NamedTuple):
         step: how many updates were made before it.
         total: sums over the images of one device -> sums over those of all devices; on val the
             same. A loss that divides such sums is the same on any number of devices.
+        average: what the network gives for the same images with the moving average of its weights,
+            in inference mode, without a gradient; computed where it is called. None without
+            `train.ema`.
     """
 
     step: jax.Array
     total: Callable[[Any], Any]
+    average: Callable[[], Outputs] | None = None
 
 
 # (config, network in training, val) -> network -> {name: value}: what is looked at after an epoch

@@ -96,7 +96,7 @@ def make_program(
     trainable, _ = _split_frozen(params, setting.freeze)
     ema = params if setting.ema else None
     state = TrainState(jnp.int32(0), params, stats, optimizer.init(trainable), ema)
-    loss = partial(_loss, method, seed, graph, keys, preprocessing, devices)
+    loss = partial(_loss, method, seed, graph, keys, thaw, preprocessing, devices)
     step = partial(_step, setting, loss, optimizer, devices)
     evaluate = partial(_evaluate, method, thaw, preprocessing)
     return Program(state, devices.step(step), devices.per_image(evaluate))
@@ -136,11 +136,13 @@ def _loss(
     seed: int,
     graph: Any,
     keys: Any,
+    thaw: Thaw,
     preprocessing: Preprocessing,
     devices: Devices,
     trainable: Any,
     fixed: Any,
     stats: Any,
+    ema: Any,
     step: jax.Array,
     shard: Shard,
     count: jax.Array,
@@ -151,7 +153,8 @@ def _loss(
     module = nnx.merge(graph, nnx.merge_state(trainable, fixed), stats, keys, copy=True)
     own_keys = _image_keys(jax.random.fold_in(jax.random.key(seed), _OWN), step, shard.index)
     inputs, shard = method.augment(preprocessing(shard.images), shard, own_keys)
-    update = Update(step, devices.total)
+    average = partial(_outputs, thaw, nnx.State.merge(ema, stats), inputs) if ema else None
+    update = Update(step, devices.total, average)
     _, losses, values = _measured(method, module, inputs, shard, update)
     sums = {n: jnp.sum(jnp.where(shard.valid, v, 0)) for n, v in values.items()}
     return jnp.sum(losses * shard.valid) / count, (split_module(module)[2], sums)
@@ -163,15 +166,25 @@ def _measured(
     """The logits [B,C], the losses [B] or their mean, and the named values [B]."""
     labels = shard.targets.get('labels')
     classes = None if labels is None else labels[:, 0]
-    found = outputs_of(module, inputs, None, classes)
-    logits, extras = jax.tree.map(_single, (found.logits, found.extras))
-    given = method.loss(Outputs(logits, found.endpoints, extras), shard, update)
+    found = _in_float32(outputs_of(module, inputs, None, classes))
+    given = method.loss(found, shard, update)
     if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], dict)):
         kind = type(method).__name__
         raise ValueError(f'the loss of {kind} must return the losses and a dict of named values')
     losses, values = given
     _check_values(method, values, jnp.shape(losses), shard.valid.shape)
-    return logits, losses, values
+    return found.logits, losses, values
+
+
+def _outputs(thaw: Thaw, state: Any, inputs: jax.Array) -> Outputs:
+    """In inference mode."""
+    return _in_float32(outputs_of(thaw(state), inputs))
+
+
+def _in_float32(found: Outputs) -> Outputs:
+    """With logits and extras in float32, where they are no whole numbers."""
+    logits, extras = jax.tree.map(_single, (found.logits, found.extras))
+    return Outputs(logits, found.endpoints, extras)
 
 
 def _single(x: jax.Array) -> jax.Array:
@@ -244,7 +257,7 @@ def _accumulated(
     def add(carry: tuple[Any, Any, jax.Array], part: Shard) -> tuple[Any, dict[str, jax.Array]]:
         gradients, stats, loss = carry
         (more_loss, (stats, sums)), more = differentiate(
-            trainable, fixed, stats, state.step, part, count
+            trainable, fixed, stats, state.ema, state.step, part, count
         )
         gradients = jax.tree.map(jnp.add, gradients, more)
         return (gradients, stats, loss + more_loss), sums
@@ -270,9 +283,10 @@ def _evaluate(
     state: TrainState,
     shard: Shard,
 ) -> dict[str, jax.Array]:
-    module = thaw(state.network())
-    update = Update(state.step, lambda sums: sums)  # each device looks at its own images
-    inputs = preprocessing(shard.images)
-    logits, losses, values = _measured(method, module, inputs, shard, update)
+    network, inputs = state.network(), preprocessing(shard.images)
+    average = partial(_outputs, thaw, network, inputs) if state.ema else None
+    # Each device looks at its own images.
+    update = Update(state.step, lambda sums: sums, average)
+    logits, losses, values = _measured(method, thaw(network), inputs, shard, update)
     ranked = {'logits': logits, 'labels': shard.targets['labels']} if method.several else {}
     return {'loss': jnp.broadcast_to(losses, shard.valid.shape), **values, **ranked}

@@ -39,21 +39,27 @@ def loss_of(logits, label_map, valid, **options):
     outputs = Outputs(None, {}, {'segmentation': jnp.asarray(logits)})
     batch = Shard(None, {'label_map': jnp.asarray(label_map)}, jnp.asarray(valid), None)
     loss, values = Segmenter(**options).loss(outputs, batch, ALONE)
-    return float(loss), values['pixel_accuracy'].tolist()
+    return float(loss), {name: value.tolist() for name, value in values.items()}
 
 
 def test_the_loss_is_a_mean_over_known_pixels_of_the_batch():
-    losses, right = [], [[], [], []]
+    losses, right = [], [{}, {}, {}]
     for b, i, j in np.ndindex(LABEL_MAP.shape):
         label, logits = LABEL_MAP[b, i, j], LOGITS[b, i, j].astype(float)
         if label == 255:
             continue
-        right[b].append(np.argmax(logits) == label)
+        right[b].setdefault(int(label), []).append(np.argmax(logits) == label)
         if VALID[b]:
             losses.append(np.log(np.exp(logits).sum()) - logits[label])
-    loss, accuracy = loss_of(LOGITS, LABEL_MAP, VALID)
+    loss, values = loss_of(LOGITS, LABEL_MAP, VALID)
     assert loss == pytest.approx(np.mean(losses), rel=1e-5)
-    assert accuracy == pytest.approx([100 * np.mean(right[0]), 0, 100 * np.mean(right[2])])
+    pixels = [100 * np.mean(np.concatenate(list(r.values()) or [[0]])) for r in right]
+    classes = [100 * np.mean([np.mean(some) for some in r.values()] or 0) for r in right]
+    assert values == {
+        'pixel_accuracy': pytest.approx(pixels, rel=1e-5),
+        'class_accuracy': pytest.approx(classes, rel=1e-5),
+    }
+    assert pixels[1] == classes[1] == 0 and len(right[0]) == 3
     assert loss_of(LOGITS, LABEL_MAP, [False] * 3)[0] == 0
 
 
@@ -180,25 +186,28 @@ def encoded(pixels):
     return file.getvalue()
 
 
+LEARNING = Config(
+    augment=AugmentConfig(crop='scale', scale=(0.9, 1.2)),
+    network=NetworkConfig('resnet10', options={'width': 8, 'output_stride': 8}, input_size=32),
+    train=TrainConfig(
+        method='segmenter',
+        options={'labels': 'truth', 'rates': (1, 2), 'width': 16},
+        epochs=10,
+        batch_size=8,
+        optimizer='adamw',
+        learning_rate=1e-2,
+        schedule='poly',
+    ),
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('head', ['v2', 'v3+'])
 def test_it_learns_what_stands_where(head, tmp_path):
     """From random weights; the map of a class is high on it."""
     source, val = Listed(rectangles(32, 0), 'ab'), Listed(rectangles(12, 1), 'ab')
-    options = {'head': head, 'labels': 'truth', 'rates': (1, 2), 'width': 16}
-    config = Config(
-        augment=AugmentConfig(crop='scale', scale=(0.9, 1.2)),
-        network=NetworkConfig('resnet10', options={'width': 8, 'output_stride': 8}, input_size=32),
-        train=TrainConfig(
-            method='segmenter',
-            options=options,
-            epochs=10,
-            batch_size=8,
-            optimizer='adamw',
-            learning_rate=1e-2,
-            schedule='poly',
-        ),
-    )
+    setting = replace(LEARNING.train, options={**LEARNING.train.options, 'head': head})
+    config = replace(LEARNING, train=setting)
     train(config, source, val, tmp_path)
     *_, last = (row for row in read_progress(tmp_path) if row['split'] == 'val')
     assert float(last['pixel_accuracy']) > 80  # 75 % are background

@@ -37,8 +37,8 @@ class Segmenter(TrainedMethod):
 
     Label maps may be anybody's: one PNG an image, see `wsol_jax.segmentation.label_maps`; those of
     the data set itself show what full supervision would give. Pixels that they ignore, and what
-    augmentation pads, do not count. Val has label maps of the same kind, and the best epoch is that
-    of the most pixels that agree with them.
+    augmentation pads, do not count. Val has label maps of the same kind, and the best epoch is the
+    one that agrees with them most, every class of an image counting alike.
 
     The map, 'segmenter', is the probability of the class at each place; of the whole image, see
     `SegmentationHeads`.
@@ -46,7 +46,7 @@ class Segmenter(TrainedMethod):
     Weak where label maps are wrong in the same way everywhere: that is learnt, too.
     """
 
-    best: ClassVar[tuple[str, Literal['max', 'min']]] = ('pixel_accuracy', 'max')
+    best: ClassVar[tuple[str, Literal['max', 'min']]] = ('class_accuracy', 'max')
     most_classes: ClassVar[int] = IGNORED - 1
     labels: str = setting(
         '',
@@ -127,16 +127,14 @@ class Segmenter(TrainedMethod):
     def loss(
         self, outputs: Outputs, batch: Shard, update: Update
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The mean cross-entropy of all known pixels of the batch; logged beside it: the accuracy.
+        """The mean cross-entropy of all known pixels of the batch; beside it see `accuracies`.
 
-        'pixel_accuracy' is the share of an image's known pixels whose class is right, in percent;
-        0 where none is known. See `TrainedMethod.loss`.
+        See `TrainedMethod.loss`.
         """
         logits, label_map = self.aligned(outputs, batch)
-        known = label_map != IGNORED
         losses = pixel_losses(logits, label_map)
-        values = {'pixel_accuracy': pixel_accuracy(logits, label_map)}
-        return pixel_mean(losses, known, batch, update), values
+        loss = pixel_mean(losses, label_map != IGNORED, batch, update)
+        return loss, accuracies(logits, label_map)
 
     def aligned(self, outputs: Outputs, batch: Shard) -> tuple[jax.Array, jax.Array]:
         """Logits [B,h,w,1+C] and label maps [B,h,w] of one size, that of the loss."""
@@ -156,11 +154,28 @@ def pixel_losses(logits: jax.Array, label_map: jax.Array) -> jax.Array:
     return jnp.where(known, losses, 0)
 
 
-def pixel_accuracy(logits: jax.Array, label_map: jax.Array) -> jax.Array:
-    """The share of known pixels whose highest logit is theirs, in percent: [B]; 0 without any."""
-    known = label_map != IGNORED
-    right = jnp.sum(known & (jnp.argmax(logits, axis=-1) == label_map), axis=(1, 2))
-    return 100 * right / jnp.maximum(jnp.sum(known, axis=(1, 2)), 1)
+def accuracies(logits: jax.Array, label_map: jax.Array) -> dict[str, jax.Array]:
+    """How many pixels of each image have their highest logit at their class, in percent.
+
+    Args:
+        logits: [B,h,w,K].
+        label_map: [B,h,w]; pixels that it ignores do not count.
+
+    Returns:
+        'pixel_accuracy' [B], of all pixels; 'class_accuracy' [B], of the pixels of each class, a
+        mean over the classes that the label map has. 0 where it ignores all.
+    """
+    # Ignored pixels are of no class.
+    of_class = jax.nn.one_hot(label_map, logits.shape[-1])
+    right = jnp.argmax(logits, axis=-1) == label_map
+    sizes = jnp.sum(of_class, axis=(1, 2))
+    found = jnp.sum(of_class * right[..., None], axis=(1, 2))
+    pixels, classes = jnp.sum(sizes, axis=1), jnp.sum(sizes > 0, axis=1)
+    shares = jnp.sum(found / jnp.maximum(sizes, 1), axis=1)
+    return {
+        'pixel_accuracy': 100 * jnp.sum(found, axis=1) / jnp.maximum(pixels, 1),
+        'class_accuracy': 100 * shares / jnp.maximum(classes, 1),
+    }
 
 
 def low_layer(network: Network, asked: str) -> str:
