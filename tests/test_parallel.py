@@ -37,6 +37,7 @@ from wsol_jax.training.methods.bas_wsss import BASWSSS
 from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.esol import ESOL
 from wsol_jax.training.methods.has import HaS
+from wsol_jax.training.methods.irn import IRN
 from wsol_jax.training.methods.ornet import ORNet
 from wsol_jax.training.methods.sat import SAT
 from wsol_jax.training.methods.spg import SPG
@@ -160,7 +161,9 @@ def costs(kind):
 
 def batch_of(images, labels):
     whole = np.arange(len(images), dtype=np.int32)
-    return Shard(images, {'labels': labels[:, None]}, whole >= 0, whole)
+    seeds = np.where(images[..., 0] < 200, images[..., 1] % 3, 255).astype(np.uint8)
+    targets = {'labels': labels[:, None], 'label_map': seeds}
+    return Shard(images, targets, whole >= 0, whole)
 
 
 def cost(program):
@@ -205,6 +208,7 @@ STEPPED = {
     'sat': SAT(),
     'esol 1': ESOL(),
     'esol 2': ESOL(stage=2),
+    'irn': IRN(layers=('late/early', 'late'), radius=3, width=4),
 }
 TOKENS = {'width': 8, 'heads': 2, 'depth': 3, 'patch': 8, 'image_size': SIDE, 'drop_path': 0.5}
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from wsol_jax.names import lazy
 
 if TYPE_CHECKING:
+    from wsol_jax.segmentation.affinity import random_walk
     from wsol_jax.segmentation.crf import DenseCRF, dense_crf
     from wsol_jax.segmentation.folders import evaluate_segmentation
     from wsol_jax.segmentation.label_maps import (
@@ -48,6 +49,7 @@ __all__ = [
     'label_map_of',
     'metrics_of',
     'palette',
+    'random_walk',
     'read_label_map',
     'remove_bias',
     'scores_of',
@@ -76,6 +78,7 @@ __getattr__, __dir__ = lazy(
         'label_map_of': 'label_maps',
         'metrics_of': 'score',
         'palette': 'label_maps',
+        'random_walk': 'affinity',
         'read_label_map': 'label_maps',
         'remove_bias': 'mars',
         'scores_of': 'score',

@@ -23,6 +23,7 @@ from wsol_jax.training.methods.bas_wsss import BASWSSS
 from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.esol import ESOL
 from wsol_jax.training.methods.has import HaS
+from wsol_jax.training.methods.irn import IRN
 from wsol_jax.training.methods.mars import MARS
 from wsol_jax.training.methods.ornet import ORNet
 from wsol_jax.training.methods.sat import SAT
@@ -45,6 +46,7 @@ METHODS: Mapping[str, type[TrainedMethod]] = {
     'ts_cam': TSCAM,
     'sat': SAT,
     'esol': ESOL,
+    'irn': IRN,
     'segmenter': Segmenter,
     'mars': MARS,
 }

@@ -47,8 +47,9 @@ class ESOL(TrainedMethod):
     The map, 'esol', is relu(w_c F') with the features F' of the stage. Logits are those of the
     plain network: its CAM can be asked for beside.
 
-    A reconstruction: clip, bound, kernels and weights are not the authors'. Weak in cost, three
-    trainings one after another.
+    A reconstruction: clip, bound, kernels and weights are not the authors'.
+
+    Weak in cost, three trainings one after another.
     """
 
     best: ClassVar[tuple[str, Literal['max', 'min']]] = ('loss', 'min')
