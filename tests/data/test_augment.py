@@ -179,15 +179,16 @@ def test_an_unknown_crop_is_named():
         augment(noise(40, 40), SIZE, plain('short'), np.random.default_rng(0))
 
 
+@pytest.mark.parametrize('name', ['short_side', 'scale'])
 @pytest.mark.parametrize(('height', 'width'), [(90, 60), (45, 100), (34, 34), (300, 7)])
-def test_the_crop_alone_is_resized_where_all_would_be_too_large(monkeypatch, height, width):
+def test_the_crop_alone_is_resized_where_all_would_be_too_large(monkeypatch, name, height, width):
     """The same window as of the whole, to a level of rounding; as many draws."""
     for seed in range(5):
         ways = []
         for limit in (64_000_000, 1):
             monkeypatch.setattr('wsol_jax.data.augment.LARGE', limit)
             rng = np.random.default_rng(seed)
-            crop = augment(noise(height, width), SIZE, plain('short_side', 6), rng)
+            crop = augment(noise(height, width), SIZE, plain(name, 6), rng)
             ways.append((crop.astype(int), rng.random()))
         assert ways[0][1] == ways[1][1] and ways[0][0].shape == (SIZE, SIZE, 3)
         assert abs(ways[0][0] - ways[1][0]).max() <= 1

@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ VALID = np.array([True, True, False])
 def loss_of(logits, label_map, valid, **options):
     outputs = Outputs(None, {}, {'segmentation': jnp.asarray(logits)})
     batch = Shard(None, {'label_map': jnp.asarray(label_map)}, jnp.asarray(valid), None)
-    loss, values = Segmenter(**options).loss(outputs, batch, ALONE)
+    loss, values = jax.jit(lambda: Segmenter(**options).loss(outputs, batch, ALONE))()
     return float(loss), {name: value.tolist() for name, value in values.items()}
 
 
@@ -67,7 +68,11 @@ def test_the_loss_is_computed_at_either_resolution():
     """Twice as fine a label map: its lower right pixels, or logits at the middle of each place."""
     fine = np.full((3, 8, 10), 255, np.uint8)
     fine[:, 1::2, 1::2] = LABEL_MAP
-    assert loss_of(LOGITS, fine, VALID, resolution='head') == loss_of(LOGITS, LABEL_MAP, VALID)
+    (loss, values), same = (
+        loss_of(LOGITS, label_map, VALID, resolution=resolution)
+        for label_map, resolution in ((fine, 'head'), (LABEL_MAP, 'full'))
+    )
+    assert loss == pytest.approx(same[0], rel=1e-5) and values == same[1]
     fine[:, 1::2, 1::2] = 255
     fine[:, 3, 4] = 1
     # Its centre lies at a quarter of the way between places 1 and 2, both ways.

@@ -29,7 +29,8 @@ class MARS(Segmenter):
 
     Label maps are those of `wsol_jax.segmentation.remove_bias`, with 254 where a label is missing.
     The teacher is the moving average of the network, `train.ema`. A pixel that it labels counts as
-    much as it is certain that one of the classes of its image is there; others count in full.
+    much as it is certain that one of the classes of its image is there; others count in full. The
+    map is that of the segmenter, by the same name.
 
     Weak while the teacher knows little: what it labels wrong with certainty is learnt.
     """

@@ -40,8 +40,9 @@ class Segmenter(TrainedMethod):
     augmentation pads, do not count. Val has label maps of the same kind, and the best epoch is the
     one that agrees with them most, every class of an image counting alike.
 
-    The map, 'segmenter', is the probability of the class at each place; of the whole image, see
-    `SegmentationHeads`.
+    How fine the last layer is the network says: `network.options` such as {'output_stride': 16,
+    'dilated': True}. The map, 'segmenter', is the probability of the class at each place; logits
+    are of the whole image, see `SegmentationHeads`.
 
     Weak where label maps are wrong in the same way everywhere: that is learnt, too.
     """
