@@ -26,6 +26,7 @@ from wsol_jax.localization.stage import localize_split
 from wsol_jax.models import load_network, zoo
 from wsol_jax.models.layers import Dropout, Endpoints, conv, global_average_pool
 from wsol_jax.parallel import local_devices, one_ahead
+from wsol_jax.segmentation.mars import MISSING
 from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.loop import train
 from wsol_jax.training.method import Shard, TrainedMethod, batch_mean
@@ -38,6 +39,7 @@ from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.esol import ESOL
 from wsol_jax.training.methods.has import HaS
 from wsol_jax.training.methods.irn import IRN
+from wsol_jax.training.methods.mars import MARS
 from wsol_jax.training.methods.ornet import ORNet
 from wsol_jax.training.methods.sat import SAT
 from wsol_jax.training.methods.spg import SPG
@@ -209,6 +211,7 @@ STEPPED = {
     'esol 1': ESOL(),
     'esol 2': ESOL(stage=2),
     'irn': IRN(layers=('late/early', 'late'), radius=3, width=4),
+    'mars': MARS(head='v2', rates=(1, 2)),
 }
 TOKENS = {'width': 8, 'heads': 2, 'depth': 3, 'patch': 8, 'image_size': SIDE, 'drop_path': 0.5}
 
@@ -230,10 +233,12 @@ def one_step_of_each(folder, kind):
 def one_step(file, kind, method, module):
     """Writes the weights of a network with heads after one step, and what it reported."""
     devices = local_devices(kind)
-    setting = TrainConfig(learning_rate=0.1, warmup=0.0)
+    setting = TrainConfig(learning_rate=0.1, warmup=0.0, ema=0.5)
     program = make_program(setting, method, module, zoo.SYMMETRIC, devices, 10, 5)
     images = np.random.default_rng(0).integers(0, 256, (16, SIDE, SIDE, 3), np.uint8)
     batch = batch_of(images, np.arange(16, dtype=np.int32) % 6)
+    if isinstance(method, MARS):
+        batch.targets['label_map'][:, ::2] = MISSING
     # The last images do not count: devices have unlike shares.
     batch = devices.shard(batch._replace(valid=batch.index < 13))
     state = devices.replicate(program.initial, donated=True)
