@@ -16,6 +16,7 @@ from wsol_jax.interrupts import readers_may_leave
 from wsol_jax.localization.task import LOCALIZATION
 from wsol_jax.models import Network, as_network, local_weights
 from wsol_jax.offline import check_origin
+from wsol_jax.segmentation.task import SEGMENTATION
 from wsol_jax.task import Task
 from wsol_jax.training.loop import train
 from wsol_jax.training.method import TrainedMethod
@@ -24,9 +25,10 @@ from wsol_jax.training.trained import load_network, probability_of, trained_netw
 from wsol_jax.workdir import check_same, locked, open_workdir
 
 Splits = Callable[[str], Source]
+TASKS = {'localization': LOCALIZATION, 'segmentation': SEGMENTATION}  # by `config.task`
 
 
-def run(config: Config, workdir: Path, task: Task = LOCALIZATION) -> None:
+def run(config: Config, workdir: Path, task: Task | None = None) -> None:
     """Runs the stages of an experiment.
 
     Of several processes, see `wsol_jax.hosts`, all do this with the same arguments: the first
@@ -35,12 +37,13 @@ def run(config: Config, workdir: Path, task: Task = LOCALIZATION) -> None:
     Args:
         config: the experiment.
         workdir: where its results go, and where they are taken up again.
-        task: what is learnt and scored.
+        task: what is learnt and scored; None for the one that the config names.
 
     Raises:
         ConfigError: another run works in the workdir, or a setting is wrong.
         ProcessDied: another process of this run has ended.
     """
+    task = task or TASKS[config.task]
     task.check(config)  # what is misspelt is found before anything is done, or given up
     task.method(config)
     _check_places(config)

@@ -402,6 +402,13 @@ class Config:
     """A whole experiment; when it is made the recipe of training is set, see `TrainConfig`."""
 
     stages: tuple[str, ...] = setting(STAGES, 'which stages to run, in this order', 'nothing')
+    task: str = setting(
+        'localization',
+        "what maps are made for: 'localization' (boxes) or 'segmentation' (label maps from image "
+        'labels)',
+        'scores',
+        choices=('localization', 'segmentation'),
+    )
     seed: int = setting(0, 'of everything random', 'checkpoints', SEEDS)
     parallel: str = setting(
         'jit',

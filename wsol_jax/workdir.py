@@ -226,12 +226,13 @@ def record_origin(workdir: Path, folder: Path, network: str = '') -> None:
 
 
 def remove_scores(path: Path) -> None:
-    """Removes scores, boxes and pages of a workdir, which are made anew."""
+    """Removes scores, boxes, label maps and pages of a workdir, which are made anew."""
     for name in ('metrics.json', 'curves.csv', 'report.html'):
         (path / name).unlink(missing_ok=True)
     for folder in ('boxes', 'figures'):
         for file in (path / folder).glob('*.*'):
             file.unlink()
+    shutil.rmtree(path / 'label_maps', ignore_errors=True)
 
 
 def _contents(config: Config) -> dict[str, str]:

@@ -1,0 +1,90 @@
+"""Scores of the seeds of stored maps, and their label maps; in processes that need no JAX."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wsol_jax.data import Record, stored_size
+from wsol_jax.maps import NO_CLASS, Key
+from wsol_jax.maps.store import path_of
+from wsol_jax.segmentation.label_maps import true_label_map, write_label_map
+from wsol_jax.segmentation.score import SeedCurves, seed_curves
+from wsol_jax.segmentation.seeds import seed_label_map, seed_probabilities
+
+if TYPE_CHECKING:  # counting processes start without what only names types
+    from wsol_jax.config import EvaluateConfig
+    from wsol_jax.evaluation.split import ImageMaps
+
+
+def score_seeds(
+    part: 'ImageMaps', count: int, setting: 'EvaluateConfig', chosen: Mapping[Key, float] | None
+) -> dict[Key, SeedCurves]:
+    """What the maps of some images make of their pixels at every background threshold.
+
+    Args:
+        part: images with their maps; those without a true label map do not count.
+        count: how many classes there are, the background among them.
+        setting: of the evaluation.
+        chosen: thresholds; of no use here.
+
+    Raises:
+        DataError: a true label map cannot be read, or does not fit its image.
+    """
+    del chosen
+    thresholds = np.arange(0, 1, setting.threshold_step)
+    nothing = np.zeros(0, np.int64)
+    found = {key: [SeedCurves(thresholds, count, nothing, nothing)] for key in part.maps}
+    for i, record in enumerate(part.records):
+        if not has_truth(record):
+            continue
+        truth = true_label_map(record, count - 1)
+        for key, maps in part.maps.items():
+            seeds = _seeds(maps[i], part.classes[i], record)
+            found[key].append(seed_curves(*seeds, truth, thresholds, count))
+    return {key: SeedCurves.joined(curves) for key, curves in found.items()}
+
+
+def joined_curves(parts: Iterable[Mapping[Key, SeedCurves]]) -> dict[Key, SeedCurves]:
+    """Of all images of some parts, at least one."""
+    known = list(parts)
+    return {key: SeedCurves.joined(part[key] for part in known) for key in known[0]}
+
+
+def write_seeds(part: 'ImageMaps', folder: Path, thresholds: Mapping[Key, float]) -> int:
+    """Writes the label maps of some images, each `folder/<method>/<layer>/<image_id>.png`.
+
+    Args:
+        part: images with their maps.
+        folder: of their split.
+        thresholds: of the background, for every (method, layer).
+
+    Returns:
+        How many images they are.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    for i, record in enumerate(part.records):
+        for key, threshold in thresholds.items():
+            seeds = _seeds(part.maps[key][i], part.classes[i], record)
+            label_map = seed_label_map(*seeds, threshold)
+            write_label_map(seed_file(folder, key, record), label_map)
+    return len(part.records)
+
+
+def seed_file(folder: Path, key: Key, record: Record) -> Path:
+    """Where the label map of an image lies that a (method, layer) made."""
+    return folder / path_of(key) / f'{record.image_id}.png'
+
+
+def has_truth(record: Record) -> bool:
+    """Whether the true label map of an image is known."""
+    return record.extra.get('segmentation') is not None
+
+
+def _seeds(maps: np.ndarray, classes: np.ndarray, record: Record) -> tuple[np.ndarray, list[int]]:
+    """Probabilities [K,H,W] of the K classes of an image, and these: of maps [L,h,w], K <= L."""
+    own = classes != NO_CLASS
+    return seed_probabilities(maps[own], stored_size(record)), classes[own].tolist()

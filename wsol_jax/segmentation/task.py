@@ -1,0 +1,183 @@
+"""Segmentation from image labels as a task: from labels to maps, seeds, label maps and scores."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from wsol_jax.config import Config, ConfigError
+from wsol_jax.data import Source, check_training
+from wsol_jax.evaluation.frame import evaluate_splits
+from wsol_jax.evaluation.processes import mapper
+from wsol_jax.evaluation.split import SplitMaps
+from wsol_jax.localization.stage import localize_split
+from wsol_jax.localization.task import LOCALIZATION
+from wsol_jax.maps import Key
+from wsol_jax.maps.store import MapStore
+from wsol_jax.models import Network
+from wsol_jax.report.seeds import report_seeds
+from wsol_jax.segmentation.score import SeedCurves, metrics_of, scores_of
+from wsol_jax.segmentation.seed_scores import (
+    has_truth,
+    joined_curves,
+    score_seeds,
+    write_seeds,
+)
+from wsol_jax.task import Task
+from wsol_jax.training.methods import make_method
+from wsol_jax.workdir import write_csv
+
+LABEL_MAPS = 'label_maps'  # in the workdir
+_CURVES = ('mIoU', 'Precision', 'Recall')
+_Scored = Mapping[Key, SeedCurves]
+
+
+def evaluate_seeds(
+    config: Config,
+    sources: Mapping[str, Source],
+    workdir: Path,
+    network: Network | None = None,
+) -> dict[str, Any]:
+    """Scores the seeds of every split; writes metrics.json, curves.csv and label_maps/.
+
+    The background threshold of each (method, layer) is the one of the highest mIoU on
+    `evaluate.choose_on`; `evaluate.threshold` where no image there has a true label map. Its own
+    scores there are oracles, and their rows say so; so are all that are named Peak.
+
+    Args:
+        config: the experiment.
+        sources: {split: source}; images without a true label map are not scored.
+        workdir: with the maps of these splits.
+        network: of no use here.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        DataError: maps are missing or of other images, or a true label map does not fit.
+        FileNotFoundError: a split has no maps at all.
+    """
+    del network
+    splits = [SplitMaps(n, s, MapStore(workdir / 'maps' / n)) for n, s in sources.items()]
+    return evaluate_splits(
+        config.evaluate,
+        splits,
+        workdir,
+        score=partial(score_seeds, count=1 + splits[-1].source.num_classes),
+        join=joined_curves,
+        choose=_choose,
+        summarize=partial(_summary, config, workdir),
+    )
+
+
+def _choose(scored: _Scored | None) -> dict[Key, float]:
+    """The best threshold of every (method, layer) on these images, where they have a truth."""
+    known = {key: curves for key, curves in (scored or {}).items() if curves.pixels.size}
+    return {key: curves.best_threshold for key, curves in known.items()}
+
+
+def _summary(
+    config: Config,
+    workdir: Path,
+    splits: Sequence[SplitMaps],
+    scored: Mapping[str, _Scored],
+    chosen: Mapping[Key, float],
+) -> dict[str, Any]:
+    setting = config.evaluate
+    best = _best_layers(scored.get(setting.choose_on, {}))
+    rows = []
+    for split in splits:
+        cut = {
+            key: chosen.get(key, _nearest(curves, setting.threshold))
+            for key, curves in scored[split.name].items()
+        }
+        _write(split, cut, workdir / LABEL_MAPS / split.name, setting.processes)
+        for key, curves in scored[split.name].items():
+            if curves.pixels.size:
+                origin = setting.choose_on if key in chosen else 'config'
+                row = _row(split, key, curves, cut[key], origin)
+                rows.append(row | ({'chosen': best[key[0]] == key[1]} if best else {}))
+    _write_curves(scored, workdir / 'curves.csv')
+    return {
+        'classification': splits[-1].classification,
+        'average_precision': splits[-1].average_precision,
+        'segmentation': rows,
+    }
+
+
+def _best_layers(scored: _Scored) -> dict[str, str]:
+    """{method: the layer whose mIoU is best on these images}."""
+    peaks = {key: _peak(curves)['PeakmIoU'] for key, curves in scored.items() if curves.pixels.size}
+    return dict(sorted(peaks, key=lambda key: peaks[key]))  # of each method the last one stays
+
+
+def _nearest(curves: SeedCurves, threshold: float) -> float:
+    return float(curves.thresholds[np.argmin(np.abs(curves.thresholds - threshold))])
+
+
+def _row(
+    split: SplitMaps, key: Key, curves: SeedCurves, threshold: float, origin: str
+) -> dict[str, Any]:
+    """The row of metrics.json of one (method, layer) on one split."""
+    facts: dict[str, Any] = {'method': key[0], 'layer': key[1], 'split': split.name}
+    facts |= {'images': sum(map(has_truth, split.records))}
+    facts |= {'oracle': True} if split.name == origin else {}
+    facts |= {'threshold': threshold, 'threshold_from': origin, **_peak(curves)}
+    return facts | metrics_of(curves.at(threshold), _names(split.source))
+
+
+def _peak(curves: SeedCurves) -> dict[str, float]:
+    """The highest mIoU that any threshold gives on these images, an oracle, and which one."""
+    best = curves.best_threshold
+    return {'PeakmIoU': scores_of(curves.at(best))['mIoU'], 'PeakmIoU_threshold': best}
+
+
+def _names(source: Source) -> list[str]:
+    return ['background', *(source.class_name(k) for k in range(source.num_classes))]
+
+
+def _write(split: SplitMaps, cut: Mapping[Key, float], folder: Path, processes: int) -> None:
+    """The label maps of a split at these thresholds."""
+    bar = tqdm(total=len(split.records), desc=f'write {split.name}', unit='image', disable=None)
+    with bar, mapper(processes) as over:
+        for count in over(partial(write_seeds, folder=folder, thresholds=cut), split.parts()):
+            bar.update(count)
+
+
+def _write_curves(scored: Mapping[str, _Scored], path: Path) -> None:
+    """The scores of every (method, layer) at every threshold."""
+    rows = []
+    for name, of_split in scored.items():
+        for key, curves in of_split.items():
+            columns = curves.curves()
+            for i, threshold in enumerate(curves.thresholds if curves.pixels.size else ()):
+                values = [columns[score][i] for score in _CURVES]
+                texts = ['' if np.isnan(value) else f'{value:.6g}' for value in values]
+                rows.append((name, *key, f'{threshold:g}', *texts))
+    write_csv(path, ('split', 'method', 'layer', 'threshold', *_CURVES), rows)
+
+
+def _check(config: Config) -> None:
+    if config.localize.classes != 'ground_truth':
+        raise ConfigError(
+            "config.localize.classes must be 'ground_truth', the labels of each image, with "
+            f"config.task='segmentation', got {config.localize.classes!r}"
+        )
+
+
+def _check_sources(config: Config, train: Source, val: Source) -> None:
+    check_training(train, val, several=make_method(config.train).several)
+
+
+SEGMENTATION = Task(
+    method=LOCALIZATION.method,
+    compute=localize_split,
+    evaluate=evaluate_seeds,
+    report=report_seeds,
+    check=_check,
+    check_sources=_check_sources,
+    check_network=LOCALIZATION.check_network,
+)
