@@ -1,4 +1,4 @@
-"""The stage `report` of segmentation: the table on the terminal, and the page of one's seeds."""
+"""The stage `report` of segmentation: the table on the terminal, and the page."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,30 +7,35 @@ from typing import Any
 import numpy as np
 
 from wsol_jax.config import Config, ConfigError
-from wsol_jax.data import Source, evenly_spaced
+from wsol_jax.data import Record, Source, evenly_spaced
 from wsol_jax.report.frame import write_tables
 from wsol_jax.report.segmentation import SegmentedImage, segmented_image, write_segmentation_page
 from wsol_jax.report.table import aligned, threshold_text
 from wsol_jax.segmentation.label_maps import read_label_map, true_label_map
-from wsol_jax.segmentation.seed_scores import has_truth, seed_file
+from wsol_jax.segmentation.seed_scores import (
+    LABEL_MAPS,
+    has_truth,
+    predicted_file,
+    seed_file,
+)
 from wsol_jax.workdir import read_csv, read_json
 
 _SHOWN = ('mIoU', 'FP', 'FN', 'Precision', 'Recall', 'PeakmIoU')
 _CURVES = ('threshold', 'mIoU', 'Precision', 'Recall')
 _TITLE = 'Segmentation from image labels'
-_UNSCORED = '{split}: no image has a true label map; the label maps lie in label_maps/{split}'
+_UNSCORED = '{split}: no image has a true label map to compare with'
 
 
 def report_seeds(config: Config, source: Source, workdir: Path) -> str:
     """Writes report.html; returns the table for the terminal.
 
     The page is of the (method, layer) that is best on `evaluate.choose_on`; where nothing is scored
-    there, on the last split itself.
+    there, on the last split itself. Label maps that were predicted have no threshold.
 
     Args:
         config: the experiment.
         source: images of the last split.
-        workdir: with metrics.json, curves.csv and label_maps/.
+        workdir: with metrics.json, curves.csv and the label maps.
 
     Raises:
         ConfigError: metrics.json is missing or of another task.
@@ -42,8 +47,9 @@ def report_seeds(config: Config, source: Source, workdir: Path) -> str:
         write_tables(workdir, _TITLE, facts, {})
         return _UNSCORED.format(split=split)
     best = _best(metrics['segmentation'], rows, config.evaluate.choose_on)
-    facts |= {name: f'{best[name]}' for name in ('method', 'layer', 'threshold_from')}
-    facts |= {'threshold': threshold_text(best['threshold'])}
+    facts |= {name: best[name] for name in ('method', 'layer')}
+    chosen = {r['threshold_from']: r['threshold'] for r in [best] if 'threshold' in r}
+    facts |= {f'threshold from {name}': threshold_text(value) for name, value in chosen.items()}
     names = [row['name'] for row in best['by_class']]
     write_segmentation_page(
         workdir / 'report.html',
@@ -52,8 +58,8 @@ def report_seeds(config: Config, source: Source, workdir: Path) -> str:
         np.array(best['confusion']),
         names,
         list(_gallery(config, source, workdir, best, len(names))),
-        _curves(workdir, best),
-        {best['threshold_from']: best['threshold']},
+        _curves(workdir, best) if chosen else None,
+        chosen,
     )
     return _table(rows)
 
@@ -79,13 +85,19 @@ def _best(
 def _gallery(
     config: Config, source: Source, workdir: Path, row: dict[str, Any], count: int
 ) -> Iterator[SegmentedImage]:
-    folder, key = workdir / 'label_maps' / row['split'], (row['method'], row['layer'])
     for i in evenly_spaced(np.arange(len(source)), config.report.gallery).tolist():
         record = source[i]
-        file = seed_file(folder, key, record)
+        file = _file(workdir, row, record)
         if has_truth(record) and file.exists():  # images that cannot be read have none
             truth = true_label_map(record, count - 1)
             yield segmented_image(record.image_id, record, read_label_map(file), truth, count)
+
+
+def _file(workdir: Path, row: dict[str, Any], record: Record) -> Path:
+    """Where the label map of an image lies that a row is about."""
+    if 'threshold' not in row:
+        return predicted_file(workdir / 'maps' / row['split'], record)
+    return seed_file(workdir / LABEL_MAPS / row['split'], (row['method'], row['layer']), record)
 
 
 def _curves(workdir: Path, row: dict[str, Any]) -> dict[str, list[float]]:
@@ -100,9 +112,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
     """Scores of the last split; those named with a star are oracles."""
     title = f'{rows[0]["split"]}: {rows[0]["images"]} images'
     star = '*' if any(row.get('oracle') for row in rows) else ''
-    heads = ['PeakmIoU*' if name == 'PeakmIoU' else f'{name}{star}' for name in _SHOWN]
+    shown = [name for name in _SHOWN if any(name in row for row in rows)]
+    heads = ['PeakmIoU*' if name == 'PeakmIoU' else f'{name}{star}' for name in shown]
     cells = [['method', 'layer', 'threshold', *heads]]
     for row in rows:
-        scores = [f'{row[name]:.1f}' if name in row else '' for name in _SHOWN]
-        cells.append([row['method'], row['layer'], threshold_text(row['threshold']), *scores])
+        scores = [f'{row[name]:.1f}' if name in row else '' for name in shown]
+        threshold = threshold_text(row['threshold']) if 'threshold' in row else ''
+        cells.append([row['method'], row['layer'], threshold, *scores])
     return '\n'.join([title, *aligned(cells)])

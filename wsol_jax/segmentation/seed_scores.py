@@ -1,21 +1,67 @@
-"""Scores of the seeds of stored maps, and their label maps; in processes that need no JAX."""
+"""Scores of seeds of stored maps and of predicted label maps; in processes that need no JAX."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wsol_jax.data import Record, stored_size
+from wsol_jax.evaluation.split import Results, StoredSplit
 from wsol_jax.maps import NO_CLASS, Key
 from wsol_jax.maps.store import path_of
-from wsol_jax.segmentation.label_maps import true_label_map, write_label_map
-from wsol_jax.segmentation.score import SeedCurves, seed_curves
+from wsol_jax.segmentation.label_maps import read_label_map, true_label_map, write_label_map
+from wsol_jax.segmentation.score import SeedCurves, confusion, seed_curves
 from wsol_jax.segmentation.seeds import seed_label_map, seed_probabilities
 
 if TYPE_CHECKING:  # counting processes start without what only names types
     from wsol_jax.config import EvaluateConfig
     from wsol_jax.evaluation.split import ImageMaps
+
+LABEL_MAPS = 'label_maps'  # of seeds in the workdir, of predictions in the folder of their store
+_FILE = 'predicted'  # what records tell of, beside what is known of the image
+
+
+class PredictedSplit(StoredSplit):
+    """A split with the label maps that were predicted of its images."""
+
+    def parts(self, share: slice = slice(None)) -> Iterator[Results]:
+        """Some images at a time, with the files of their label maps."""
+        for part in super().parts(share):
+            yield replace(part, records=[self._with_file(record) for record in part.records])
+
+    def _with_file(self, record: Record) -> Record:
+        file = predicted_file(self.store.folder, record)
+        return replace(record, extra={**record.extra, _FILE: file})
+
+
+def predicted_file(folder: Path, record: Record) -> Path:
+    """Where the predicted label map of an image lies, in the folder of its store."""
+    return folder / LABEL_MAPS / f'{record.image_id}.png'
+
+
+def score_predicted(
+    part: Results, count: int, setting: 'EvaluateConfig', chosen: None
+) -> np.ndarray:
+    """Int64 [count, count], as from `confusion`, of some images.
+
+    Args:
+        part: of a `PredictedSplit`; images without a true label map do not count.
+        count: how many classes there are, the background among them.
+        setting: of the evaluation; of no use here.
+        chosen: likewise.
+
+    Raises:
+        DataError: a label map cannot be read, or does not fit its image.
+    """
+    del setting, chosen
+    total = np.zeros((count, count), np.int64)
+    for record in filter(has_truth, part.records):
+        file = record.extra[_FILE]
+        truth, names = true_label_map(record, count - 1), (str(file), record.image_id)
+        total += confusion(read_label_map(file), truth, count, names=names)
+    return total
 
 
 def score_seeds(

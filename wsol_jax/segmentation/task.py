@@ -1,6 +1,6 @@
 """Segmentation from image labels as a task: from labels to maps, seeds, label maps and scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,24 @@ from wsol_jax.config import Config, ConfigError
 from wsol_jax.data import Source, check_training
 from wsol_jax.evaluation.frame import evaluate_splits
 from wsol_jax.evaluation.processes import mapper
-from wsol_jax.evaluation.split import SplitMaps
+from wsol_jax.evaluation.split import SplitMaps, StoredSplit
+from wsol_jax.localization.method import HEAD
 from wsol_jax.localization.stage import localize_split
 from wsol_jax.localization.task import LOCALIZATION
 from wsol_jax.maps import Key
+from wsol_jax.maps.columns import Store
 from wsol_jax.maps.store import MapStore
 from wsol_jax.models import Network
+from wsol_jax.models.deeplab import SegmentationHeads
 from wsol_jax.report.seeds import report_seeds
+from wsol_jax.segmentation.predictions import is_predicted, predicts, segment_split
 from wsol_jax.segmentation.score import SeedCurves, metrics_of, scores_of
 from wsol_jax.segmentation.seed_scores import (
+    LABEL_MAPS,
+    PredictedSplit,
     has_truth,
     joined_curves,
+    score_predicted,
     score_seeds,
     write_seeds,
 )
@@ -30,16 +37,82 @@ from wsol_jax.task import Task
 from wsol_jax.training.methods import make_method
 from wsol_jax.workdir import write_csv
 
-LABEL_MAPS = 'label_maps'  # in the workdir
 _CURVES = ('mIoU', 'Precision', 'Recall')
 _Scored = Mapping[Key, SeedCurves]
+
+
+def _compute(config: Config, network: Network, source: Source, split: str, workdir: Path) -> Store:
+    """Label maps where the network segments: the labels of images are not to help it."""
+    compute = segment_split if predicts(network) else localize_split
+    return compute(config, network, source, split, workdir)
+
+
+def _evaluate(
+    config: Config, sources: Mapping[str, Source], workdir: Path, network: Network | None
+) -> dict[str, Any]:
+    del network
+    predicted = [is_predicted(Store(workdir / 'maps' / name)) for name in sources]
+    evaluate = evaluate_predicted if all(predicted) else evaluate_seeds
+    return evaluate(config, sources, workdir)
+
+
+def evaluate_predicted(
+    config: Config, sources: Mapping[str, Source], workdir: Path
+) -> dict[str, Any]:
+    """Scores the label maps that were predicted of every split; writes metrics.json.
+
+    Nothing is chosen: no threshold, and no label of an image is looked at.
+
+    Args:
+        config: the experiment.
+        sources: {split: source}; images without a true label map are not scored.
+        workdir: with the label maps of these splits.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        DataError: label maps are missing or of other images, or do not fit the true ones.
+    """
+    splits = [PredictedSplit(n, s, Store(workdir / 'maps' / n)) for n, s in sources.items()]
+    count = 1 + splits[-1].source.num_classes
+    return evaluate_splits(
+        config.evaluate,
+        splits,
+        workdir,
+        score=partial(score_predicted, count=count),
+        join=_added,
+        choose=_nothing,
+        summarize=_predicted_summary,
+    )
+
+
+def _added(parts: Iterable[np.ndarray]) -> np.ndarray:
+    return np.sum(list(parts), axis=0)
+
+
+def _nothing(matrix: np.ndarray | None) -> None:
+    del matrix
+
+
+def _predicted_summary(
+    splits: Sequence[PredictedSplit], matrices: Mapping[str, np.ndarray], chosen: None
+) -> dict[str, Any]:
+    del chosen
+    key = SegmentationHeads.map_name, HEAD
+    known = [split for split in splits if matrices[split.name].any()]
+    return {
+        'segmentation': [
+            _facts(split, key) | metrics_of(matrices[split.name], _names(split.source))
+            for split in known
+        ]
+    }
 
 
 def evaluate_seeds(
     config: Config,
     sources: Mapping[str, Source],
     workdir: Path,
-    network: Network | None = None,
 ) -> dict[str, Any]:
     """Scores the seeds of every split; writes metrics.json, curves.csv and label_maps/.
 
@@ -51,7 +124,6 @@ def evaluate_seeds(
         config: the experiment.
         sources: {split: source}; images without a true label map are not scored.
         workdir: with the maps of these splits.
-        network: of no use here.
 
     Returns:
         What metrics.json holds.
@@ -60,7 +132,6 @@ def evaluate_seeds(
         DataError: maps are missing or of other images, or a true label map does not fit.
         FileNotFoundError: a split has no maps at all.
     """
-    del network
     splits = [SplitMaps(n, s, MapStore(workdir / 'maps' / n)) for n, s in sources.items()]
     return evaluate_splits(
         config.evaluate,
@@ -122,11 +193,14 @@ def _row(
     split: SplitMaps, key: Key, curves: SeedCurves, threshold: float, origin: str
 ) -> dict[str, Any]:
     """The row of metrics.json of one (method, layer) on one split."""
-    facts: dict[str, Any] = {'method': key[0], 'layer': key[1], 'split': split.name}
-    facts |= {'images': sum(map(has_truth, split.records))}
-    facts |= {'oracle': True} if split.name == origin else {}
+    facts = _facts(split, key) | ({'oracle': True} if split.name == origin else {})
     facts |= {'threshold': threshold, 'threshold_from': origin, **_peak(curves)}
     return facts | metrics_of(curves.at(threshold), _names(split.source))
+
+
+def _facts(split: StoredSplit, key: Key) -> dict[str, Any]:
+    images = sum(map(has_truth, split.records))
+    return {'method': key[0], 'layer': key[1], 'split': split.name, 'images': images}
 
 
 def _peak(curves: SeedCurves) -> dict[str, float]:
@@ -172,12 +246,17 @@ def _check_sources(config: Config, train: Source, val: Source) -> None:
     check_training(train, val, several=make_method(config.train).several)
 
 
+def _check_network(config: Config, network: Network) -> None:
+    if not predicts(network):
+        LOCALIZATION.check_network(config, network)
+
+
 SEGMENTATION = Task(
     method=LOCALIZATION.method,
-    compute=localize_split,
-    evaluate=evaluate_seeds,
+    compute=_compute,
+    evaluate=_evaluate,
     report=report_seeds,
     check=_check,
     check_sources=_check_sources,
-    check_network=LOCALIZATION.check_network,
+    check_network=_check_network,
 )
