@@ -1,4 +1,4 @@
-"""BAS for images of several labels (Zhai et al., IJCV, arXiv 2309.12943)."""
+"""BAS for images of several labels (Zhai et al. 2023, arXiv 2309.12943, IJCV)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
