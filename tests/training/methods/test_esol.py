@@ -79,19 +79,23 @@ def test_losses_of_both_stages_by_hand(sigmoid):
         outputs = Outputs(-logits, {}, {'sampled': logits, 'maps': maps})
         return ESOL(sigmoid=sigmoid, **options).loss(outputs, batch, None)
 
-    losses, values = loss(logits, bound=1.0)
-    np.testing.assert_allclose(losses, -np.minimum(plain, 1), rtol=1e-6)
+    losses, values = loss(logits, rise=0.5)
+    # That of the plain logits, which are the others, is the other image's, and 1/2 may be added.
+    of_plain = np.log([4.0, 4 / 3])
+    if sigmoid:
+        of_plain = (of_plain + np.log(2)) / 2
+    np.testing.assert_allclose(losses, -np.minimum(plain, of_plain + 0.5), rtol=1e-6)
+    assert (losses[1] > -plain[1]) == (plain[1] > of_plain[1] + 0.5)
     np.testing.assert_allclose(values['area'], [1, 0.5])
     assert values['accuracy'].tolist() == [0, 100]
     assert values['accuracy_sampled'].tolist() == [100, 0]
-    slopes = jax.grad(lambda z: loss(z, bound=0.6)[0].sum())(logits)
-    assert np.abs(slopes[0]).min() > 0 and not slopes[1].any()  # beyond the bound
+    slopes = jax.grad(lambda z: loss(z, rise=0.1)[0].sum())(logits)
+    assert np.abs(slopes[0]).max() > 0 and not slopes[1].any()  # beyond the bound
     losses, _ = loss(logits, stage=2, area_weight=2.0)
     np.testing.assert_allclose(losses, plain + np.array([2, 1]), rtol=1e-6)
 
 
-def test_it_starts_as_plain_convolutions_behind_the_network():
-    """Without offsets each is a mean of 3 x 3 places, zeros outside among them."""
+def test_it_starts_as_cam_of_clipped_features():
     inputs = zoo.SYMMETRIC(IMAGES)
     for stage in (1, 2):
         module = headed(ESOL(stage=stage))
@@ -99,8 +103,7 @@ def test_it_starts_as_plain_convolutions_behind_the_network():
         logits, endpoints, extras = nnx.jit(outputs_of)(module, inputs)
         plain, _ = Tiny.__call__(module, inputs)
         np.testing.assert_allclose(logits, plain, rtol=1e-5)
-        features = clipped(mean_of_nine(np.asarray(endpoints['late'])), 0.3)
-        features = features if stage == 1 else mean_of_nine(np.asarray(features))
+        features = clipped(endpoints['late'], 0.3)
         weights = module.fc.kernel[...]
         expected = features.mean((1, 2)) @ weights + module.fc.bias[...]
         np.testing.assert_allclose(extras['sampled'], expected, rtol=1e-4, atol=1e-5)
@@ -111,17 +114,11 @@ def test_it_starts_as_plain_convolutions_behind_the_network():
         np.testing.assert_allclose(own[:, 1], maps[..., 0], rtol=1e-4, atol=1e-5)
 
 
-def mean_of_nine(x):
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    height, width = x.shape[1:3]
-    return sum(padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9
-
-
 def test_only_offsets_of_the_stage_learn():
     """Of several labels an image, with weight decay."""
     setting = TrainConfig(optimizer='adamw', learning_rate=0.05, weight_decay=0.1, warmup=0.0)
     for stage, name in ((1, 'expansion'), (2, 'shrinkage')):
-        method = ESOL(stage=stage, sigmoid=True, bound=10.0)
+        method = ESOL(stage=stage, sigmoid=True, rise=10.0)
         module, devices = headed(method), local_devices('jit')
         program = make_program(setting, method, module, zoo.SYMMETRIC, devices, 10, 5)
         before = named(program.initial)

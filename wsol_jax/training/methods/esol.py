@@ -3,9 +3,9 @@
 A reconstruction: no code was published, and of the paper abstract and method figure were read.
 Certain are the two deformable convolutions, of which the offsets alone learn, behind a classifier
 that is frozen; the classification loss that the first one maximizes; the clip behind it; and the
-classification and area losses of the second one. Chosen here are the kernels, means of what the
-nine places sample in each channel; that they stand behind the last layer; the form of the clip, the
-bound of the loss, the form of the area, and all weights.
+classification and area losses of the second one. Chosen here are the kernels, identities that take
+one sample at each place; that they stand behind the last layer; the form of the clip, the bound of
+the loss, the form of the area, and all weights.
 """
 
 from collections.abc import Mapping
@@ -41,15 +41,16 @@ class ESOL(TrainedMethod):
     before: a plain training of the same network, of one label an image or of several; stage 1, the
     expansion; stage 2, the shrinkage. Behind the last layer F of the network, a deformable
     convolution learns where to sample; kernel, network and classifier stay as they are. In stage 1
-    it maximizes the loss of classification, up to a bound, and the features are clipped. In stage 2
+    it raises the loss of classification, by a little, and the features are clipped. In stage 2
     a second one samples those, and minimizes the loss of classification plus the area.
 
     The map, 'esol', is relu(w_c F') with the features F' of the stage. Logits are those of the
     plain network: its CAM can be asked for beside.
 
-    A reconstruction: clip, bound, kernels and weights are not the authors'.
+    A reconstruction: clip, bound, kernels and weights are not the authors', nor are its scores.
 
-    Weak in cost, three trainings one after another.
+    Weak where stage 1 goes on for long: the map leaves the object then. And in cost, three
+    trainings one after another.
     """
 
     best: ClassVar[tuple[str, Literal['max', 'min']]] = ('loss', 'min')
@@ -61,9 +62,10 @@ class ESOL(TrainedMethod):
         'checkpoints',
         Range(0, 1, '(]'),
     )
-    bound: float = setting(
-        0.69,
-        'of the loss that stage 1 maximizes: an image of a higher one has no gradient',
+    rise: float = setting(
+        0.05,
+        "how far stage 1 raises an image's loss above that of the plain network: beyond, it has no "
+        'gradient',
         'checkpoints',
         Range(0, 1000, '(]'),
     )
@@ -95,7 +97,7 @@ class ESOL(TrainedMethod):
     def loss(
         self, outputs: Outputs, batch: Shard, update: Update
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Stage 1: minus the bounded loss of classification; stage 2: that loss plus the area.
+        """Stage 1: minus the loss of classification, bounded; stage 2: that loss plus the area.
 
         Logged beside it: the accuracy of the network, which stays, that by the features of the
         stage, and the area. See `TrainedMethod.loss`.
@@ -110,7 +112,8 @@ class ESOL(TrainedMethod):
             'area': covered,
         }
         if self.stage == 1:
-            return -jnp.minimum(losses, self.bound), values
+            most = self.classification(outputs.logits, batch) + self.rise
+            return -jnp.minimum(losses, jax.lax.stop_gradient(most)), values
         return losses + self.area_weight * covered, values
 
 
@@ -178,9 +181,10 @@ def linear_classifier(
     return kernel, bias
 
 
-def _mean_of_samples(features: int, rngs: nnx.Rngs) -> DeformableConv:
-    mean = nnx.initializers.constant(1 / 9)
-    return DeformableConv(features, features, depthwise=True, kernel_init=mean, rngs=rngs)
+def _sampler(features: int, rngs: nnx.Rngs) -> DeformableConv:
+    """As it starts, what it is given: a kernel of one place, in each channel by itself."""
+    one = nnx.initializers.ones_init()
+    return DeformableConv(features, features, 1, depthwise=True, kernel_init=one, rngs=rngs)
 
 
 class _Heads(Heads):
@@ -192,8 +196,8 @@ class _Heads(Heads):
         self.reads, self.stage, self.clip = (layer,), stage, clip
         self.sizes = (layer, network.input_shape, network.shapes[layer])
         features = network.shapes[layer][-1]
-        self.expansion = _mean_of_samples(features, rngs)
-        self.shrinkage = _mean_of_samples(features, rngs)
+        self.expansion = _sampler(features, rngs)
+        self.shrinkage = _sampler(features, rngs)
         self.classifier = nnx.Linear(features, network.num_classes, rngs=rngs)
 
     def __call__(
