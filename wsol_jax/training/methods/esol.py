@@ -49,8 +49,8 @@ class ESOL(TrainedMethod):
 
     A reconstruction: clip, bound, kernels and weights are not the authors', nor are its scores.
 
-    Weak where stage 1 goes on for long: the map leaves the object then. And in cost, three
-    trainings one after another.
+    Weak where stage 1 takes samples from off the object: the map finds less of it then, not more.
+    On generated scenes it did so from the first epoch on (`experiments/esol_trajectory.py`).
     """
 
     best: ClassVar[tuple[str, Literal['max', 'min']]] = ('loss', 'min')
