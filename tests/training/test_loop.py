@@ -107,7 +107,7 @@ def trained(tmp_path_factory, sources):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, 'Checkpoints', Keeping)
         patch.setattr(Keeping, 'states', states)
-        patch.setattr(loop, '_means', lambda *_: {'loss': 1.0, 'accuracy': next(accuracies)})
+        patch.setattr(loop, 'split_means', lambda *_: {'loss': 1.0, 'accuracy': next(accuracies)})
         train(CONFIG, *sources, workdir)
     return workdir, states
 
@@ -260,14 +260,14 @@ def interrupt_evaluation(epoch):
     """Ctrl-C in the evaluation after an epoch."""
 
     def patch(monkeypatch):
-        calls, means = count(1), loop._means
+        calls, means = count(1), loop.split_means
 
         def interrupted(*arguments):
             if next(calls) == epoch:
                 signal.raise_signal(signal.SIGINT)
             return means(*arguments)
 
-        monkeypatch.setattr(loop, '_means', interrupted)
+        monkeypatch.setattr(loop, 'split_means', interrupted)
 
     return patch
 
@@ -537,7 +537,7 @@ def test_a_network_at_chance_is_told(sources, tmp_path, caplog):
     for accuracy, told in ((100 / 6, 1), (90.0, 0)):
         caplog.clear()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, '_means', lambda *_, a=accuracy: {'accuracy': a})
+            patch.setattr(loop, 'split_means', lambda *_, a=accuracy: {'accuracy': a})
             train(CONFIG, *sources, tmp_path / str(told))
         lines = [r.getMessage() for r in caplog.records if 'by chance' in r.getMessage()]
         assert len(lines) == told
