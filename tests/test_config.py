@@ -76,6 +76,7 @@ def test_every_setting_can_be_set_and_is_kept(path):
         'stages': ['report'],
         'data.shapes_counts': [6, 7, 8],
         'localize.scales': [0.5, 2.0],
+        'localize.store': 'gs://bucket/run',
         'evaluate.closing': 5,
         'task': 'segmentation',
         'parallel': 'pmap',

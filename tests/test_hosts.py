@@ -297,7 +297,7 @@ def alone(tmp_path_factory):
     return folder / 'W'
 
 
-def assert_same(workdir, expected):
+def assert_same(workdir, expected, elsewhere=None):
     for split in ('val', 'test'):
         one, other = (MapStore(w / 'maps' / split) for w in (workdir, expected))
         assert not len(one.pending()) and one.image_ids == other.image_ids
@@ -310,7 +310,8 @@ def assert_same(workdir, expected):
     assert jax.tree.structure(found) == jax.tree.structure(metrics)
     values = pytest.approx(jax.tree.leaves(metrics), abs=1e-6, nan_ok=True)
     assert jax.tree.leaves(found) == values
-    names = {p.relative_to(workdir) for p in workdir.rglob('*') if '.__lock' not in p.name}
+    places = (workdir, elsewhere) if elsewhere else (workdir,)
+    names = {p.relative_to(w) for w in places for p in w.rglob('*') if '.__lock' not in p.name}
     assert names == {p.relative_to(expected) for p in expected.rglob('*')}
 
 
@@ -349,6 +350,28 @@ def test_the_run_goes_on_alone_when_one_has_died(alone, tmp_path):
     assert code == 0
     assert (folder / 'W/maps/test/status/0').stat().st_mtime_ns == done
     assert_same(folder / 'W', alone)
+
+
+@pytest.mark.slow
+def test_maps_elsewhere_go_on_after_a_kill_and_are_of_one_run(alone, tmp_path):
+    folder, there = folder_of(tmp_path / 'run'), tmp_path / 'there'
+    store, told = f'--config.localize.store=file://{there}/', ('maps', 5, signal.SIGKILL)
+    _, (killed, *_) = run(folder, 2, *LOCALIZE, store, told=told)
+    assert killed == -signal.SIGKILL
+    done = next((there / 'maps/test').glob('*/*/0.0.0.0')).stat().st_mtime_ns
+    ((code, *_),) = run(folder, 1, *LOCALIZE, store)
+    assert code == 0
+    assert next((there / 'maps/test').glob('*/*/0.0.0.0')).stat().st_mtime_ns == done
+    for where, message in ((f'{store}2', 'was made with localize.store='), (store, '')):
+        ((code, _, err),) = run(folder, 1, *LOCALIZE, where)
+        assert (code, err.count('\n')) == ((2, 1) if message else (0, 0)) and message in err
+    ((code, _, err),) = run(folder_of(tmp_path / 'other'), 1, *LOCALIZE, store)
+    assert code == 2 and err.endswith(
+        f"store='file://{there}' holds the maps of another run: choose another, or delete what is "
+        'there\n'
+    )
+    (there / 'wsol_jax_run').unlink()
+    assert_same(folder / 'W', alone, there)
 
 
 @pytest.mark.slow

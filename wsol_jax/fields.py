@@ -178,6 +178,16 @@ def split_name(text: str) -> str:
     return '' if plain else 'be the plain name of a split'
 
 
+_URL = re.compile(r'((gs|s3|memory)://|file:///)[A-Za-z0-9][A-Za-z0-9._~+=@%/-]*')
+
+
+def store_url(text: str) -> str:
+    """The rule of URLs that arrays are stored under; '' is the workdir."""
+    if not text or _URL.fullmatch(text):
+        return ''
+    return "be '' for the workdir, or a plain URL: gs://BUCKET/RUN, s3://BUCKET/RUN, file:///FOLDER"
+
+
 def value_fault(setting: Setting, where: str, value: Any) -> str:
     """What is wrong with the value of a setting, in one line; '' if nothing is.
 

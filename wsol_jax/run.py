@@ -14,6 +14,7 @@ from wsol_jax.data import Source, open_source
 from wsol_jax.hosts import barrier, end_together, first_of_all, is_first
 from wsol_jax.interrupts import readers_may_leave
 from wsol_jax.localization.task import LOCALIZATION
+from wsol_jax.maps.elsewhere import claim
 from wsol_jax.models import Network, as_network, local_weights
 from wsol_jax.offline import check_origin
 from wsol_jax.segmentation.task import SEGMENTATION
@@ -22,7 +23,7 @@ from wsol_jax.training.loop import train
 from wsol_jax.training.method import TrainedMethod
 from wsol_jax.training.methods import make_module
 from wsol_jax.training.trained import load_network, probability_of, trained_network
-from wsol_jax.workdir import check_same, locked, open_workdir
+from wsol_jax.workdir import check_same, locked, open_workdir, run_id
 
 Splits = Callable[[str], Source]
 TASKS = {'localization': LOCALIZATION, 'segmentation': SEGMENTATION}  # by `config.task`
@@ -40,7 +41,8 @@ def run(config: Config, workdir: Path, task: Task | None = None) -> None:
         task: what is learnt and scored; None for the one that the config names.
 
     Raises:
-        ConfigError: another run works in the workdir, or a setting is wrong.
+        ConfigError: another run works in the workdir or has `localize.store`, or a setting is
+            wrong.
         ProcessDied: another process of this run has ended.
     """
     task = task or TASKS[config.task]
@@ -72,6 +74,8 @@ def _check_places(config: Config) -> None:
 def _run_stages(config: Config, workdir: Path, task: Task) -> None:
     splits = open_splits(config)
     network = cache(partial(load_classifier, config, workdir, task.method(config)))
+    if config.localize.store and 'localize' in config.stages and is_first():
+        claim(config.localize.store.rstrip('/'), run_id(workdir))  # before the training
     if 'train' in config.stages:
         _train(config, workdir, task, splits)
     if 'localize' in config.stages:

@@ -22,6 +22,7 @@ from wsol_jax.fields import (
     setting,
     settings_of,
     split_name,
+    store_url,
     value_fault,
 )
 
@@ -333,6 +334,13 @@ class LocalizeConfig(MapOptions):
         "which splits of the data set; of an 'image_folder', which has none, the last name",
         'scores',
         rule=split_name,
+    )
+    store: str = setting(
+        '',
+        "where the arrays of the maps lie: '' for the workdir, or a URL such as gs://BUCKET/RUN, "
+        's3://BUCKET/RUN or file:///FOLDER, of this run alone',
+        'maps',
+        rule=store_url,
     )
     batch_size: int = setting(
         32, 'images per step, over all devices; does not change the maps', 'nothing', _COUNT

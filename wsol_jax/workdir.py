@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -136,7 +137,13 @@ def open_workdir(path: Path, config: Config) -> None:
             _check_result(path, kind, folder, old, new)
     if old is None or _changed(old, new, 'scores'):
         remove_scores(path)
-    write_text(record, json.dumps(new | environment(), indent=2) + '\n')
+    run = {'run': (old or {}).get('run') or uuid.uuid4().hex}
+    write_text(record, json.dumps(new | run | environment(), indent=2) + '\n')
+
+
+def run_id(path: Path) -> str:
+    """What tells the run of a workdir, which `open_workdir` has opened, from all others."""
+    return str(read_json(path / 'config.json')['run'])
 
 
 def check_same(path: Path, config: Config) -> None:

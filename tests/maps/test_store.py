@@ -320,7 +320,7 @@ def test_an_array_that_cannot_be_read_is_not_removed(tmp_path, monkeypatch):
     full(tmp_path / 's')
     before = files(tmp_path / 's')
 
-    def refused(*_):
+    def refused(*_, **__):
         raise ValueError('PERMISSION_DENIED: so [tensorstore_spec=...]')
 
     with monkeypatch.context() as patch:

@@ -5,6 +5,7 @@ from dataclasses import fields
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,8 @@ def localize_split(
         network: the classifier.
         source: the images of the split.
         split: its name.
-        workdir: maps go to `workdir/maps/<split>`.
+        workdir: maps go to `workdir/maps/<split>`; their arrays under `localize.store`, where
+            there is one, which the run has claimed.
 
     Returns:
         The finished store.
@@ -73,7 +75,7 @@ def localize_split(
     Raises:
         ConfigError: the labels are not classes of the network, or an image lacks the label that
             ground-truth classes need. Where the source lists its records nothing is written then,
-            else what came before that image is kept.
+            else what came before that image is kept. Or `localize.store` is out of reach.
         DataError: the maps there are of other images.
         ValueError: a wrong method, layer or class.
     """
@@ -82,7 +84,8 @@ def localize_split(
     known = _checked_ids(setting.classes, network, source, split)
     size = config.network.input_size or network.input_size
     folder, labels = workdir / 'maps' / split, Labels(source.most_labels)
-    store = _open_store(setting.classes, network, plan, len(source), labels.most, size, folder)
+    url = _url_of(setting.store, split)
+    store = _open_store(setting.classes, network, plan, len(source), labels.most, size, folder, url)
     store.expect(known)
     check_origin(network, folder, workdir)
     if is_first() and network.class_names and store.class_names() != network.class_names:
@@ -96,6 +99,11 @@ def localize_split(
     )
     fill_store(config, source, split, store, work, workdir)
     return store
+
+
+def _url_of(store: str, split: str) -> str:
+    """What the maps of a split lie under; '' for the workdir."""
+    return store and f'{store.rstrip("/")}/maps/{quote(split)}'
 
 
 def launcher(config: Config, network: Network, plan: MapPlan) -> Callable[[Batch], MapOutputs]:
@@ -173,6 +181,7 @@ def _open_store(
     most: int,
     size: int | tuple[int, int],
     folder: Path,
+    url: str,
 ) -> MapStore:
     """A store for `count` images, the most labelled of which has `most` labels."""
 
@@ -192,6 +201,7 @@ def _open_store(
         plan.relu,
         min(TOP, network.num_classes),
         _num_logits(network),
+        url,
     )
 
 

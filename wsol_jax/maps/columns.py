@@ -11,18 +11,19 @@ from typing import Any, Self
 import numpy as np
 
 from wsol_jax.data import DataError
+from wsol_jax.maps.elsewhere import clear, reason_of
 from wsol_jax.maps.layout import (
     AGAIN,
-    DAMAGED,
     Column,
     arrays_of,
     index_of,
+    is_damage,
     lines_of,
     make,
     opened,
+    places_of,
     read_ids,
     read_index,
-    reason_of,
 )
 from wsol_jax.workdir import read_csv, write_csv, write_text
 
@@ -69,7 +70,8 @@ class Store:
         self.image_ids = read_ids(folder / _IDS)
         if len(self.image_ids) > self.count:
             raise DataError(f'{folder / _IDS} lists more than the {self.count} images; delete it')
-        self._arrays = {n: opened(folder / n, m) for n, m in arrays_of(index).items()}
+        self._places = places_of(folder, index)
+        self._arrays = {n: opened(self._places[n], m) for n, m in arrays_of(index).items()}
 
     @property
     def names(self) -> list[str]:
@@ -78,7 +80,12 @@ class Store:
 
     @classmethod
     def prepare(
-        cls, folder: Path, count: int, columns: Mapping[str, Column], about: Mapping[str, Any]
+        cls,
+        folder: Path,
+        count: int,
+        columns: Mapping[str, Column],
+        about: Mapping[str, Any],
+        url: str = '',
     ) -> Self:
         """Opens a store to write to, making what does not exist yet.
 
@@ -90,13 +97,16 @@ class Store:
             count: how many images the split has.
             columns: by name; a name may hold a slash.
             about: what they mean, of JSON's types.
+            url: under which the columns are to lie, with nothing else, see
+                `wsol_jax.maps.elsewhere`; '' for the folder.
 
         Raises:
+            ConfigError: the URL is out of reach.
             DataError: the store there is of other images or columns, or of another version.
         """
         from wsol_jax.hosts import first_of_all  # here, as JAX
 
-        index = index_of(count, CHUNK, columns, about)
+        index = index_of(count, CHUNK, columns, about, url)
         made = partial(cls._made, folder, index)
         return first_of_all(f'store {folder.name}', made, partial(cls, folder))
 
@@ -109,8 +119,10 @@ class Store:
                 'classes, than the run has now; delete that folder'
             )
         fresh = not folder.exists()
-        for name, metadata in arrays_of(index).items():
-            make(folder / name, metadata)
+        if not there and 'url' in index:
+            clear(index['url'])  # what lies there, no status knows of any more
+        for name, place in places_of(folder, index).items():
+            make(place, arrays_of(index)[name])
         if not there:
             write_text(folder / 'index.json', json.dumps(index, indent=2) + '\n')
         store = cls(folder)
@@ -173,15 +185,22 @@ class Store:
             values: {column: [n, ...]}.
 
         Raises:
-            DataError: there are results of other images at these positions.
+            DataError: there are results of other images at these positions, or these cannot be
+                written; those before are kept.
         """
         if not len(index):
             return
         self._name(index.tolist(), image_ids)
-        writes = [self._arrays[name][index].write(value) for name, value in values.items()]
-        for future in writes:
-            future.result()
-        self._arrays['status'][index].write(status.astype(np.uint8)).result()
+        self._put(index, values)
+        self._put(index, {'status': status.astype(np.uint8)})
+
+    def _put(self, index: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
+        writes = {name: self._arrays[name][index].write(value) for name, value in values.items()}
+        for name, written in writes.items():
+            try:
+                written.result()
+            except ValueError as error:
+                raise DataError(f'{self._places[name]}: {reason_of(error)}') from None
 
     def _name(self, index: Sequence[int], image_ids: Sequence[str]) -> None:
         """Appends to image_ids.txt the ids that it does not have."""
@@ -232,7 +251,8 @@ class Store:
             again = {self.image_ids[i] for i in positions}
             left = {i: reason for i, reason in self.skipped().items() if i not in again}
             self._write_skipped('skipped.csv', left)
-            self._arrays['status'][np.array(positions)].write(np.uint8(PENDING)).result()
+            pending = np.full(len(positions), PENDING, np.uint8)
+            self._put(np.array(positions), {'status': pending})
 
     def rows(self, name: str, index: slice | np.ndarray) -> np.ndarray:
         """Reads a column [n, ...] at some positions.
@@ -248,8 +268,7 @@ class Store:
             first, stop = self._bounds(where)
             image_id = ''.join(self.image_ids[first : first + 1])
             images = f'images {first} to {stop - 1} ({image_id} ...)'
-            fault = 'missing' if reason.startswith('NOT_FOUND') else f'damaged ({reason})'
-            raise DataError(f'{self.folder / name}: {images}: {fault}; {AGAIN}') from None
+            raise DataError(f'{self._places[name]}: {images}: {_fault(reason)}') from None
 
     def _bounds(self, chunk: int) -> tuple[int, int]:
         """Positions of the first image of a chunk and of the one behind its last."""
@@ -277,9 +296,10 @@ class Store:
         found: set[int] = set()
         for name in self._arrays:
             for chunk, reason in self._unreadable(name, chunks):
-                if not reason.startswith(('NOT_FOUND', *DAMAGED)):
-                    raise DataError(f'{self.folder / name}: {reason}')
-                self._file(name, chunk).unlink(missing_ok=True)
+                if not _is_missing(reason):
+                    if not is_damage(reason):
+                        raise DataError(f'{self._places[name]}: {reason}')
+                    self._remove(name, chunk)
                 found.add(chunk)
         status = self.fact('status')
         for first, stop in map(self._bounds, sorted(found)):
@@ -287,11 +307,23 @@ class Store:
         status[len(self.image_ids) :] = PENDING
         changed = np.flatnonzero(status != self.fact('status'))
         if len(changed):
-            self._arrays['status'][changed].write(status[changed]).result()
+            self._put(changed, {'status': status[changed]})
 
-    def _file(self, name: str, chunk: int) -> Path:
+    def _remove(self, name: str, chunk: int) -> None:
         zeros = '.0' * (self._arrays[name].rank - 1)
-        return self.folder / name / f'{chunk}{zeros}'
+        kvstore: Any = self._arrays[name].kvstore
+        kvstore.write(f'{chunk}{zeros}', None).result()
+
+
+def _is_missing(reason: str) -> bool:
+    return reason.startswith('NOT_FOUND')
+
+
+def _fault(reason: str) -> str:
+    """What is wrong with a chunk, and what to do."""
+    if _is_missing(reason):
+        return f'missing; {AGAIN}'
+    return f'damaged ({reason}); {AGAIN}' if is_damage(reason) else reason
 
 
 def _reasons(files: Iterable[Path]) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """How a store lies on disk: its index, the names of its columns, and the files of their arrays."""
 
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 from wsol_jax.data import DataError
+from wsol_jax.fields import store_url
+from wsol_jax.maps.elsewhere import context, reason_of
 from wsol_jax.workdir import read_json
 
 if TYPE_CHECKING:  # counting processes know of the store, and open none
@@ -14,7 +16,7 @@ if TYPE_CHECKING:  # counting processes know of the store, and open none
 
 AGAIN = 'run the stage localize again'
 # What tensorstore says of a file that is there, but not whole, or not of this array.
-DAMAGED = ('DATA_LOSS', 'FAILED_PRECONDITION', 'INVALID_ARGUMENT', 'OUT_OF_RANGE')
+_DAMAGED = ('DATA_LOSS', 'FAILED_PRECONDITION', 'INVALID_ARGUMENT', 'OUT_OF_RANGE')
 
 
 class Column(NamedTuple):
@@ -33,12 +35,45 @@ _DTYPES = ('uint8', 'int32', 'float32')
 STATUS = {'status': Column((), 'uint8')}
 
 
+class Place(NamedTuple):
+    """Where an array lies.
+
+    Attributes:
+        folder: of its store.
+        url: under which it lies instead; '' for the folder.
+        name: of the array.
+    """
+
+    folder: Path
+    url: str
+    name: str
+
+    def __str__(self) -> str:
+        return f'{self.url or self.folder}/{self.name}'
+
+    @property
+    def kvstore(self) -> Any:
+        """As tensorstore is told."""
+        if self.url:
+            return f'{self.url}/{quote(self.name)}/'
+        return {'driver': 'file', 'path': str((self.folder / self.name).absolute())}
+
+
 def index_of(
-    count: int, chunk: int, columns: Mapping[str, Column], about: Mapping[str, Any]
+    count: int, chunk: int, columns: Mapping[str, Column], about: Mapping[str, Any], url: str = ''
 ) -> dict[str, Any]:
-    """What index.json holds; `about` is JSON that tells what the columns mean."""
+    """What index.json holds.
+
+    Args:
+        count: images.
+        chunk: images that are stored together.
+        columns: by name.
+        about: JSON that tells what the columns mean.
+        url: under which they lie; '' for the folder.
+    """
     listed = {n: {'shape': [*c.shape], 'dtype': c.dtype} for n, c in columns.items()}
-    return {'images': count, 'chunk': chunk, 'columns': listed, 'about': dict(about)}
+    index = {'images': count, 'chunk': chunk, 'columns': listed, 'about': dict(about)}
+    return index | ({'url': url} if url else {})
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -66,7 +101,8 @@ def _is_index(index: Mapping[str, Any]) -> bool:
         count, chunk = index['images'], index['chunk']
         numbers = [count, chunk, *(n for c in columns.values() for n in c.shape)]
         return (
-            index == index_of(count, chunk, columns, index['about'])
+            index == index_of(count, chunk, columns, index['about'], index.get('url', ''))
+            and not store_url(index.get('url', ''))
             and all(type(n) is int and 0 < n < 2**31 for n in numbers)
             and all(map(_is_column, columns.items()))
         )
@@ -107,6 +143,12 @@ def arrays_of(index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+def places_of(folder: Path, index: dict[str, Any]) -> dict[str, Place]:
+    """{name: place} of every array of a store; the status lies in its folder always."""
+    url = index.get('url', '')
+    return {name: Place(folder, '' if name in STATUS else url, name) for name in arrays_of(index)}
+
+
 def _metadata(shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> dict[str, Any]:
     compression = {'cname': 'lz4', 'clevel': 5, 'shuffle': 'shuffle'}
     return {
@@ -123,51 +165,55 @@ def _metadata(shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> di
     }
 
 
-def make(path: Path, metadata: dict[str, Any]) -> None:
+def make(place: Place, metadata: dict[str, Any]) -> None:
     """Makes an array, in place of one that is damaged or another.
 
     Raises:
         DataError: what is there cannot be read for another reason.
     """
     try:
-        _open(path, metadata)
+        try:
+            _open(place, metadata, open=True, create=True)
+        except ValueError as error:
+            if not is_damage(reason_of(error)):
+                raise
+            _open(place, metadata, create=True, delete_existing=True)
     except ValueError as error:
-        if not reason_of(error).startswith(DAMAGED):
-            raise DataError(f'{path}: {reason_of(error)}') from None
-        shutil.rmtree(path, ignore_errors=True)
-        _open(path, metadata)
+        raise DataError(f'{place}: {reason_of(error)}') from None
 
 
-def opened(path: Path, metadata: dict[str, Any]) -> 'ts.TensorStore':
+def opened(place: Place, metadata: dict[str, Any]) -> 'ts.TensorStore':
     """Opens an array.
 
     Raises:
-        DataError: there is none, or it is damaged or another.
+        DataError: there is none, or it is damaged or another, or cannot be read.
     """
     try:
-        return _open(path, metadata, create=False)
+        return _open(place, metadata, open=True)
     except ValueError as error:
-        raise DataError(f'{path}: {reason_of(error)}; {AGAIN}') from None
+        reason = reason_of(error)
+        again = f'; {AGAIN}' if is_damage(reason) or reason.startswith('NOT_FOUND') else ''
+        raise DataError(f'{place}: {reason}{again}') from None
 
 
-def _open(path: Path, metadata: dict[str, Any], create: bool = True) -> 'ts.TensorStore':
+def _open(place: Place, metadata: dict[str, Any], **how: Any) -> 'ts.TensorStore':
     import tensorstore as ts
 
     spec: dict[str, Any] = {
         'driver': 'zarr3',
-        'kvstore': {'driver': 'file', 'path': str(path.absolute())},
+        'kvstore': place.kvstore,
         'metadata': metadata,
         # Every chunk that was written has a file, and one without is an error, not zeros; but no
         # status means pending.
         'store_data_equal_to_fill_value': True,
-        'fill_missing_data_reads': path.name == 'status',
+        'fill_missing_data_reads': place.name in STATUS,
     }
-    return ts.open(spec, open=True, create=create).result()
+    return ts.open(spec, context=context(), **how).result()
 
 
-def reason_of(error: Exception) -> str:
-    """The one line of tensorstore's message that says what is wrong."""
-    return ' '.join(str(error).split(' [tensorstore_spec')[0].split())
+def is_damage(reason: str) -> bool:
+    """Whether what is there is at fault, not the way to it."""
+    return reason.startswith(_DAMAGED)
 
 
 def read_ids(file: Path) -> list[str]:

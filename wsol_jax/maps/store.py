@@ -60,6 +60,7 @@ class MapStore(Store):
         relu: Mapping[Key, bool],
         num_top: int,
         num_logits: int = 0,
+        url: str = '',
     ) -> 'MapStore':
         """Opens a store to write to, making what does not exist yet; see `Store.prepare`.
 
@@ -71,6 +72,7 @@ class MapStore(Store):
             relu: whether scoring starts with a ReLU.
             num_top: length of the ranking of classes.
             num_logits: of how many classes logits are stored.
+            url: under which the maps are to lie; '' for the folder.
 
         Raises:
             DataError: the store there is of other images, maps or classes, or of another version.
@@ -85,7 +87,8 @@ class MapStore(Store):
         }
         columns |= {'logits': Column((num_logits,), 'float32')} if num_logits else {}
         columns |= {path_of(key): Column(tuple(s), 'float32') for key, s in shapes.items()}
-        return cls.prepare(folder, count, columns, _about(target, {k: relu[k] for k in shapes}))
+        about = _about(target, {k: relu[k] for k in shapes})
+        return cls.prepare(folder, count, columns, about, url)
 
     def name_classes(self, names: Sequence[str]) -> None:
         """Notes what the classifier calls its classes, for labels that the data set does not name.
