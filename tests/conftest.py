@@ -1,6 +1,7 @@
 """Tiny networks and images that several test files share."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from hub_server import serving
 
 from wsol_jax.data.records import ListedRecords
 from wsol_jax.models import Network, Preprocessing, load_network
+
+MEMORY_DISK = Path('/dev/shm')  # checkpoints wait for a disk to have them: half of a test's time
 
 
 class Listed(ListedRecords):
@@ -33,6 +36,12 @@ def pytest_configure():
         f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_use_fusion_emitters=false'
     )
     jax.config.update('jax_disable_most_optimizations', True)
+    if _free(MEMORY_DISK) > 4 << 30:
+        os.environ.setdefault('PYTEST_DEBUG_TEMPROOT', str(MEMORY_DISK))
+
+
+def _free(folder):
+    return shutil.disk_usage(folder).free if folder.is_dir() else 0
 
 
 @pytest.fixture(scope='module', autouse=True)

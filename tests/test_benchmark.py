@@ -127,6 +127,7 @@ def test_the_loop_is_timed_without_its_first_epoch(monkeypatch):
     assert training.loop_seconds(config, range(10), range(1)) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_evaluation_against_the_loop():
     found = list(evaluation.section(1, 4, 3, (0.1,), (1,)))
     expected = ['loop', 'command, 1 processes']

@@ -31,6 +31,7 @@ run_command(main)
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_but_the_error(tmp_path):
     options = {'cwd': tmp_path, 'capture_output': True, 'text': True, 'timeout': 100}
     run = subprocess.run([sys.executable, '-c', FULL], **options)
@@ -62,6 +63,7 @@ run_command(main)
         assert message in run.stderr.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('module', ['main --help', 'models'])
 def test_who_reads_a_few_lines_only_sees_no_error(module):
     """`python -m wsol_jax.main --help | head -3`, whose `head` ends first."""

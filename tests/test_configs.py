@@ -41,28 +41,31 @@ def load(case, *overrides):
 
 
 @cache
-def module(name, options, method):
-    return nnx.eval_shape(lambda: make_module(name, None, 10, method, 0, dict(options)))
+def built(name, options, method):
+    """(the network without weights, names of its parameters)"""
+    module = nnx.eval_shape(lambda: make_module(name, None, 10, method, 0, dict(options)))
+    names = [parameter_name(p) for p, _ in nnx.to_flat_state(nnx.state(module, nnx.Param))]
+    return as_network(name, module), names
 
 
-def module_of(config):
+def built_of(config):
     options = tuple(config.network.options.items())
-    return module(config.network.name, options, make_method(config.train))
-
-
-def parameters_of(config):
-    return [
-        parameter_name(p) for p, _ in nnx.to_flat_state(nnx.state(module_of(config), nnx.Param))
-    ]
+    return built(config.network.name, options, make_method(config.train))
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_it_loads_and_names_what_exists(case):
+def test_it_loads_and_can_be_changed(case):
     config = load(case, '--config.report.images=3', '--config.localize.splits=val')
     assert config.report.images == 3 and config.localize.splits == ('val',)
-    network = as_network(config.network.name, module_of(config))
+
+
+@pytest.mark.slow  # all networks, with the heads of all methods
+@pytest.mark.parametrize('case', CASES)
+def test_it_names_what_exists(case):
+    config = load(case)
+    network, parameters = built_of(config)
     assert make_plan(network, config.localize.methods, config.localize.layers).keys
-    check_patterns(config.train, parameters_of(config))
+    check_patterns(config.train, parameters)
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
@@ -82,6 +85,7 @@ def test_a_variant_is_its_network(stem):
     assert load(stem).network.name in VARIANTS
 
 
+@pytest.mark.slow
 def test_a_wrong_variant_is_one_line_with_the_right_ones(tmp_path):
     command = [sys.executable, '-m', 'wsol_jax.main', '--config', 'configs/cub.py:resnet5']
     run = subprocess.run(
@@ -130,7 +134,7 @@ def test_the_recipe_of_the_dgl_release(case, images, steps):
 )
 def test_rates_by_parameter_multiply(name, factors):
     config = load(f'ilsvrc:{name}')
-    assert set(factors) <= set(parameters_of(config))
+    assert set(factors) <= set(built_of(config)[1])
     for parameter, expected in factors.items():
         factor = 1.0
         for pattern, times in config.train.multipliers:
@@ -143,9 +147,9 @@ def test_rates_by_parameter_multiply(name, factors):
 )
 def test_what_no_logit_depends_on_is_frozen(variant):
     config = load(f'ilsvrc_trained:{variant}')
-    network = as_network(config.network.name, module_of(config))
+    network, parameters = built_of(config)
     assert network.last_layer == config.localize.layers[-1]
-    for name in parameters_of(config):
+    for name in parameters:
         unread = name.split('.')[0] in (*network.unread, 'fc')
         assert is_frozen(name, config.train.freeze) == unread, name
 
@@ -168,7 +172,7 @@ def test_lid_is_at_324_pixels():
     config = load('lid')
     size, margin = config.network.input_size, config.augment.margin
     assert (size, size + margin, config.evaluate.size) == (324, 356, 324)
-    network = as_network('inception_v3', module_of(config))
+    network, _ = built_of(config)
     (layer,) = config.localize.layers
     shapes = network.endpoints(size)
     assert [shapes[part] for part in layer.split('+')] == [(41, 41, 192)] * 2

@@ -59,6 +59,7 @@ def assert_same(actual, expected, tolerance=1e-6):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(), err_msg=key)
 
 
+@pytest.mark.slow
 def test_one_file_serves_every_batch_size(resnet, exported, five):
     expected = localize(resnet, five, **ASKED)
     assert_same(exported(five), expected)
@@ -69,6 +70,7 @@ def test_one_file_serves_every_batch_size(resnet, exported, five):
         assert_same(exported(five[:batch]), part, tolerance=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'classes', [4, CLASSES, [[c, 5 - c] for c in CLASSES], [[0], [1, 4, 2], [5, 3], [2]]]
 )
@@ -77,6 +79,7 @@ def test_given_classes(toy, toy_file, toy_images, classes):
     assert_same(actual, localize(toy, toy_images, classes=classes))
 
 
+@pytest.mark.slow
 def test_options_and_predicted_classes_are_compiled_in(toy, toy_images, tmp_path):
     options = {
         'score': 'softmax',
@@ -98,12 +101,14 @@ def test_options_and_predicted_classes_are_compiled_in(toy, toy_images, tmp_path
 KINDS = ('smooth_grad_cam_pp', 'full_grad', 'eigen_cam', 'ablation_cam')
 
 
+@pytest.mark.slow
 def test_every_method_can_be_exported(toy, tmp_path):
     fit = tuple(name for name in METHODS if name != 'rollout')  # of vision transformers alone
     export(toy, fit, ('early',), tmp_path / 'all')
     assert {method for method, _ in load_exported(tmp_path / 'all').header.keys} == set(fit)
 
 
+@pytest.mark.slow
 def test_methods_of_every_kind(toy, toy_images, tmp_path):
     export(toy, KINDS, ('late',), tmp_path / 'kinds')
     actual = load_exported(tmp_path / 'kinds')(toy_images)
@@ -225,6 +230,7 @@ def test_images_of_any_sizes_go_through_in_batches(toy, toy_file, toy_images):
     assert actual.sizes == [(16, 8), (16, 16), (16, 24), (16, 32)]
 
 
+@pytest.mark.slow
 def test_boxes_of_exported_maps_begin_with_the_relu_of_the_method(toy, toy_images, tmp_path):
     methods = ('grad_cam', 'dgl')
     for smooth in (False, True):
@@ -346,6 +352,7 @@ class Tokens(linen.Module):
         return linen.Dense(4, name='head')(x.mean(1))
 
 
+@pytest.mark.slow
 def test_a_wrapped_model(tmp_path):
     module = Tokens()
     images = np.random.default_rng(3).integers(0, 256, (3, 16, 16, 3), np.uint8)

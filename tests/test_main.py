@@ -382,7 +382,11 @@ def test_wrong_names_and_files_stop_before_training(tmp_path, arguments, message
     assert (code, out) == (2, '')
     assert err.startswith(f'error: {message}') and err.count('\n') == 1
     assert not (tmp_path / 'W/progress.csv').exists()
-    # What went wrong leaves nothing in the way of the corrected command.
+
+
+@pytest.mark.parametrize('wrong', ['train.method=acl', 'network.name=resnet19'])
+def test_what_went_wrong_is_not_in_the_way_of_the_corrected_command(tmp_path, wrong):
+    assert tiny(tmp_path, f'--config.{wrong}').code == 2
     assert tiny(tmp_path, '--config.stages=report', '--config.seed=5').err.endswith(
         'W/metrics.json is missing; run the stage evaluate before report\n'
     )
@@ -432,6 +436,7 @@ def test_wrong_data(tmp_path, changes, message):
     assert on_folder(tmp_path, changes) == (2, '', f'error: {message}\n')
 
 
+@pytest.mark.slow
 def test_training_passes_over_a_broken_image(tmp_path):
     code, _, err = on_folder(tmp_path, {'images/b.png': 'no image'})
     assert code == 0 and 'D/images/b.png: not an image that can be decoded' in err
@@ -512,6 +517,7 @@ def test_what_is_done_is_not_done_again(finished, copy):
     assert (kept(copy / 'W'), (copy / 'W/progress.csv').read_text()) == before
 
 
+@pytest.mark.slow
 def test_other_evaluation_redoes_scores_only(copy):
     before = files(copy / 'W/checkpoints', copy / 'W/maps')
     old = (copy / 'W/metrics.json').read_bytes()
@@ -529,6 +535,7 @@ def test_a_misspelt_protocol_costs_no_scores(copy):
     assert files(copy / 'W') == before
 
 
+@pytest.mark.slow
 def test_a_workdir_of_an_older_version_keeps_its_scores(copy):
     record = json.loads((copy / 'W/config.json').read_text())
     del record['config']['evaluate.protocols']
@@ -538,6 +545,7 @@ def test_a_workdir_of_an_older_version_keeps_its_scores(copy):
     assert (copy / 'W/metrics.json').stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_figures_of_another_format_do_not_stay(copy):
     assert tiny(copy, '--config.report.format=svg').code == 0
     assert {path.suffix for path in (copy / 'W/figures').iterdir()} == {'.svg'}
@@ -569,6 +577,7 @@ def test_a_deleted_record_lets_no_old_result_pass(copy):
     assert files(copy / 'W') == before
 
 
+@pytest.mark.slow
 def test_maps_of_a_network_that_was_trained_anew_are_refused(copy):
     """The same settings, other bits: as another version of a library may give."""
     origin = json.loads((copy / 'W/maps/val/made_from.json').read_text())
@@ -581,6 +590,7 @@ def test_maps_of_a_network_that_was_trained_anew_are_refused(copy):
         assert not (copy / 'W/metrics.json').exists()
 
 
+@pytest.mark.slow
 def test_maps_that_are_computed_anew_are_scored_anew(copy):
     shutil.rmtree(copy / 'W/maps/test')
     (copy / 'W/metrics.json').write_text('{}')
@@ -617,6 +627,7 @@ def other_config(override):
     return read_config({group: {name: value}})
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_workdir(copy):
     with locked(copy / 'W'):
         code, out, err = tiny(copy, '--config.train.learning_rate=0.5')
@@ -625,6 +636,7 @@ def test_two_runs_in_one_workdir(copy):
     assert tiny(copy).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workdir', ['../W', 'ä b/%20 #?', 'link/W', 'file/W', 'file'])
 def test_any_path_can_be_a_workdir(tmp_path, workdir):
     folder = tmp_path / 'sub'
@@ -673,6 +685,7 @@ def test_every_split_is_opened_once(tmp_path, monkeypatch):
     assert sorted(opened) == ['test', 'train', 'val']
 
 
+@pytest.mark.slow
 def test_stages_one_by_one_give_the_same(finished, tmp_path):
     for stage in ('train', 'localize', 'evaluate', 'report'):
         assert tiny(tmp_path, f'--config.stages={stage}').code == 0
@@ -723,6 +736,7 @@ def test_training_fetches_its_weights_before_anything_else(by_name, tmp_path, hu
     assert not (tmp_path / 'W').exists()
 
 
+@pytest.mark.slow
 def test_plain_folder_with_an_image_that_does_not_decode(tmp_path):
     (tmp_path / 'images/deep').mkdir(parents=True)
     for k, record in enumerate(Shapes('test', 5, size=32)):

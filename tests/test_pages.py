@@ -148,6 +148,7 @@ def of_pages():
         yield pytest.param(page, id=named(page), marks=[pytest.mark.slow] if trains else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('page', of_pages())
 def test_the_python_of_a_page_runs(page, run):
     run(page)

@@ -216,6 +216,7 @@ ProgressLog(Path('W'), 'birds').row('train', 'val', int(sys.argv[1]), 4, loss=0.
 """
 
 
+@pytest.mark.slow
 def test_the_real_one_keeps_one_run_in_the_workdir_without_a_network(tmp_path, monkeypatch):
     pytest.importorskip('wandb', reason='wandb is not installed')
     monkeypatch.setenv('WANDB_MODE', 'offline')

@@ -42,6 +42,7 @@ def test_the_best_epoch_is_the_one_of_the_least_error(finished):
         assert checkpoints.best_value('error') == pytest.approx(min(errors), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_what_is_stored(finished):
     stored = Store(finished / 'maps/test').fact('width')
     source = Shapes('test', 7, size=32)

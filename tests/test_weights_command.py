@@ -48,6 +48,7 @@ def test_every_known_name_can_be_asked_for(hub, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_whole_weights_by_name(hub, capsys):
     name = 'timm/deit_tiny_patch16_224.fb_in1k'
     facts = CONFIG | {'interpolation': 'bicubic', 'crop_pct': 0.9}

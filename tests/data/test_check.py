@@ -351,9 +351,9 @@ def test_drawn_splits_are_sound(tmp_path):
     assert [line.split(',')[0] for line in report.summary] == ['train: 11 images', 'val: 1 images']
 
 
-@pytest.mark.parametrize(
-    'name', ['imagenette', 'cub30', 'pets', pytest.param('tiny20', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['imagenette', 'cub30', 'pets', 'tiny20'])
 def test_real_folders_are_sound(name):
     if 'WSOL_DATA' not in os.environ:
         pytest.skip('WSOL_DATA is not set: no real images')

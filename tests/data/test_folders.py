@@ -17,7 +17,7 @@ from wsol_jax.data import (
     decode_mask,
     open_source,
 )
-from wsol_jax.data.check import MISSING
+from wsol_jax.data.check_images import MISSING
 from wsol_jax.data.folders import split_names
 from wsol_jax.data.tfds_builders import open_folders
 

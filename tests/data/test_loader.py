@@ -80,6 +80,7 @@ def test_labels_are_as_many_as_an_image_of_the_source_has(source):
     assert batch.valid.tolist() == [True, True, True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 1])
 def test_where_one_label_is_needed_an_image_with_several_is_named(source, workers):
     records = list(source)
@@ -98,6 +99,7 @@ def words_and_place(record):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_batch_carries_what_a_task_adds_to_a_record(source, workers):
     facts = [{'words': [k, 7], 'x': k / 4} for k in range(5)]
@@ -182,6 +184,7 @@ def test_stopping_early_leaves_no_thread(source):
     assert len(threads()) <= before
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_batches(source):
     threaded = list(evaluation_batches(source, SIZE, 10, targets=Labels()))
     others = evaluation_batches(source, SIZE, 10, workers=2, targets=Labels())
@@ -252,6 +255,7 @@ def test_an_interrupted_training_goes_on_exactly(source, start, stop):
     assert counted.asked == {int(k) for batch in some for k in batch.index}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('batch_size', 'workers'), [(1, 0), (5, 0), (23, 0), (60, 0), (5, 2)])
 def test_a_training_is_its_epochs_one_after_the_other(source, batch_size, workers):
     """Each shuffled by (seed, epoch), filled up from its own start."""
@@ -279,12 +283,14 @@ class Processes(Listed):
         return replace(super().__getitem__(index), labels=(os.getpid(),))
 
 
+@pytest.mark.slow
 def test_worker_processes_start_once(source):
     batches = training_batches(Processes(source), SIZE, 12, 0, range(6), 1, targets=Labels())
     pids = {int(k) for batch in batches for k in batch.targets['labels'][:, 0]}
     assert len(pids) == 1 and os.getpid() not in pids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 def test_an_image_that_is_drawn_again_in_an_epoch_is_augmented_anew(source, workers):
     """Three images of one class and one of another, which stands in every second place."""
@@ -375,6 +381,7 @@ def test_a_read_that_fails_is_tried_again(tmp_path, monkeypatch, number, fails, 
     assert len(tried) == tries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 1])
 def test_targets_of_another_shape_name_the_image(workers):
     with pytest.raises(DataError, match=r"00002.png: target 'x' has shape \[2\], that .* \[1\]"):

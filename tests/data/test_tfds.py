@@ -140,6 +140,7 @@ def test_records_by_hand(prepared):
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 def test_batches_are_those_of_the_folder(prepared, workers):
     roots, data_dir = prepared

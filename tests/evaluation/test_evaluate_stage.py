@@ -655,6 +655,7 @@ def test_mobilenet_on_real_images(fully_optimized, tmp_path):
         assert rows[key]['MaxBoxAcc'] == pytest.approx(expected, abs=1), key
 
 
+@pytest.mark.slow
 def test_faithfulness_of_the_chosen_layers(resnet, tmp_path):
     shapes = Shapes('val', 9, size=40)
     records = [shapes[i] for i in range(9)]

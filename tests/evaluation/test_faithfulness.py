@@ -158,6 +158,7 @@ def fixed_noise(network, shape):
     return 0.01 * 255 / np.array(network.preprocessing.std) * draw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('steps', 'chunk_size'), [(20, 10), (7, 4)])
 def test_loops_per_image_and_step(steep, toy_images, maps, steps, chunk_size):
     noise = fixed_noise(steep, toy_images.shape[1:])
@@ -276,6 +277,7 @@ def test_a_constant_or_nan_map_is_all_zero(steep, toy_images, maps, value):
         assert_close(found['a'][score][others], found['fine'][score][others], 1e-4)
 
 
+@pytest.mark.slow
 def test_batch_equals_singles(steep, toy_images, maps):
     """Noise included: it does not depend on the place in the batch."""
     together = faithfulness(steep, toy_images, maps, CLASSES)
@@ -288,6 +290,7 @@ def test_batch_equals_singles(steep, toy_images, maps):
                 assert_close(together[key][score][one], alone[key][score], 1e-4)
 
 
+@pytest.mark.slow
 def test_without_jit(steep, toy_images, maps):
     """The scores that solve nothing: eagerly, the solver's many small programs take long."""
     arguments = (steep, toy_images, {'m': maps['fine']}, CLASSES)

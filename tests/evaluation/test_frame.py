@@ -36,6 +36,7 @@ def write_store(workdir, split, values):
     return SplitMaps(split, source, store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('processes', [1, 2])
 def test_a_task_of_one_number_an_image(tmp_path, processes):
     # More images than a part has; val is scored first, though it stands last.

@@ -407,6 +407,7 @@ def literal_merge(found):
     return found
 
 
+@pytest.mark.slow
 def test_heuristic_equals_a_slow_one():
     compared = 0
     for seed in range(40):

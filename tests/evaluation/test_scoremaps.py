@@ -198,6 +198,7 @@ def test_a_misspelt_protocol_and_protocols_of_masks(data, tmp_path, capsys):
     assert 'localization.txt: no boxes, and' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_count_what_one_does(data, tmp_path):
     names = [f'{k}.jpg' for k in range(40)]
     maps = list(score_maps().values())
@@ -370,6 +371,7 @@ def elsewhere(root):
     return ['--choose_on', folders[0], '--choose_on_scoremaps', folders[1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('processes', ['1', '2'])
 def test_the_threshold_of_another_split(splits, capsys, processes):
     assert main(of_split(splits, *elsewhere(splits), '--processes', processes)) == 0

@@ -17,7 +17,8 @@ from mutants import images, mutant
 from test_main import FORKS
 
 from wsol_jax.data import DataError, open_source
-from wsol_jax.data.check import BROKEN, UNREAD, check_folder
+from wsol_jax.data.check import UNREAD, check_folder
+from wsol_jax.data.check_images import BROKEN
 from wsol_jax.data.decode import decode_image, stored_size
 from wsol_jax.data.records import BadImage
 from wsol_jax.evaluation.scoremaps import scoremap_records

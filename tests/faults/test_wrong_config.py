@@ -78,6 +78,7 @@ def numbers(value):
     return [value] if isinstance(value, int | float) else []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', PATHS)
 def test_a_nasty_value_is_sensible_or_one_line(file, path):
     for text in NASTY:

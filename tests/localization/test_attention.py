@@ -35,6 +35,7 @@ def test_flow_is_the_product_of_the_blocks():
         np.testing.assert_allclose(found[image], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_map_of_a_network():
     network = network_of()
     _, endpoints = network(IMAGES)

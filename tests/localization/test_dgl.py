@@ -246,6 +246,7 @@ def test_norm_is_not_per_pixel(run_and_layers):
 
 
 # 8
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('size', 'padding', 'side'), [(224, 'same', 28), (324, 'same', 41), (324, 'torchvision', 40)]
 )

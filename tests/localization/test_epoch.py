@@ -67,6 +67,7 @@ def by_stages(config, network, source, method, layers, workdir):
     return row['MaxBoxAccV2']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('make', 'method', 'layers'),
     [(small, 'cam', ()), (acol, 'acol', ()), (vit, 'layer_cam', ('block2',))],
@@ -132,6 +133,7 @@ def test_one_program_serves_all_epochs(source, caplog):
         assert [line for line in caplog.messages if 'ompil' in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', [{'parallel': 'pmap'}, {'processes': 2}, {'size': 64}])
 def test_devices_and_processes_do_not_change_it(source, change, tmp_path):
     parallel = replace(CONFIG, parallel=change.pop('parallel', 'jit'))

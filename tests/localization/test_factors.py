@@ -94,6 +94,7 @@ def close(actual, expected, relative):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=relative * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('centred', [False, True])
 @pytest.mark.parametrize('shape', [(14, 14, 64), (2, 3, 40), (9, 9, 3)])
 def test_first_component_of_post_relu_features(shape, centred):
@@ -272,6 +273,7 @@ def test_exceedance_by_hand():
     np.testing.assert_allclose(exceedance_weights(x)[0], [1 / 6, 0, 0], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', FUNCTIONS)
 @pytest.mark.parametrize('shape', SHAPES)
 def test_an_image_does_not_see_its_batch_and_zeros_give_zeros(name, shape):
@@ -283,6 +285,7 @@ def test_an_image_does_not_see_its_batch_and_zeros_give_zeros(name, shape):
     assert not any(np.asarray(whole[2]).any() for whole in together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'shape'), [*((name, SHAPES[0]) for name in FUNCTIONS), ('kernel', SHAPES[1])]
 )

@@ -175,6 +175,7 @@ def test_maps_of_a_batch_equal_those_of_its_images(resnet, stages, all_maps):
             close(maps[i], singles[i][key][0], 2e-6)
 
 
+@pytest.mark.slow
 def test_jit_equals_no_jit(toy, toy_images):
     layers_of = {
         m: ('late',) if m.where == 'last' else ('early', 'late') for m in gradient_methods()
@@ -190,6 +191,7 @@ def test_jit_equals_no_jit(toy, toy_images):
         close(compiled[key], plain[key], 2e-6)
 
 
+@pytest.mark.slow
 def test_methods_sharing_a_pass_equal_each_alone(toy, toy_images):
     options = {'layers': ('early', 'late'), 'classes': np.array([[1, 2], [4, 0], [0, 5], [5, 3]])}
     together = localize(toy, toy_images, SUMS, **options).maps
@@ -223,6 +225,7 @@ def test_a_shared_cotangent_is_pulled_back_once(toy, toy_images):
     assert seen == [(4, 6)]
 
 
+@pytest.mark.slow
 def test_methods_without_cotangents_run_no_backward_pass(toy_with_spare, toy_images):
     def forward_only(state, inputs, perturb=None):
         assert not perturb
@@ -237,6 +240,7 @@ def test_methods_without_cotangents_run_no_backward_pass(toy_with_spare, toy_ima
         close(result.maps[name, 'early'], beside[name, 'early'], 2e-6)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_depends_on_the_image_alone(resnet, images):
     def maps_of(rows, seed=0):
         options = {'noise': 2, 'sigma': 0.5, 'seed': seed}
@@ -252,6 +256,7 @@ def test_what_is_drawn_depends_on_the_image_alone(resnet, images):
         assert np.abs(m - other).max() > 1e-2 * np.abs(m).max()
 
 
+@pytest.mark.slow
 def test_maps_of_sharded_batches_equal_a_single_device(tmp_path):
     script = tmp_path / 'sharded.py'
     script.write_text(SHARDED)

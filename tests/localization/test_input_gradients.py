@@ -144,6 +144,7 @@ def handed_back(x):
 handed_back.defvjp(lambda x: (x * (x > 0), x), lambda x, g: (g * (g > 0) * (x > 0),))
 
 
+@pytest.mark.slow
 def test_guided_backprop_of_a_residual_network(resnet, images, monkeypatch):
     found = map_of(resnet, images, guided_backprop(), classes=2)
     inputs = resnet.preprocessing(images)
@@ -220,6 +221,7 @@ def test_a_network_without_relus_has_no_guided_backprop(toy, toy_images):
 # ---------------------------------------------------------------- like others
 
 
+@pytest.mark.slow
 def test_they_go_with_others(toy, toy_images, tmp_path):
     methods = ('dgl', *ALL, 'cam+saliency', 'layer_cam+saliency')
     result = localize(toy, toy_images, methods, ('early',), flip=True, scales=(1.0, 2.0))
@@ -254,6 +256,7 @@ def ranks(m):
     return np.argsort(np.argsort(m.ravel())).astype(float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', [saliency(), smooth_grad(2), integrated_gradients(3), dgl()])
 def test_another_last_layer_makes_another_map(method, resnet, images):
     """Adebayo et al. 2018: a map that does not change has nothing to say of the network."""

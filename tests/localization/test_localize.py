@@ -139,6 +139,7 @@ def resized(images, side):
     return np.clip(large, 0, 1)
 
 
+@pytest.mark.slow
 def test_scales_average_maps_at_the_largest_resolution(toy, toy_images):
     options = {'methods': ('dgl', 'grad_cam'), 'layers': ('early', 'late'), 'classes': [1, 1, 4, 0]}
     small, large = (localize(toy, resized(toy_images, s), resize=False, **options) for s in (8, 16))
@@ -150,6 +151,7 @@ def test_scales_average_maps_at_the_largest_resolution(toy, toy_images):
         assert_close(m, fuse([p[key] for p in parts]), 2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scales', [(2.0, 1.0), (2.0,), (1.0, 2.0)])
 def test_logits_and_classes_are_those_of_the_image_as_it_is(toy, toy_images, scales):
     result = localize(toy, toy_images, ('dgl',), ('late',), scales=scales)
@@ -344,6 +346,7 @@ def test_wrong_arguments(toy, toy_images, options, message):
 RAGGED = [[3, 1], [5], (0, 2, 4), [2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('batch_size', [4, 3])
 def test_images_may_have_more_classes_than_others(toy, toy_images, batch_size):
     """One pass: each map is that of its class alone, and where there is no class there is none."""

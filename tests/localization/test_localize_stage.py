@@ -134,6 +134,7 @@ def test_a_finished_split_is_not_computed_again(resnet, source, whole, monkeypat
     assert len(store.pending()) == 0 and contents(workdir / 'maps') == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('batch_size', [1, 5, 64])
 def test_batch_size_does_not_change_results(resnet, source, whole, tmp_path, batch_size):
     store = localize_split(settings(batch_size=batch_size), resnet, source, 'val', tmp_path)
@@ -211,6 +212,7 @@ def several(record, k):
     return replace(record, labels=record.labels + more.get(k, ()))
 
 
+@pytest.mark.slow
 def test_all_labels_of_an_image_are_localized(resnet, with_broken, whole, tmp_path):
     records = [several(record, k) for k, record in enumerate(with_broken.records)]
     store = localize_split(settings(), resnet, Listed(records), 'val', tmp_path)

@@ -53,6 +53,7 @@ def plain_contours(grey, cut):
     return [(x, y, x + w - 1, y + h - 1) for x, y, w, h in boxes], list(map(cv2.contourArea, found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', range(3))
 def test_contours_are_those_of_opencv_at_every_cut(seed):
     for scores in maps_of(seed):

@@ -375,6 +375,7 @@ def test_what_the_network_says_of_itself(split):
     assert network.input_size == SIZE
 
 
+@pytest.mark.slow
 def test_logits_activations_and_gradients_are_those_of_the_split_model(split, inputs):
     network = split.network
     zeros = {n: jnp.zeros((3, *shape)) for n, shape in split.shapes.items()}
@@ -413,6 +414,7 @@ def unit(x):
     return x / np.sqrt(np.sum(x**2, axis=(1, 2, 3), keepdims=True))
 
 
+@pytest.mark.slow
 def test_localize_end_to_end(split, pictures):
     methods = ('dgl', 'grad_cam', 'layer_cam')
     result = localize(split.network, pictures, methods, tuple(split.shapes), CLASSES)
@@ -425,6 +427,7 @@ def test_localize_end_to_end(split, pictures):
         close(result.maps['layer_cam', layer], np.sum(np.maximum(g, 0) * s, -1), 1e-4)
 
 
+@pytest.mark.slow
 def test_a_batch_is_its_single_images(split, pictures):
     layer = next(iter(split.shapes))
     maps_of = partial(localize, split.network, methods=('grad_cam',), layers=(layer,))
@@ -477,6 +480,7 @@ def warned(caplog, wrap):
     return network, [r.getMessage() for r in caplog.records if r.name == 'absl']
 
 
+@pytest.mark.slow
 def test_the_last_block_behind_a_class_token_is_passed_over(pictures, caplog):
     network, lines = warned(caplog, lambda: from_nnx(nnx_model(NnxViT), **HOW))
     assert lines == [
@@ -1036,6 +1040,7 @@ def test_a_function_that_shows_no_maps():
 # A package of others
 
 
+@pytest.mark.slow
 def test_a_published_family_of_models(pictures, inputs):
     resnets = pytest.importorskip('jax_resnet', reason='jax-resnet is not installed')
     module = resnets.ResNet(

@@ -69,6 +69,7 @@ def endpoints():
     return {n: jnp.asarray(rng.normal(size=s), jnp.float32) for n, s in shapes.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('kind', 'side'), [('v2', 6), ('v3+', 12)])
 def test_maps_are_the_probabilities_of_the_classes_asked_for(resnet, endpoints, kind, side):
     heads = SegmentationHeads(resnet, kind, 'stage1', 4, (1, 2), nnx.Rngs(0))

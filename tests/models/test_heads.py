@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from wsol_jax.models import Network, Preprocessing
@@ -103,6 +104,7 @@ def halved(changes):
     return jax.grad(score, (0, 1))(weights, jnp.asarray(INPUTS))
 
 
+@pytest.mark.slow
 def test_a_frozen_copy_hands_gradients_to_its_inputs_alone():
     of_weights, of_inputs = halved({})
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_weights))

@@ -70,6 +70,7 @@ def test_what_the_network_says(rectangular):
     )
 
 
+@pytest.mark.slow
 def test_maps_by_hand(rectangular):
     module, network = rectangular
     channels = module.conv.in_features
@@ -88,6 +89,7 @@ def test_maps_by_hand(rectangular):
     np.testing.assert_allclose(grad_cam, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_faithfulness_and_export(tmp_path):
     network = from_nnx(Cnn(4, nnx.Rngs(0)), input_size=(HEIGHT, WIDTH), preprocessing=scale(4))
     images = draw(4)

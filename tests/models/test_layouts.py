@@ -62,12 +62,14 @@ def fit(weights, network, change=lambda shapes: shapes):
     return fit_of(network, *known_names(zeros(change(PUBLISHED[weights])), 'w'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('weights', WHOLE)
 def test_published_weights_fit(weights):
     found = fit(weights, WHOLE[weights])
     assert (found.classes, found.problems.lines()) == (1000, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('weights', TRUNK)
 def test_of_others_the_trunk_fits(weights):
     found = fit(weights, TRUNK[weights])

@@ -134,6 +134,7 @@ ENDPOINTS_224 = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NETWORKS)
 def test_endpoints_at_224(name):
     _, network = abstract(name)
@@ -144,6 +145,7 @@ def test_endpoints_at_224(name):
     assert network.num_classes == 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('padding', 'size', 'side'),
     [
@@ -158,6 +160,7 @@ def test_inception_sizes(padding, size, side):
     assert network.endpoints(size) == inception_endpoints(side)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('output_stride', 'sides'),
     [(32, (56, 28, 14, 7)), (16, (56, 28, 14, 14)), (8, (56, 28, 28, 28))],
@@ -176,6 +179,7 @@ def test_sides_as_in_bas():
     assert sides == [112, 56, 56, *8 * [28], 14, 14]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'count'),
     [
@@ -198,6 +202,7 @@ def test_parameter_counts(name, count):
     assert sum(leaf.size for leaf in leaves) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SOME)
 def test_every_endpoint_moves_the_logits(name):
     network, apply = running(name)
@@ -243,6 +248,7 @@ def test_branch_is_a_slice_of_its_block():
     np.testing.assert_array_equal(taps['Mixed_6e'], np.concatenate(branches, axis=-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SOME)
 def test_batch_of_two_is_two_batches_of_one(name):
     network, apply = running(name)
@@ -540,6 +546,7 @@ def test_listing(capsys):
     assert len(lines) == 10
 
 
+@pytest.mark.slow
 def test_listing_of_all(capsys):
     main([])
     out = capsys.readouterr().out

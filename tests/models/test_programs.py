@@ -94,6 +94,7 @@ def compiled(caplog, function):
     return result, [m.split()[4] for m in messages if m.startswith('Finished XLA compilation of')]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('kind', 'wrap'),
     [(Cnn, partial(from_nnx, **HOW)), (Shown, partial(Network.from_module, name='shown', **HOW))],

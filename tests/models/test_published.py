@@ -214,6 +214,7 @@ def test_a_cache_that_cannot_be_written(hub, some_weights, tmp_path, monkeypatch
     assert 'cannot be written: Not a directory; WSOL_CACHE names another' in failure(REPO)
 
 
+@pytest.mark.slow
 def test_two_processes_fetch_once(hub, some_weights):
     hub.add(REPO, some_weights)
     hub.gate.clear()

@@ -319,6 +319,7 @@ def close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NETWORKS)
 def test_same_numbers_as_torch(name, tmp_path):
     make, options = NETWORKS[name]

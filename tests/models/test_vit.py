@@ -140,6 +140,7 @@ def test_same_numbers_as_torch(network, tensors):
         close(endpoints[name], tokens[:, 1:].reshape(2, GRID, GRID, WIDTH))
 
 
+@pytest.mark.slow
 def test_dgl_at_a_block_is_that_of_autograd(network, tensors):
     images = np.random.default_rng(3).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
     added = torch.zeros(2, GRID, GRID, WIDTH, requires_grad=True)
@@ -229,6 +230,7 @@ def test_perturbations_are_added_on_the_patches(network):
         np.testing.assert_array_equal(same, plain)
 
 
+@pytest.mark.slow
 def test_default_layers_work_and_others_are_told(network):
     images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
     found = localize(network, images, ('grad_cam',))

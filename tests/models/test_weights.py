@@ -315,6 +315,7 @@ def test_pth_with_torch(tmp_path, tensors):
         read_tensors(path)
 
 
+@pytest.mark.slow
 def test_inception_trunk_file():
     if 'WSOL_DATA' not in os.environ:
         pytest.skip('WSOL_DATA is not set: no real weights')

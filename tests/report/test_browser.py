@@ -228,6 +228,7 @@ def test_the_slider_has_its_name(page, threshold):
     assert page.locator('#value').inner_text() == f'{threshold:.2f}'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('threshold', [0.1, 0.45])
 def test_hits_are_counted_over_all_images(page, threshold):
     choose(page, 'method', A[0])

@@ -107,6 +107,7 @@ def test_a_cell_for_every_image_and_map(tmp_path, count, keys, truth):
     assert not list(tmp_path.glob('.*'))  # no temporary file is left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('truth', TRUTHS)
 def test_a_stage_draws_what_there_is(tmp_path, truth):
     metrics, source, _ = evaluated(tmp_path, 3, FOUR, truth)

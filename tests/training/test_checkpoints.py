@@ -47,6 +47,7 @@ def saved(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_round_trip_is_exact(saved):
     with Checkpoints(saved) as checkpoints:
         assert (checkpoints.step(), checkpoints.step('best')) == (2, 1)
@@ -77,6 +78,7 @@ def test_parts_can_be_left_out(saved):
         assert_same(checkpoints.restore(like)[0], state_of(2, 2)._replace(optimizer=None, ema=None))
 
 
+@pytest.mark.slow
 def test_the_best_is_what_is_evaluated(saved):
     with Checkpoints(saved) as checkpoints:
         like = state_of(3)._replace(optimizer=None, ema=None)
@@ -180,6 +182,7 @@ def damaged(saved, tmp_path):
     return tmp_path / 'W'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', ['largest', 'empty', 'params', 'optimizer'])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(damaged, caplog, how):
     spoil(damaged / 'checkpoints/last/5', how)
@@ -257,6 +260,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', [['save'], ['save_best', 'accuracy', '50']])
 def test_a_full_disk_is_one_line(tmp_path, method):
     command = [sys.executable, '-c', FULL, str(tmp_path), *method]

@@ -88,6 +88,7 @@ def trained(sources, tmp_path_factory):
     return workdir, seen
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_kept_and_opened(trained):
     """Of two equal ones the later; what was scored is what is evaluated, the moving average."""
     workdir, seen = trained
@@ -108,6 +109,7 @@ def test_the_best_epoch_is_kept_and_opened(trained):
     assert not np.array_equal(last, seen[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('epoch', [2, 4])
 @pytest.mark.parametrize('when', ['score', 'save'])
 def test_a_stopped_training_keeps_the_same_epoch(trained, sources, tmp_path, epoch, when):
@@ -161,6 +163,7 @@ def test_what_a_training_did_not_keep_is_told(sources, tmp_path):
         train(asked, *sources, tmp_path / 'b')
 
 
+@pytest.mark.slow
 def test_an_unfinished_training_goes_on_as_it_began(sources, tmp_path):
     """Whatever the setting is meanwhile: no epoch is left out."""
     one = replace(CONFIG, train=replace(TRAIN, batch_size=30, epochs=3))
@@ -206,6 +209,7 @@ def test_the_whole_run(tmp_path):
     assert row['MaxBoxAccV2'] == pytest.approx(values[3], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_the_first_epoch(sources, tmp_path, caplog):
     _compile.cache_clear()
     counts = []

@@ -51,6 +51,7 @@ from wsol_jax.training.methods import make_method
 from wsol_jax.training.trained import load_network, trained_network
 from wsol_jax.workdir import read_csv
 
+SLOW = pytest.mark.slow
 # 30 images make 3 steps an epoch, the last one filled up.
 TRAIN = TrainConfig(epochs=4, batch_size=12, learning_rate=0.1, ema=0.5, log_every=1)
 CONFIG = Config(
@@ -147,6 +148,7 @@ def network_of(workdir, sources, config=CONFIG):
     return trained_network(config, workdir)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_to_where_it_can(sources, tmp_path):
     def of_two_kinds(source):
         """Dark and bright images: what a tiny network can tell apart."""
@@ -162,6 +164,7 @@ def test_the_loss_falls_to_where_it_can(sources, tmp_path):
     assert float(rows(tmp_path, 'val')[-1]['accuracy']) == 100.0
 
 
+@pytest.mark.slow
 def test_defaults_in_python_train(sources, tmp_path):
     setting = TrainConfig(epochs=1, batch_size=30)
     train(replace(CONFIG, train=setting), *sources, tmp_path)
@@ -192,6 +195,7 @@ def test_rows_are_means_over_the_images_since_the_last(undisturbed, sources, tmp
     np.testing.assert_allclose(shares, np.round(shares), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stopped_after', [1, 2, 7])
 def test_a_row_that_was_begun_goes_on(sources, tmp_path, stopped_after):
     """Whether or not its steps are of one process."""
@@ -291,15 +295,15 @@ def interrupt_saving(kind, at):
 @pytest.mark.parametrize(
     ('every', 'stop', 'left'),
     [
-        (1000, interrupt_row('train', 1), 1),
-        (1000, interrupt_row('train', 5), 5),
+        pytest.param(1000, interrupt_row('train', 1), 1, marks=SLOW),
+        pytest.param(1000, interrupt_row('train', 5), 5, marks=SLOW),
         (2, interrupt_row('train', 3), 2),
-        (1000, interrupt_evaluation(2), 3),
-        (1, interrupt_evaluation(4), 11),
-        (1, interrupt_row('val', 12), 11),
-        (1, interrupt_saving('last', 8), 7),
-        (2, interrupt_saving('best', 12), 10),
-        (2, interrupt_saving('last', 12), 10),
+        pytest.param(1000, interrupt_evaluation(2), 3, marks=SLOW),
+        pytest.param(1, interrupt_evaluation(4), 11, marks=SLOW),
+        pytest.param(1, interrupt_row('val', 12), 11, marks=SLOW),
+        pytest.param(1, interrupt_saving('last', 8), 7, marks=SLOW),
+        pytest.param(2, interrupt_saving('best', 12), 10, marks=SLOW),
+        pytest.param(2, interrupt_saving('last', 12), 10, marks=SLOW),
     ],
 )
 def test_a_stopped_training_ends_as_if_it_had_not_been(
@@ -500,6 +504,7 @@ def test_training_goes_on_from_what_it_starts_from(trained, sources, tmp_path):
         np.testing.assert_allclose(kept[name], value, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_images_of_a_trained_network_go_through_what_those_of_training_did(sources, tmp_path):
     unit = Preprocessing((0.0,) * 3, (255.0,) * 3)
     setting = replace(TRAIN, batch_size=30, epochs=1)
@@ -533,6 +538,7 @@ def test_the_head_is_faster(sources, tmp_path):
     assert np.abs(moved[0]['fc.kernel']).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_network_at_chance_is_told(sources, tmp_path, caplog):
     for accuracy, told in ((100 / 6, 1), (90.0, 0)):
         caplog.clear()
@@ -683,6 +689,7 @@ def broken(split, count, bad):
     return source
 
 
+@pytest.mark.slow
 def test_a_broken_image_is_named_and_does_not_count(tmp_path, sources, caplog):
     config = replace(CONFIG, train=replace(TRAIN, log_every=3))
     with caplog.at_level(logging.WARNING):
@@ -823,6 +830,7 @@ def own_maps(network, sources):
     return network, localize(network, images, ('acol',), classes=labels).maps['acol', 'head']
 
 
+@pytest.mark.slow
 def test_heads_are_trained_resumed_and_opened_again(by_acol, sources, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         interrupt_row('train', 5)(patch)
@@ -877,6 +885,7 @@ def test_the_factor_of_the_head_holds_for_what_a_method_adds():
         assert bool(re.search(head[0], name)) == hit
 
 
+@pytest.mark.slow
 def test_a_trained_head_goes_through_every_stage(tmp_path, capsys):
     config = replace(
         ACOL,

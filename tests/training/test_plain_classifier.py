@@ -47,6 +47,7 @@ class Seen(Shapes):
         return replace(record, labels=(0,)) if index >= 6 else record
 
 
+@pytest.mark.slow
 def test_a_balanced_training_ends_as_if_it_had_not_been_stopped(tmp_path):
     sources = Seen('train', 30, size=SIDE), Shapes('val', 14, size=SIDE)
     train(CONFIG, *sources, tmp_path / 'whole')
@@ -111,6 +112,7 @@ def config_of(folder, **setting):
     )
 
 
+@pytest.mark.slow
 def test_images_of_several_labels_from_training_to_the_page(folder, tmp_path):
     config = config_of(folder, balanced=True, class_weights=(1.0, 1.0, 2.0))
     run(config, tmp_path)

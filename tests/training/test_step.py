@@ -206,6 +206,7 @@ def small_resnet(setting):
     return program, Shard(images, {'labels': labels}, np.ones(4, bool), np.arange(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('ema', [0.0, 0.5])
 def test_the_state_is_given_up_for_the_new_one(ema):
     program, batch = small_resnet(replace(SETTING, ema=ema))
@@ -222,6 +223,7 @@ def test_the_state_is_given_up_for_the_new_one(ema):
     assert int(after.step) == 1
 
 
+@pytest.mark.slow
 def test_no_gradient_of_what_is_frozen_is_computed():
     flops = {}
     for freeze in ((), ('conv1', 'layer')):
@@ -433,6 +435,7 @@ class Taught(TrainedMethod):
         return update.average().logits.sum(-1), {'accuracy': outputs.logits[:, 0]}
 
 
+@pytest.mark.slow
 def test_a_loss_can_ask_the_moving_average():
     """In inference mode, as it was before the step; no weight learns from what it says."""
     setting = replace(SETTING, ema=0.75, weight_decay=0.0)

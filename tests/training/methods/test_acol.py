@@ -132,6 +132,7 @@ IMAGES = np.random.default_rng(1).integers(0, 256, (4, 64, 64, 3), np.uint8)
 CLASSES = np.array([[0, 2], [1, 1], [2, 0], [1, 2]])
 
 
+@pytest.mark.slow
 def test_the_logits_of_a_network_are_those_of_its_heads(network):
     logits, endpoints = network(IMAGES)
     module = network.apply.thaw(network.state)
@@ -187,6 +188,7 @@ def test_the_map_needs_no_backward_pass(network):
     assert flops(('acol', 'grad_cam')) > 1.01 * forward
 
 
+@pytest.mark.slow
 def test_exported_maps_are_the_same(network, tmp_path):
     expected = localize(network, IMAGES, ('acol',), classes=CLASSES, resize=False)
     export(network, ('acol',), None, tmp_path / 'maps.zip', input_size=64)

@@ -95,6 +95,7 @@ def modules():
     return plain, dropped
 
 
+@pytest.mark.slow
 def test_in_training_the_layers_named_change_what_goes_on(modules):
     inputs = jnp.asarray(IMAGES / 255, jnp.float32)
     expected, found = (outputs_of(module, inputs) for module in modules)
@@ -107,6 +108,7 @@ def test_in_training_the_layers_named_change_what_goes_on(modules):
     assert keys == {('drops', k, 'key') for k in (0, 1)}
 
 
+@pytest.mark.slow
 def test_in_inference_it_is_the_plain_network(modules):
     plain, dropped = (as_network('resnet10', module, input_size=64) for module in modules)
     assert dropped.own_map is None

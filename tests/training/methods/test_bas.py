@@ -137,6 +137,7 @@ WHOLE = [[4.0, 0], [2.0, 0], [-1.0, 0], [-1.0, 0]]
 LEFT = [[2.0, 0], [3.0, 0], [-2.0, 0], [0.5, 0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('cap', [0.0, 1.0])
 def test_where_the_background_activates_more_a_constant_counts(cap):
     def suppression(background, logits):
@@ -303,6 +304,7 @@ def program_of(dtype, method=None):
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32():
     batch = batch_of(LABELS)._replace(images=IMAGES)
     found, expected = (program_of(dtype) for dtype in ('bfloat16', 'float32'))
@@ -321,6 +323,7 @@ def test_bfloat16_is_near_float32():
     np.testing.assert_allclose(moved[0], moved[1], atol=0.1 * np.abs(moved[1]).max())
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_as_if_it_had_not_been_and_opens(tmp_path):
     """With the frozen copy in every step, and a row of its values."""
     options = {'width': 6, 'layer': 'stage2', 'top_k': 2}
@@ -384,6 +387,7 @@ def test_the_layer_of_the_generator(name, options, layer):
     assert abstract(name, BAS(width=4), **options).reads[0] == layer
 
 
+@pytest.mark.slow
 def test_wrong_layers_are_one_line():
     def message(name, method):
         with pytest.raises(ConfigError) as caught:

@@ -116,6 +116,7 @@ def test_the_loss_in_loops():
     assert values['accuracy'].tolist() == [100.0 * r for r in right]
 
 
+@pytest.mark.slow
 def test_a_label_is_drawn_and_the_others_stay():
     keys = jax.random.split(jax.random.key(0), 3000)
     found = np.asarray(jax.vmap(drawn_first, (0, None))(keys, jnp.array([7, 4, 9, -1, -1])))
@@ -134,6 +135,7 @@ def small(options):
     return module
 
 
+@pytest.mark.slow
 def test_a_step_of_images_of_several_labels():
     """At output stride 16, as in the release; what a step reports is that of its drawn labels."""
     module = small({'output_stride': 16})
@@ -162,6 +164,7 @@ def test_a_step_of_images_of_several_labels():
     assert values['logits'].shape == (4, 5) and values['labels'].shape == (4, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'options', 'layer'),
     [

@@ -40,6 +40,7 @@ def test_neighbours_change_places():
     np.testing.assert_array_equal(partners(rows), np.asarray(rows)[[1, 0, 3, 2]])
 
 
+@pytest.mark.slow
 def test_a_box_is_of_the_partner_and_the_share_is_its_area():
     found, targets = mixed(CutMix(), 6, seed=3)
     assert targets['mixed'].dtype == np.int32 and targets['mixed'].tolist() == [
@@ -56,6 +57,7 @@ def test_a_box_is_of_the_partner_and_the_share_is_its_area():
     assert len(set(targets['share'].tolist())) == 6  # every image draws its own
 
 
+@pytest.mark.slow
 def test_boxes_against_a_plain_loop():
     """What is drawn of a key, cut off at the border as wsolevaluation does it."""
     keys = jax.random.split(jax.random.key(3), 200)
@@ -74,6 +76,7 @@ def test_boxes_against_a_plain_loop():
         assert targets['share'][k] == pytest.approx((bottom - top) * (right - left) / 600)
 
 
+@pytest.mark.slow
 def test_shares_follow_their_distribution():
     def shares(**options):
         return mixed(CutMix(**options), 3000, shape=(32, 32))[1]['share']
@@ -91,6 +94,7 @@ def test_shares_follow_their_distribution():
     assert np.isfinite(tiny).all() and 0.4 < (tiny == 0).mean() < 0.6
 
 
+@pytest.mark.slow
 def test_what_has_no_partner_stays_as_it_is():
     valid = [True, False, True, True, True]
     found, targets = mixed(CutMix(), 5, valid)
@@ -99,6 +103,7 @@ def test_what_has_no_partner_stays_as_it_is():
     assert targets['mixed'][4] == targets['labels'][4]  # it is its own partner
 
 
+@pytest.mark.slow
 def test_an_image_draws_by_its_key_alone():
     keys = jax.random.split(jax.random.key(1), 8)
     whole, targets = mixed(CutMix(), 8, keys=keys)
@@ -142,6 +147,7 @@ def test_on_val_it_is_the_plain_classifier():
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_no_pair_is_one_line():
     with pytest.raises(ConfigError, match=r'config\.train\.batch_size must .* got 1'):
         mixed(CutMix(), 1)

@@ -95,6 +95,7 @@ def test_losses_of_both_stages_by_hand(sigmoid):
     np.testing.assert_allclose(losses, plain + np.array([2, 1]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_starts_as_cam_of_clipped_features():
     inputs = zoo.SYMMETRIC(IMAGES)
     for stage in (1, 2):

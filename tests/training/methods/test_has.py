@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from wsol_jax.models.heads import Outputs
 from wsol_jax.training.method import Shard, TrainedMethod
@@ -49,6 +50,7 @@ def test_as_many_patches_are_hidden_as_asked_for():
         assert abs(share - drop) < 0.02 * (0 < drop < 1) + 1e-9
 
 
+@pytest.mark.slow
 def test_extreme_grids():
     inputs = 1 + np.random.default_rng(0).random((40, 5, 7, 3)).astype(np.float32)
     whole = (hidden_of(HaS(grid=1), inputs) == 0).reshape(40, -1)  # one patch is the image

@@ -117,6 +117,7 @@ def headed(**options):
     return module
 
 
+@pytest.mark.slow
 def test_its_map_is_the_boundary_for_all_classes_beside_the_plain_logits():
     images = RNG.integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
     module = headed()

@@ -181,6 +181,7 @@ def test_erasing_is_that_of_a_plain_loop():
     np.testing.assert_array_equal(erasing(maps), maps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', [(1, 1), (7, 13), (9, 4), (16, 16)])
 def test_the_generator_keeps_any_size(shape):
     generator = _Generator(5, 2, 7, rngs=nnx.Rngs(0))
@@ -200,6 +201,7 @@ def test_the_generator_starts_with_the_variance_of_fan_out():
     assert kernel.var() == pytest.approx(2 / (9 * 16), rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_generator_is_that_of_torch():
     torch = pytest.importorskip('torch')
     from torch.nn import functional
@@ -244,6 +246,7 @@ def headed(method, classes=6):
 IMAGES = RNG.integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)
 
 
+@pytest.mark.slow
 def test_the_network_goes_on_with_features_times_the_map():
     module = headed(ORNet(**OPTIONS))
     module.eval()
@@ -307,12 +310,14 @@ def moved(program, count=3):
     return changed, set(before) - changed
 
 
+@pytest.mark.slow
 def test_stage_1_trains_all_but_the_evaluator():
     changed, kept = moved(program_of(ORNet(**OPTIONS)))
     assert kept == {n for n in changed | kept if n.startswith('heads.evaluator.')}
     assert {'heads.evaluator.norm.mean', 'heads.evaluator.fc.kernel'} <= kept
 
 
+@pytest.mark.slow
 def test_stage_2_trains_four_parts_of_the_generator():
     changed, kept = moved(program_of(ORNet(stage=2, **OPTIONS)))
     trained = tuple(f'heads.generator.{part}.' for part in ('up_2', 'up_3', 'attention'))
@@ -321,6 +326,7 @@ def test_stage_2_trains_four_parts_of_the_generator():
     assert norms <= changed and {'norm.mean', 'heads.generator.down_1.conv1.bn.mean'} <= kept
 
 
+@pytest.mark.slow
 def test_frozen_parts_draw_nothing_in_stage_2():
     """Without erasing, a batch makes the same loss at every step: no dropout is left."""
     method = ORNet(stage=2, **OPTIONS)
@@ -340,6 +346,7 @@ def test_frozen_parts_draw_nothing_in_stage_2():
     assert first != second
 
 
+@pytest.mark.slow
 def test_the_statistics_of_the_generator_are_updated_once():
     program = program_of(ORNet(**OPTIONS))
     module = headed(ORNet(**OPTIONS))
@@ -353,6 +360,7 @@ def test_the_statistics_of_the_generator_are_updated_once():
     np.testing.assert_allclose(found, 0.01 * inner.mean((0, 1, 2)), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', [1, 2])
 def test_steps_in_bfloat16_are_finite(stage):
     method = ORNet(stage=stage, **OPTIONS)
@@ -369,6 +377,7 @@ def network():
     return as_network('resnet10', module, input_size=64)
 
 
+@pytest.mark.slow
 def test_the_map_is_one_for_all_classes_beside_other_methods(network):
     images = RNG.integers(0, 256, (2, 64, 64, 3), np.uint8)
     methods, layers = ('ornet', 'dgl'), ('stage1', 'stage3')
@@ -381,6 +390,7 @@ def test_the_map_is_one_for_all_classes_beside_other_methods(network):
     assert found.min() > 0 and found.max() < 1  # as it is, not scaled
 
 
+@pytest.mark.slow
 def test_cam_is_that_of_the_network_behind_the_map(network):
     LOCALIZATION.check_network(Config(localize=LocalizeConfig(methods=('cam',))), network)
     images = RNG.integers(0, 256, (2, 64, 64, 3), np.uint8)
@@ -390,6 +400,7 @@ def test_cam_is_that_of_the_network_behind_the_map(network):
     np.testing.assert_allclose(found / found.max(), expected / expected.max(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_exported_maps_are_the_same(network, tmp_path):
     images = RNG.integers(0, 256, (2, 64, 64, 3), np.uint8)
     expected = localize(network, images, ('ornet',), classes=0, resize=False)
@@ -450,6 +461,7 @@ def runs(tmp_path_factory, sources):
     return plain, one, two
 
 
+@pytest.mark.slow
 def test_each_stage_goes_on_from_the_one_before(runs):
     plain, one, two = (saved(run, 'best') for run in runs)
     copies = [k for k in one if '.heads.evaluator.' in k]
@@ -466,6 +478,7 @@ def test_each_stage_goes_on_from_the_one_before(runs):
     assert not np.array_equal(one['params.fc.kernel.value'], plain['params.fc.kernel.value'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', [1, 2])
 def test_a_stopped_stage_ends_as_if_it_had_not_been(runs, sources, tmp_path, stage):
     config, row = config_of(stage, runs[stage - 1]), ProgressLog.row

@@ -99,6 +99,7 @@ def gradients_of(module, score):
     return {'.'.join(map(str, k)): float(np.abs(v[...]).max()) for k, v in flat}
 
 
+@pytest.mark.slow
 def test_what_gets_a_gradient(module):
     batch = shard([0, 1], [True, True])
     whole = gradients_of(module, lambda outputs: SAT().loss(outputs, batch, ALONE)[0])
@@ -111,6 +112,7 @@ def test_what_gets_a_gradient(module):
     assert areas['heads.classifier.conv.kernel'] == areas['blocks.3.mlp.fc1.kernel'] == 0
 
 
+@pytest.mark.slow
 def test_the_map_is_the_mean_of_the_masks(module):
     network = as_network('vit_tiny', module)
     _, endpoints = network(IMAGES)

@@ -162,6 +162,7 @@ def test_a_constant_or_broken_class_map_supervises_nothing():
         assert np.isfinite(value) and not gradient.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'options', 'expected'),
     [
@@ -200,6 +201,7 @@ def headed(seed=0, **options):
 INPUTS = jnp.asarray(np.random.default_rng(4).normal(size=(2, 40, 56, 3)), jnp.float32)
 
 
+@pytest.mark.slow
 def test_maps_are_those_of_the_input_and_sides_share_a_layer():
     module = headed()
     found = outputs_of(module, INPUTS, None, jnp.array([0, 2]))
@@ -243,6 +245,8 @@ def learners():
     return {part: layers(of) for part, of in gradients.items()}
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('part', 'moved', 'still'),
     [
@@ -267,6 +271,7 @@ def test_what_learns_from_which_part(learners, part, moved, still):
 IMAGES = np.random.default_rng(5).integers(0, 256, (2, 40, 56, 3), np.uint8)
 
 
+@pytest.mark.slow
 def test_the_map_is_the_class_map_of_the_logits():
     network = as_network('resnet10', headed(), input_size=48)
     logits, _ = network(IMAGES)
@@ -288,6 +293,7 @@ def test_what_comes_behind_the_layer_is_passed_over():
     assert plain.last_layer == 'stage4' and len(plain.layers()) == 4
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close():
     def losses(dtype):
         module = headed()
