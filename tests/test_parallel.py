@@ -18,6 +18,7 @@ from jax.sharding import AxisType
 
 from wsol_jax.config import Config, LocalizeConfig, NetworkConfig, TrainConfig
 from wsol_jax.data import Shapes
+from wsol_jax.data.label_maps import MISSING
 from wsol_jax.evaluation.faithfulness import faithfulness_program
 from wsol_jax.localization.epoch import EpochScore
 from wsol_jax.localization.localize import compute_maps
@@ -26,7 +27,6 @@ from wsol_jax.localization.stage import localize_split
 from wsol_jax.models import load_network, zoo
 from wsol_jax.models.layers import Dropout, Endpoints, conv, global_average_pool
 from wsol_jax.parallel import local_devices, one_ahead
-from wsol_jax.segmentation.mars import MISSING
 from wsol_jax.training.checkpoints import Checkpoints
 from wsol_jax.training.loop import train
 from wsol_jax.training.method import Shard, TrainedMethod, batch_mean

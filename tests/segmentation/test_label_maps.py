@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from wsol_jax.data import DataError, Record
+from wsol_jax.data.label_maps import resized_label_map
 from wsol_jax.segmentation import palette, read_label_map, true_label_map, write_label_map
-from wsol_jax.segmentation.label_maps import resized_label_map
 
 LABELS = np.array([[0, 1, 2], [80, 254, 255]], np.uint8)
 

@@ -128,7 +128,7 @@ def test_label_maps_and_curves_are_written(scored):
     workdir, _, maps, metrics = scored
     for split, images in (('val', (0, 1, 2)), ('test', (0, 2))):
         for key, folder in ((A, 'cam/late'), (B, 'bas_wsss/head.x')):
-            files = sorted((workdir / 'label_maps' / split / folder).rglob('*.png'))
+            files = sorted((workdir / 'label_maps' / folder / split).rglob('*.png'))
             assert [f.stem for f in files] == [str(i) for i in images]
             threshold = rows_of(metrics, split)[key]['threshold']
             for i, file in zip(images, files, strict=True):
@@ -161,7 +161,7 @@ def test_without_true_label_maps_the_seeds_are_written_all_the_same(tmp_path):
     maps = store_of(tmp_path, 'train', source)
     metrics = evaluate_seeds(config, {'train': source}, tmp_path)
     assert metrics['segmentation'] == []
-    file = tmp_path / 'label_maps/train/cam/late/train/2.png'
+    file = tmp_path / 'label_maps/cam/late/train/2.png'
     # The configured threshold, as near as scores have it.
     expected = expected_label_map(maps[A], 2, THRESHOLDS[3])
     np.testing.assert_array_equal(read_label_map(file), expected)
@@ -211,5 +211,5 @@ def test_a_run_in_full(tmp_path, capsys):
     assert 'Page: ' in capsys.readouterr().out
     progress = [r for r in read_csv(tmp_path / 'b/progress.csv') if r.get('mAP')]
     assert len(progress) == 2
-    label_map = read_label_map(tmp_path / 'b/label_maps/test/bas_wsss/head/test/00000.png.png')
+    label_map = read_label_map(tmp_path / 'b/label_maps/bas_wsss/head/test/00000.png.png')
     assert label_map.shape == (48, 48)

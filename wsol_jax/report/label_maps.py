@@ -10,9 +10,9 @@ import numpy as np
 from wsol_jax.config import ReportConfig
 from wsol_jax.data import DataError, Record, evenly_spaced, stored_size
 from wsol_jax.data.files import find_images, printable
+from wsol_jax.data.label_maps import IGNORED, read_label_map
 from wsol_jax.report.segmentation import SegmentedImage, segmented_image, write_segmentation_page
 from wsol_jax.segmentation.folders import Pair, label_map_pairs
-from wsol_jax.segmentation.label_maps import IGNORED, read_label_map
 
 
 def write_label_map_page(

@@ -8,10 +8,10 @@ import numpy as np
 
 from wsol_jax.config import Config, ConfigError
 from wsol_jax.data import Record, Source, evenly_spaced
+from wsol_jax.data.label_maps import read_label_map, true_label_map
 from wsol_jax.report.frame import write_tables
 from wsol_jax.report.segmentation import SegmentedImage, segmented_image, write_segmentation_page
 from wsol_jax.report.table import aligned, threshold_text
-from wsol_jax.segmentation.label_maps import read_label_map, true_label_map
 from wsol_jax.segmentation.seed_scores import (
     LABEL_MAPS,
     has_truth,
@@ -97,7 +97,7 @@ def _file(workdir: Path, row: dict[str, Any], record: Record) -> Path:
     """Where the label map of an image lies that a row is about."""
     if 'threshold' not in row:
         return predicted_file(workdir / 'maps' / row['split'], record)
-    return seed_file(workdir / LABEL_MAPS / row['split'], (row['method'], row['layer']), record)
+    return seed_file(workdir / LABEL_MAPS, (row['method'], row['layer']), record)
 
 
 def _curves(workdir: Path, row: dict[str, Any]) -> dict[str, list[float]]:

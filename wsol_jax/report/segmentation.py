@@ -11,11 +11,12 @@ import numpy as np
 from absl import logging
 
 from wsol_jax.data import Record, evenly_spaced
+from wsol_jax.data.label_maps import BACKGROUND, IGNORED
 from wsol_jax.data.records import Pixels
 from wsol_jax.report.frame import rendered
 from wsol_jax.report.gallery import blob, displayed_size, jpeg_of
 from wsol_jax.report.page import LIMIT
-from wsol_jax.segmentation.label_maps import BACKGROUND, IGNORED, palette
+from wsol_jax.segmentation.label_maps import palette
 from wsol_jax.segmentation.score import absent_classes, class_scores, confusion, scores_of
 from wsol_jax.workdir import write_text
 

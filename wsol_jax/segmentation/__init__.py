@@ -2,21 +2,20 @@
 
 from typing import TYPE_CHECKING
 
+from wsol_jax.data.label_maps import (
+    BACKGROUND,
+    IGNORED,
+    label_map_of,
+    read_label_map,
+    true_label_map,
+)
 from wsol_jax.names import lazy
 
 if TYPE_CHECKING:
     from wsol_jax.segmentation.affinity import random_walk
     from wsol_jax.segmentation.crf import DenseCRF, dense_crf
     from wsol_jax.segmentation.folders import evaluate_segmentation
-    from wsol_jax.segmentation.label_maps import (
-        BACKGROUND,
-        IGNORED,
-        label_map_of,
-        palette,
-        read_label_map,
-        true_label_map,
-        write_label_map,
-    )
+    from wsol_jax.segmentation.label_maps import palette, write_label_map
     from wsol_jax.segmentation.mars import remove_bias
     from wsol_jax.segmentation.score import (
         SeedCurves,
@@ -64,8 +63,6 @@ __all__ = [
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        'BACKGROUND': 'label_maps',
-        'IGNORED': 'label_maps',
         'DenseCRF': 'crf',
         'SeedCurves': 'score',
         'class_scores': 'score',
@@ -75,17 +72,14 @@ __getattr__, __dir__ = lazy(
         'dense_crf': 'crf',
         'evaluate_segmentation': 'folders',
         'joined_probabilities': 'seeds',
-        'label_map_of': 'label_maps',
         'metrics_of': 'score',
         'palette': 'label_maps',
         'random_walk': 'affinity',
-        'read_label_map': 'label_maps',
         'remove_bias': 'mars',
         'scores_of': 'score',
         'seed_curves': 'score',
         'seed_label_map': 'seeds',
         'seed_probabilities': 'seeds',
-        'true_label_map': 'label_maps',
         'write_label_map': 'label_maps',
     },
 )

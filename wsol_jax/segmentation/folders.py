@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from wsol_jax.data.files import find_images, printable
+from wsol_jax.data.label_maps import IGNORED, read_label_map
 from wsol_jax.data.metadata import class_names, read_list
 from wsol_jax.data.records import DataError
 from wsol_jax.evaluation.processes import in_parts
 from wsol_jax.names import shown
-from wsol_jax.segmentation.label_maps import IGNORED, read_label_map
 from wsol_jax.segmentation.score import confusion, metrics_of
 from wsol_jax.settings import SETTINGS
 

@@ -19,17 +19,10 @@ from numpy.typing import NDArray
 
 from wsol_jax.data.decode import decode_image
 from wsol_jax.data.files import printable, reason
+from wsol_jax.data.label_maps import BACKGROUND, MISSING, label_map_of, resized_label_map
 from wsol_jax.data.records import DataError, Pixels, Record, Source
-from wsol_jax.segmentation.label_maps import (
-    BACKGROUND,
-    label_map_of,
-    resized_label_map,
-    write_label_map,
-)
+from wsol_jax.segmentation.label_maps import write_label_map
 
-# In a debiased label map: no label is known, and one is to be found in training (-1 of the paper).
-# Apart from `IGNORED`, which stays as it is.
-MISSING = 254
 ALPHA = 0.40
 CLUSTERS = 2  # of each class and of the background, in each image
 _CANDIDATES = 64  # for the first centroids

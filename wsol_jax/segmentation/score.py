@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from wsol_jax.data.label_maps import BACKGROUND, IGNORED, check_label_map
 from wsol_jax.data.records import DataError, Pixels
-from wsol_jax.segmentation.label_maps import BACKGROUND, IGNORED, check_label_map
 
 
 def confusion(

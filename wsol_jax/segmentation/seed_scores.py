@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsol_jax.data import Record, stored_size
+from wsol_jax.data.label_maps import read_label_map, true_label_map
 from wsol_jax.evaluation.split import Results, StoredSplit
 from wsol_jax.maps import NO_CLASS, Key
 from wsol_jax.maps.store import path_of
-from wsol_jax.segmentation.label_maps import read_label_map, true_label_map, write_label_map
+from wsol_jax.segmentation.label_maps import write_label_map
 from wsol_jax.segmentation.score import SeedCurves, confusion, seed_curves
 from wsol_jax.segmentation.seeds import seed_label_map, seed_probabilities
 
@@ -103,7 +104,7 @@ def write_seeds(part: 'ImageMaps', folder: Path, thresholds: Mapping[Key, float]
 
     Args:
         part: images with their maps.
-        folder: of their split.
+        folder: of all splits, so that train and val can be learnt from together.
         thresholds: of the background, for every (method, layer).
 
     Returns:

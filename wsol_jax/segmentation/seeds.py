@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
+from wsol_jax.data.label_maps import BACKGROUND, IGNORED
 from wsol_jax.data.records import Pixels
-from wsol_jax.segmentation.label_maps import BACKGROUND, IGNORED
 
 # Places [H,W], 0 for the background and i + 1 for the i-th of K classes, and their number 1 + K ->
 # places that fit the image better; see `crf_of_places`.

@@ -165,7 +165,7 @@ def _summary(
             key: chosen.get(key, _nearest(curves, setting.threshold))
             for key, curves in scored[split.name].items()
         }
-        _write(split, cut, workdir / LABEL_MAPS / split.name, setting.processes)
+        _write(split, cut, workdir / LABEL_MAPS, setting.processes)
         for key, curves in scored[split.name].items():
             if curves.pixels.size:
                 origin = setting.choose_on if key in chosen else 'config'

@@ -11,9 +11,10 @@ from test_segmenter import LEARNING, rectangles
 
 from wsol_jax.config import ConfigError
 from wsol_jax.data import Scenes
+from wsol_jax.data.label_maps import true_label_map
 from wsol_jax.models.heads import Outputs
 from wsol_jax.progress import read_progress
-from wsol_jax.segmentation.label_maps import true_label_map, write_label_map
+from wsol_jax.segmentation.label_maps import write_label_map
 from wsol_jax.training.loop import train
 from wsol_jax.training.method import Shard, Update
 from wsol_jax.training.methods import mars as module

@@ -13,15 +13,11 @@ from PIL import Image
 
 from wsol_jax.config import AugmentConfig, Config, ConfigError, NetworkConfig, TrainConfig
 from wsol_jax.data import DataError, Record, Scenes, evaluation_batches
+from wsol_jax.data.label_maps import read_label_map, resized_label_map, true_label_map
 from wsol_jax.localization.localize import localize
 from wsol_jax.models.heads import Outputs
 from wsol_jax.progress import read_progress
-from wsol_jax.segmentation.label_maps import (
-    read_label_map,
-    resized_label_map,
-    true_label_map,
-    write_label_map,
-)
+from wsol_jax.segmentation.label_maps import write_label_map
 from wsol_jax.training.loop import train
 from wsol_jax.training.method import Shard, Update
 from wsol_jax.training.methods import make_method

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wsol_jax.config import ConfigError
+from wsol_jax.data.label_maps import IGNORED, resized_label_map
 from wsol_jax.data.records import Source, Targets
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.maps.paths import framed, moved, path_affinity, straight_paths
 from wsol_jax.models import Network
 from wsol_jax.models.heads import Heads, Outputs, Trunk, of_each_class
 from wsol_jax.models.layers import conv
-from wsol_jax.segmentation.label_maps import IGNORED, resized_label_map
 from wsol_jax.training.method import Shard, TrainedMethod, Update, known_endpoint
 from wsol_jax.training.methods.segmenter import Segmenter
 

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from wsol_jax.config import ConfigError
+from wsol_jax.data.label_maps import IGNORED, MISSING
 from wsol_jax.data.records import Source, Targets
 from wsol_jax.fields import documented, setting
 from wsol_jax.models.heads import Outputs
 from wsol_jax.segmentation.crf import dense_crf
-from wsol_jax.segmentation.label_maps import IGNORED
-from wsol_jax.segmentation.mars import MISSING
 from wsol_jax.training.method import Shard, Update, pixel_mean
 from wsol_jax.training.methods.segmenter import (
     LabelMaps,

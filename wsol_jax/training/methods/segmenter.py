@@ -12,17 +12,12 @@ from flax import nnx
 from numpy.typing import NDArray
 
 from wsol_jax.config import ConfigError
+from wsol_jax.data.label_maps import IGNORED, label_map_of, resized_label_map, true_label_map
 from wsol_jax.data.records import BadImage, Labels, Pixels, Record, Source, Targets
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models import Network
 from wsol_jax.models.deeplab import RATES, SegmentationHeads
 from wsol_jax.models.heads import Heads, Outputs
-from wsol_jax.segmentation.label_maps import (
-    IGNORED,
-    label_map_of,
-    resized_label_map,
-    true_label_map,
-)
 from wsol_jax.training.method import Shard, TrainedMethod, Update, known_endpoint, pixel_mean
 
 TRUTH = 'truth'  # in place of a folder: the label maps of the data set

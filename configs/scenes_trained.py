@@ -1,0 +1,63 @@
+r"""Segmentation from image labels on generated scenes: classifiers, seeds, segmentation networks.
+
+    python -m wsol_jax.main --config configs/scenes_trained.py:plain --workdir DIR
+    python -m experiments.segmentation --workdir DIR
+
+The variant is a name of VARIANTS. An image holds one to three objects of six classes; a train
+always stands on rails, which are background. `plain` and `bas_wsss` learn from image labels and
+make seeds; `esol_expansion` and `esol` start from each other (`config.train.init_from`), the first
+one from `plain`. `irn`, `segmenter` and `mars` learn from label maps, a folder of PNGs in
+`--config.train.options.labels`; as they stand here from the true ones ('truth'), which shows what
+full supervision gives. The experiment goes through all of it, step by step.
+
+Not measured here; see the experiment.
+"""
+
+from ml_collections import ConfigDict
+
+from wsol_jax.config import ConfigError, default_config
+from wsol_jax.names import unknown_name
+
+# Variant -> train.method and its options.
+_METHODS = {
+    'plain': ('', {}),
+    'bas_wsss': ('bas_wsss', {}),
+    'esol_expansion': ('esol', {'stage': 1}),
+    'esol': ('esol', {'stage': 2}),
+    'irn': ('irn', {'labels': 'truth', 'radius': 6}),
+    'segmenter': ('segmenter', {'labels': 'truth', 'width': 64, 'rates': (2, 4, 6)}),
+    'mars': ('mars', {'labels': 'truth', 'width': 64, 'rates': (2, 4, 6)}),
+}
+VARIANTS = tuple(_METHODS)
+STARTS = {'esol_expansion': 'plain', 'esol': 'esol_expansion', 'irn': 'plain'}
+_SEEDS = ('cam', 'grad_cam', 'layer_cam', 'dgl')
+
+
+def get_config(variant: str = 'plain') -> ConfigDict:
+    """The experiment with one of VARIANTS."""
+    if variant not in VARIANTS:
+        raise ConfigError(unknown_name('variant', variant, VARIANTS))
+    config = default_config()
+    config.task = 'segmentation'
+    config.data.source = 'scenes'
+    config.data.shapes_size = 96
+    config.data.shapes_counts = (800, 120, 200)
+    config.network.name = 'resnet10'
+    config.network.options = {'width': 16, 'output_stride': 8}
+    config.network.input_size = 96
+    config.train.method, config.train.options = _METHODS[variant]
+    config.train.loss = 'sigmoid'
+    config.train.epochs = 12
+    config.train.batch_size = 32
+    config.train.learning_rate = 0.1
+    config.localize.splits = ('train', 'val', 'test')
+    config.localize.methods = _SEEDS if variant == 'plain' else (_METHODS[variant][0],)
+    config.localize.layers = ('stage3', 'stage4')
+    config.localize.batch_size = 50
+    config.evaluate.threshold_step = 0.02
+    if variant in STARTS:  # what is added learns alone
+        config.train.optimizer, config.train.learning_rate = 'adamw', 1e-3
+        config.train.epochs = 4
+    if variant == 'mars':
+        config.train.ema = 0.99
+    return config

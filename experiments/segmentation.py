@@ -1,0 +1,279 @@
+r"""Segmentation from image labels, step by step: which step gains, which loses.
+
+    python -m experiments.segmentation --workdir DIR [--seeds 3] \
+        [--config configs/scenes_trained.py]
+
+Each seed runs in DIR/seed_0, ..., what is finished is not run again. A classifier is trained on
+image labels; of its maps the method and layer that are best on val are the seeds, and the steps go
+on from there:
+
+    seeds       where the map of a class is above the threshold that is best on val
+    + CRF       these label maps, refined by the image (IRN's dense CRF)
+    + IRN       a random walk of the maps, stopped at boundaries learnt from confident seeds
+    bas_wsss    seeds of a generator that is trained to leave nothing of a class in the background
+    esol        seeds after expansion and shrinkage (a reconstruction)
+    + MARS      the label maps of the best step before on val, without what only stands beside a
+                class; places that are given up count as background here
+    network     DeepLab trained on the label maps of that step
+    MARS network  trained on those of MARS, its gaps filled in by its own moving average
+    supervised  DeepLab trained on the true label maps
+
+MARS's features are those of the classifier, not of an unsupervised network. `beside` is the share
+of the places that always stand beside a class, and are background, which are taken for the class.
+All scores are of test; networks see no label of test. Prints the table and writes it to
+DIR/segmentation.md.
+"""
+
+import dataclasses
+import runpy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from absl import flags, logging
+
+from experiments.seeds import SEEDS, spread
+from wsol_jax.command_line import WORKDIR, run_command
+from wsol_jax.config import Config, read_config
+from wsol_jax.data import Record, Source, decode_image, evaluation_batches
+from wsol_jax.data.label_maps import (
+    BACKGROUND,
+    MISSING,
+    label_map_of,
+    read_label_map,
+    true_label_map,
+)
+from wsol_jax.localization.method import HEAD
+from wsol_jax.maps import NO_CLASS, Key
+from wsol_jax.maps.store import MapStore, path_of
+from wsol_jax.presets import config_file
+from wsol_jax.report.table import markdown
+from wsol_jax.run import load_classifier, open_splits, run
+from wsol_jax.segmentation import (
+    SeedCurves,
+    confident_label_map,
+    confusion,
+    crf_of_places,
+    random_walk,
+    remove_bias,
+    scores_of,
+    seed_curves,
+    seed_label_map,
+    seed_probabilities,
+    write_label_map,
+)
+from wsol_jax.workdir import read_json, write_text
+
+_CONFIG = flags.DEFINE_string('config', 'configs/scenes_trained.py', 'Config file with VARIANTS.')
+_SPLITS = ('train', 'val', 'test')
+_MARGIN = 0.1  # of confident seeds: thresholds this much above and below that of the seeds
+_THRESHOLDS = np.arange(50) / 50
+_FEATURES = 'stage3'  # of the classifier, for MARS
+_SHOWN = ('mIoU', 'FP', 'FN', 'beside')
+
+
+class Run(NamedTuple):
+    """One seed: its folder, its experiments by variant, its splits by name."""
+
+    folder: Path
+    variant: Callable[[str], Config]
+    splits: Mapping[str, Source]
+
+    def store(self, name: str, split: str) -> MapStore:
+        """The maps of a variant."""
+        return MapStore(self.folder / name / 'maps' / split)
+
+
+def trained(this: Run, name: str, start: str = '', **changed: Any) -> Path:
+    """Runs a variant where it is not finished; returns its workdir.
+
+    Args:
+        this: the seed.
+        name: of the variant, or `variant:name of its workdir`.
+        start: the variant that it starts from.
+        **changed: options of its training.
+    """
+    variant, _, own = name.partition(':')
+    workdir, config = this.folder / (own or variant), this.variant(variant)
+    options = {**config.train.options, **changed}
+    setting = {'options': options, 'init_from': str(this.folder / start) if start else ''}
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **setting))
+    if variant == 'irn':  # boundaries are no seeds
+        config = dataclasses.replace(config, stages=('train', 'localize'))
+    if not (workdir / 'report.html').exists():
+        run(config, workdir)
+    return workdir
+
+
+def best_key(workdir: Path) -> tuple[Key, float]:
+    """The (method, layer) of the highest mIoU on val, and its threshold."""
+    rows = [r for r in read_json(workdir / 'metrics.json')['segmentation'] if r['split'] == 'val']
+    best = max(rows, key=lambda row: row['mIoU'])
+    return (best['method'], best['layer']), best['threshold']
+
+
+def probabilities_of(
+    this: Run, name: str, key: Key
+) -> Iterator[tuple[str, Record, np.ndarray, list[int]]]:
+    """(split, record, class maps [K,H,W] in [0, 1], their classes [K]) of all images."""
+    for split, source in this.splits.items():
+        store = this.store(name, split)
+        classes = store.fact('classes')
+        for i in range(len(source)):
+            own = classes[i] != NO_CLASS
+            (maps,) = store.take(key, np.array([i]))
+            record = source[i]
+            found = seed_probabilities(maps[own], record.size or (0, 0))
+            yield split, record, found, classes[i][own].tolist()
+
+
+def crf_step(this: Run, key: Key, threshold: float) -> tuple[Path, Path]:
+    """Folders of the refined seeds, and of the confident ones that IRN learns from."""
+    refined, confident = this.folder / 'crf', this.folder / 'confident'
+    sure, possible = min(threshold + _MARGIN, 0.98), max(threshold - _MARGIN, 0.02)
+    for _, record, maps, labels in probabilities_of(this, 'plain', key):
+        name = f'{record.image_id}.png'
+        if (confident / name).exists() or not labels:
+            continue
+        refine = crf_of_places(decode_image(record))
+        places = seed_label_map(maps, range(len(labels)), threshold)
+        values = np.array([BACKGROUND, *(k + 1 for k in labels)], np.uint8)
+        write_label_map(refined / name, values[refine(places, 1 + len(labels))])
+        write_label_map(confident / name, confident_label_map(maps, labels, sure, possible, refine))
+    return refined, confident
+
+
+def irn_step(this: Run, key: Key, seeds: Path) -> Path:
+    """The folder of the label maps after the random walk; its threshold is chosen on val."""
+    trained(this, 'irn', 'plain', labels=str(seeds))
+    folder, walked = this.folder / 'walked', []
+    for split, source in this.splits.items():
+        plain, boundaries = this.store('plain', split), this.store('irn', split)
+        classes = plain.fact('classes')
+        for i in range(len(source)):
+            own, place = classes[i] != NO_CLASS, np.array([i])
+            (maps,), (boundary,) = plain.take(key, place), boundaries.take(('irn', HEAD), place)
+            size = boundary.shape[-1], boundary.shape[-2]
+            full = np.zeros((len(own), *boundary.shape[-2:]), np.float32)  # one program for all
+            full[: own.sum()] = seed_probabilities(maps[own], size)
+            found = np.asarray(random_walk(jnp.asarray(full), jnp.asarray(boundary[0])))
+            found = seed_probabilities(found[: own.sum()], source[i].size or (0, 0))
+            walked.append((split, source[i], found, classes[i][own].tolist()))
+    count = 1 + this.splits['val'].num_classes
+    threshold = SeedCurves.joined(
+        seed_curves(maps, labels, true_label_map(record), _THRESHOLDS, count)
+        for split, record, maps, labels in walked
+        if split == 'val'
+    ).best_threshold
+    for _, record, maps, labels in walked:
+        write_label_map(folder / f'{record.image_id}.png', seed_label_map(maps, labels, threshold))
+    return folder
+
+
+def mars_step(this: Run, labels: Path) -> Path:
+    """The folder of the debiased label maps, which have gaps; of train and val."""
+    folder, features = this.folder / 'debiased', this.folder / 'features'
+    config = this.variant('plain')
+    network = load_classifier(config, this.folder / 'plain')
+    for split in ('train', 'val'):
+        for batch in evaluation_batches(this.splits[split], config.network.input_size or 0, 50):
+            _, endpoints = network(batch.images)
+            arrays = np.moveaxis(np.asarray(endpoints[_FEATURES]), -1, 1)
+            for name, array in zip(batch.image_ids, arrays[: batch.real], strict=False):
+                (features / name).parent.mkdir(parents=True, exist_ok=True)
+                np.save(features / f'{name}.npy', array)
+        if not (folder / f'{this.splits[split][0].image_id}.png').exists():
+            remove_bias(this.splits[split], labels, features, folder)
+    return folder
+
+
+def scores(source: Source, folder: Path) -> dict[str, float]:
+    """Percentages of the label maps `<image_id>.png` in a folder; gaps count as background."""
+    count = 1 + source.num_classes
+    total, beside, taken = np.zeros((count, count), np.int64), 0, 0
+    for i in range(len(source)):
+        record = source[i]
+        found = label_map_of(record, folder, source.num_classes, MISSING)
+        found = np.where(found == MISSING, np.uint8(BACKGROUND), found)
+        total += confusion(found, true_label_map(record), count)
+        context = read_label_map(record.extra['context'])
+        beside += int((context > 0).sum())
+        taken += int(((context > 0) & (found == context)).sum())
+    return scores_of(total) | {'beside': 100 * taken / max(beside, 1)}
+
+
+def seeds_in(workdir: Path) -> Path:
+    """Where a run wrote the label maps of its best (method, layer)."""
+    key, _ = best_key(workdir)
+    return workdir / 'label_maps' / path_of(key)
+
+
+def steps_of(this: Run) -> dict[str, dict[str, float]]:
+    """{step: its scores} of one seed."""
+    plain = trained(this, 'plain')
+    key, threshold = best_key(plain)
+    refined, confident = crf_step(this, key, threshold)
+    trained(this, 'esol_expansion', 'plain')
+    folders = {
+        'seeds': seeds_in(plain),
+        '+ CRF': refined,
+        '+ IRN': irn_step(this, key, confident),
+        'bas_wsss': seeds_in(trained(this, 'bas_wsss')),
+        'esol': seeds_in(trained(this, 'esol', 'esol_expansion')),
+    }
+    val, test, train = this.splits['val'], this.splits['test'], this.splits['train']
+    best = max(folders, key=lambda step: scores(val, folders[step])['mIoU'])
+    logging.info('the networks learn from %s', best)
+    found = {step: scores(test, folder) for step, folder in folders.items()}
+    debiased = mars_step(this, folders[best])
+    found['+ MARS'] = scores(train, debiased)
+    found[f'{best}, train'] = scores(train, folders[best])
+    predicted = {
+        'network': trained(this, 'segmenter:network', labels=str(folders[best])),
+        'MARS network': trained(this, 'mars', 'network', labels=str(debiased)),
+        'supervised': trained(this, 'segmenter:supervised'),
+    }
+    for step, workdir in predicted.items():
+        found[step] = scores(test, workdir / 'maps' / 'test' / 'label_maps')
+    return found
+
+
+def table(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
+    """Markdown: a row for each step, mean ± sample standard deviation over the seeds."""
+    lines = [['step', 'seeds', *_SHOWN]]
+    for step in dict.fromkeys(step for found in seeds for step in found):
+        own = [found[step] for found in seeds if step in found]
+        lines.append([step, str(len(own)), *(spread([s[name] for s in own]) for name in _SHOWN)])
+    return '\n\n'.join([markdown(lines), _NOTE])
+
+
+_NOTE = (
+    'Percent of test, mean ± sample standard deviation over the seeds; + MARS and what it starts '
+    'from of train, whose label maps the networks learn from. beside: of what always stands beside '
+    'a class, how much is taken for it.'
+)
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs what is missing, then prints and writes the table."""
+    logging.set_verbosity(logging.WARNING)
+    get_config = runpy.run_path(str(config_file(_CONFIG.value)))['get_config']
+    folder, found = Path(WORKDIR.value), []
+    for seed in range(SEEDS.value):
+
+        def variant(name: str, seed: int = seed) -> Config:
+            return dataclasses.replace(read_config(get_config(name)), seed=seed)
+
+        splits = open_splits(variant('plain'))
+        this = Run(folder / f'seed_{seed}', variant, {name: splits(name) for name in _SPLITS})
+        found.append(steps_of(this))
+        text = table(found)
+        write_text(folder / 'segmentation.md', text + '\n')
+    print(text)
+
+
+if __name__ == '__main__':
+    flags.mark_flags_as_required(['workdir'])
+    run_command(main)
