@@ -50,6 +50,7 @@ def test_the_map_of_a_network():
             np.testing.assert_allclose(found.maps['rollout', 'all'][image, target], expected, 1e-4)
 
 
+@pytest.mark.slow
 def test_a_spatial_token_counts_as_the_class_token():
     network = network_of(spatial_token=True)
     _, endpoints = network(IMAGES)

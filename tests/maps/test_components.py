@@ -68,6 +68,7 @@ def test_contours_are_those_of_opencv_at_every_cut(seed):
                 assert tuple(found.largest[cut].tolist()) == boxes[np.argmax(areas)]
 
 
+@pytest.mark.slow
 def test_what_is_unclear_is_seldom():
     rng = np.random.default_rng(9)
     found = [contours((smooth(rng, 14, (224, 224)) * 255).astype(np.uint8)) for _ in range(4)]

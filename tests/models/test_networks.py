@@ -217,6 +217,7 @@ def test_every_endpoint_moves_the_logits(name):
         np.testing.assert_allclose(taps[endpoint], activations[endpoint] + step, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SOME)
 def test_step_at_the_last_layer_is_linear(name):
     """Behind the last layer is only an average and a classifier: d logits = mean(d) W."""

@@ -848,6 +848,7 @@ def test_heads_are_trained_resumed_and_opened_again(by_acol, sources, tmp_path):
     assert np.abs(moved - start.heads.b.conv1.kernel[...]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_network_of_heads_is_rebuilt_from_the_workdir(by_acol, sources):
     network, expected = own_maps(trained_network(ACOL, by_acol), sources)
     again, found = own_maps(load_network('tiny', by_acol), sources)

@@ -260,6 +260,7 @@ def product_types(function, *arguments):
     return {v.aval.dtype.name for eqn in products for v in eqn.invars}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_computation_is_of_the_type_asked_for(dtype):
     program, batch = small_resnet(replace(SETTING, dtype=dtype, ema=0.5))

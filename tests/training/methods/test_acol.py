@@ -141,6 +141,7 @@ def test_the_logits_of_a_network_are_those_of_its_heads(network):
     assert not np.allclose(logits, module.fc(endpoints['stage4'].mean((1, 2))), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_gradients_go_through_the_heads(network):
     """HiResCAM at the last layer, sum of g S, against the gradient of A's mean map."""
     _, endpoints = network(IMAGES)

@@ -373,6 +373,7 @@ def abstract(name, method, **options):
     return nnx.eval_shape(make).heads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'options', 'layer'),
     [

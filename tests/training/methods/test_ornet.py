@@ -505,6 +505,7 @@ def test_a_stopped_stage_ends_as_if_it_had_not_been(runs, sources, tmp_path, sta
     assert progress[0]['loss'] == progress[1]['loss'] and progress[0]['area']
 
 
+@pytest.mark.slow
 def test_networks_open_when_what_they_started_from_is_gone(runs, sources, tmp_path):
     for run in runs[1:]:
         shutil.copytree(run, tmp_path / run.name)

@@ -31,6 +31,7 @@ def semantic(network):
     return np.einsum('bhwkij,ijkc->bhwc', windows, kernel) + np.asarray(conv['bias'][...])
 
 
+@pytest.mark.slow
 def test_logits_are_the_means_of_the_class_maps(network, semantic):
     np.testing.assert_allclose(network(IMAGES)[0], semantic.mean((1, 2)), rtol=1e-4, atol=1e-5)
     # The loss is that of the plain classifier on these.
