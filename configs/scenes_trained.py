@@ -51,7 +51,8 @@ def get_config(variant: str = 'plain') -> ConfigDict:
     config.train.batch_size = 32
     config.train.learning_rate = 0.1
     config.localize.splits = ('train', 'val', 'test')
-    config.localize.methods = _SEEDS if variant == 'plain' else (_METHODS[variant][0],)
+    own = 'segmenter' if variant == 'mars' else config.train.method  # the same network
+    config.localize.methods = (own,) if own else _SEEDS
     config.localize.layers = ('stage3', 'stage4')
     config.localize.batch_size = 50
     config.evaluate.threshold_step = 0.02

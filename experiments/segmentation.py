@@ -1,11 +1,10 @@
 r"""Segmentation from image labels, step by step: which step gains, which loses.
 
-    python -m experiments.segmentation --workdir DIR [--seeds 3] \
-        [--config configs/scenes_trained.py]
+    python -m experiments.segmentation --workdir DIR [--seeds 3]
 
-Each seed runs in DIR/seed_0, ..., what is finished is not run again. A classifier is trained on
-image labels; of its maps the method and layer that are best on val are the seeds, and the steps go
-on from there:
+The images are those of configs/scenes_trained.py. Each seed runs in DIR/seed_0, ..., what is
+finished is not run again. A classifier is trained on image labels; of its maps the method and layer
+that are best on val are the seeds, and the steps go on from there:
 
     seeds       where the map of a class is above the threshold that is best on val
     + CRF       these label maps, refined by the image (IRN's dense CRF)
@@ -25,7 +24,6 @@ DIR/segmentation.md.
 """
 
 import dataclasses
-import runpy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +35,7 @@ from absl import flags, logging
 from experiments.seeds import SEEDS, spread
 from wsol_jax.command_line import WORKDIR, run_command
 from wsol_jax.config import Config, read_config
+from wsol_jax.configs import scenes_trained
 from wsol_jax.data import Record, Source, decode_image, evaluation_batches
 from wsol_jax.data.label_maps import (
     BACKGROUND,
@@ -48,7 +47,6 @@ from wsol_jax.data.label_maps import (
 from wsol_jax.localization.method import HEAD
 from wsol_jax.maps import NO_CLASS, Key
 from wsol_jax.maps.store import MapStore, path_of
-from wsol_jax.presets import config_file
 from wsol_jax.report.table import markdown
 from wsol_jax.run import load_classifier, open_splits, run
 from wsol_jax.segmentation import (
@@ -66,7 +64,6 @@ from wsol_jax.segmentation import (
 )
 from wsol_jax.workdir import read_json, write_text
 
-_CONFIG = flags.DEFINE_string('config', 'configs/scenes_trained.py', 'Config file with VARIANTS.')
 _SPLITS = ('train', 'val', 'test')
 _MARGIN = 0.1  # of confident seeds: thresholds this much above and below that of the seeds
 _THRESHOLDS = np.arange(50) / 50
@@ -259,12 +256,11 @@ _NOTE = (
 def main(_: Sequence[str]) -> None:
     """Runs what is missing, then prints and writes the table."""
     logging.set_verbosity(logging.WARNING)
-    get_config = runpy.run_path(str(config_file(_CONFIG.value)))['get_config']
     folder, found = Path(WORKDIR.value), []
     for seed in range(SEEDS.value):
 
         def variant(name: str, seed: int = seed) -> Config:
-            return dataclasses.replace(read_config(get_config(name)), seed=seed)
+            return dataclasses.replace(read_config(scenes_trained.get_config(name)), seed=seed)
 
         splits = open_splits(variant('plain'))
         this = Run(folder / f'seed_{seed}', variant, {name: splits(name) for name in _SPLITS})
