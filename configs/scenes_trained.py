@@ -10,7 +10,10 @@ one from `plain`. `irn`, `segmenter` and `mars` learn from label maps, a folder 
 `--config.train.options.labels`; as they stand here from the true ones ('truth'), which shows what
 full supervision gives. The experiment goes through all of it, step by step.
 
-Not measured here; see the experiment.
+Measured (`plain`, seed 0, test; layer and threshold chosen on val): mAP 100.0; mIoU of the seeds
+73.9 for CAM, 74.4 for Grad-CAM, 74.5 for LayerCAM, 72.5 for DGL, all but Grad-CAM's at stage4. The
+class train has an IoU of 35.7: 73 % of the rails are taken for it. The other variants were not
+measured.
 """
 
 from ml_collections import ConfigDict
