@@ -25,6 +25,7 @@ DIR/segmentation.md.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ from wsol_jax.data.label_maps import (
     true_label_map,
 )
 from wsol_jax.localization.method import HEAD
-from wsol_jax.maps import NO_CLASS, Key
+from wsol_jax.maps import Key
 from wsol_jax.maps.store import MapStore, path_of
 from wsol_jax.report.table import markdown
 from wsol_jax.run import load_classifier, open_splits, run
@@ -62,6 +63,7 @@ from wsol_jax.segmentation import (
     seed_probabilities,
     write_label_map,
 )
+from wsol_jax.segmentation.seed_scores import image_seeds
 from wsol_jax.workdir import read_json, write_text
 
 _SPLITS = ('train', 'val', 'test')
@@ -83,17 +85,17 @@ class Run(NamedTuple):
         return MapStore(self.folder / name / 'maps' / split)
 
 
-def trained(this: Run, name: str, start: str = '', **changed: Any) -> Path:
+def trained(this: Run, variant: str, start: str = '', name: str = '', **changed: Any) -> Path:
     """Runs a variant where it is not finished; returns its workdir.
 
     Args:
         this: the seed.
-        name: of the variant, or `variant:name of its workdir`.
+        variant: of the config.
         start: the variant that it starts from.
+        name: of the workdir, if that is not called like the variant.
         **changed: options of its training.
     """
-    variant, _, own = name.partition(':')
-    workdir, config = this.folder / (own or variant), this.variant(variant)
+    workdir, config = this.folder / (name or variant), this.variant(variant)
     options = {**config.train.options, **changed}
     setting = {'options': options, 'init_from': str(this.folder / start) if start else ''}
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **setting))
@@ -111,79 +113,84 @@ def best_key(workdir: Path) -> tuple[Key, float]:
     return (best['method'], best['layer']), best['threshold']
 
 
-def probabilities_of(
-    this: Run, name: str, key: Key
-) -> Iterator[tuple[str, Record, np.ndarray, list[int]]]:
-    """(split, record, class maps [K,H,W] in [0, 1], their classes [K]) of all images."""
-    for split, source in this.splits.items():
-        store = this.store(name, split)
-        classes = store.fact('classes')
-        for i in range(len(source)):
-            own = classes[i] != NO_CLASS
-            (maps,) = store.take(key, np.array([i]))
-            record = source[i]
-            found = seed_probabilities(maps[own], record.size or (0, 0))
-            yield split, record, found, classes[i][own].tolist()
+def maps_of(
+    this: Run, split: str, *keys: tuple[str, Key]
+) -> Iterator[tuple[Record, np.ndarray, list[np.ndarray]]]:
+    """(record, its classes [L], maps [L,h,w] of each (variant, key)) of the images of a split."""
+    stores = [(this.store(variant, split), key) for variant, key in keys]
+    classes = stores[0][0].fact('classes')
+    for i, own in enumerate(classes):
+        yield this.splits[split][i], own, [s.take(key, np.array([i]))[0] for s, key in stores]
 
 
 def crf_step(this: Run, key: Key, threshold: float) -> tuple[Path, Path]:
     """Folders of the refined seeds, and of the confident ones that IRN learns from."""
     refined, confident = this.folder / 'crf', this.folder / 'confident'
     sure, possible = min(threshold + _MARGIN, 0.98), max(threshold - _MARGIN, 0.02)
-    for _, record, maps, labels in probabilities_of(this, 'plain', key):
-        name = f'{record.image_id}.png'
-        if (confident / name).exists() or not labels:
-            continue
-        refine = crf_of_places(decode_image(record))
-        places = seed_label_map(maps, range(len(labels)), threshold)
-        values = np.array([BACKGROUND, *(k + 1 for k in labels)], np.uint8)
-        write_label_map(refined / name, values[refine(places, 1 + len(labels))])
-        write_label_map(confident / name, confident_label_map(maps, labels, sure, possible, refine))
+    for split in this.splits:
+        for record, classes, (maps,) in maps_of(this, split, ('plain', key)):
+            name = f'{record.image_id}.png'
+            if (confident / name).exists():
+                continue
+            seeds, refine = image_seeds(maps, classes, record), crf_of_places(decode_image(record))
+            write_label_map(refined / name, seed_label_map(*seeds, threshold, refine))
+            found = confident_label_map(*seeds, sure, possible, refine)
+            write_label_map(confident / name, found)
     return refined, confident
 
 
 def irn_step(this: Run, key: Key, seeds: Path) -> Path:
     """The folder of the label maps after the random walk; its threshold is chosen on val."""
     trained(this, 'irn', 'plain', labels=str(seeds))
-    folder, walked = this.folder / 'walked', []
-    for split, source in this.splits.items():
-        plain, boundaries = this.store('plain', split), this.store('irn', split)
-        classes = plain.fact('classes')
-        for i in range(len(source)):
-            own, place = classes[i] != NO_CLASS, np.array([i])
-            (maps,), (boundary,) = plain.take(key, place), boundaries.take(('irn', HEAD), place)
-            size = boundary.shape[-1], boundary.shape[-2]
-            full = np.zeros((len(own), *boundary.shape[-2:]), np.float32)  # one program for all
-            full[: own.sum()] = seed_probabilities(maps[own], size)
-            found = np.asarray(random_walk(jnp.asarray(full), jnp.asarray(boundary[0])))
-            found = seed_probabilities(found[: own.sum()], source[i].size or (0, 0))
-            walked.append((split, source[i], found, classes[i][own].tolist()))
+    folder = this.folder / 'walked'
+    if is_whole(this, folder, 'test'):
+        return folder
+    walked = {split: list(walks(this, split, key)) for split in this.splits}
     count = 1 + this.splits['val'].num_classes
     threshold = SeedCurves.joined(
-        seed_curves(maps, labels, true_label_map(record), _THRESHOLDS, count)
-        for split, record, maps, labels in walked
-        if split == 'val'
+        seed_curves(*found, true_label_map(record), _THRESHOLDS, count)
+        for record, found in walked['val']
     ).best_threshold
-    for _, record, maps, labels in walked:
-        write_label_map(folder / f'{record.image_id}.png', seed_label_map(maps, labels, threshold))
+    for record, found in chain.from_iterable(walked.values()):
+        write_label_map(folder / f'{record.image_id}.png', seed_label_map(*found, threshold))
     return folder
+
+
+def walks(this: Run, split: str, key: Key) -> Iterator[tuple[Record, tuple[np.ndarray, list[int]]]]:
+    """(record, `image_seeds` of the maps that a random walk has carried to IRN's boundaries)."""
+    both = ('plain', key), ('irn', ('irn', HEAD))
+    for record, classes, (maps, boundary) in maps_of(this, split, *both):
+        scaled = seed_probabilities(maps, boundary.shape[:0:-1])  # [L,h,w]: one program for all
+        found = random_walk(jnp.asarray(scaled), jnp.asarray(boundary[0]))
+        yield record, image_seeds(np.asarray(found), classes, record)
 
 
 def mars_step(this: Run, labels: Path) -> Path:
     """The folder of the debiased label maps, which have gaps; of train and val."""
     folder, features = this.folder / 'debiased', this.folder / 'features'
-    config = this.variant('plain')
-    network = load_classifier(config, this.folder / 'plain')
     for split in ('train', 'val'):
-        for batch in evaluation_batches(this.splits[split], config.network.input_size or 0, 50):
-            _, endpoints = network(batch.images)
-            arrays = np.moveaxis(np.asarray(endpoints[_FEATURES]), -1, 1)
-            for name, array in zip(batch.image_ids, arrays[: batch.real], strict=False):
-                (features / name).parent.mkdir(parents=True, exist_ok=True)
-                np.save(features / f'{name}.npy', array)
-        if not (folder / f'{this.splits[split][0].image_id}.png').exists():
+        if not is_whole(this, folder, split):
+            write_features(this, split, features)
             remove_bias(this.splits[split], labels, features, folder)
     return folder
+
+
+def write_features(this: Run, split: str, folder: Path) -> None:
+    """The classifier's features of the images of a split, `<image_id>.npy`."""
+    config = this.variant('plain')
+    network = load_classifier(config, this.folder / 'plain')
+    for batch in evaluation_batches(this.splits[split], config.network.input_size or 0, 50):
+        _, endpoints = network(batch.images)
+        arrays = np.moveaxis(np.asarray(endpoints[_FEATURES]), -1, 1)
+        for name, array in zip(batch.image_ids, arrays[: batch.real], strict=False):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            np.save(folder / f'{name}.npy', array)
+
+
+def is_whole(this: Run, folder: Path, split: str) -> bool:
+    """Whether all label maps of a split are there: they are written in order."""
+    source = this.splits[split]
+    return (folder / f'{source[len(source) - 1].image_id}.png').exists()
 
 
 def scores(source: Source, folder: Path) -> dict[str, float]:
@@ -228,9 +235,9 @@ def steps_of(this: Run) -> dict[str, dict[str, float]]:
     found['+ MARS'] = scores(train, debiased)
     found[f'{best}, train'] = scores(train, folders[best])
     predicted = {
-        'network': trained(this, 'segmenter:network', labels=str(folders[best])),
+        'network': trained(this, 'segmenter', name='network', labels=str(folders[best])),
         'MARS network': trained(this, 'mars', 'network', labels=str(debiased)),
-        'supervised': trained(this, 'segmenter:supervised'),
+        'supervised': trained(this, 'segmenter', name='supervised'),
     }
     for step, workdir in predicted.items():
         found[step] = scores(test, workdir / 'maps' / 'test' / 'label_maps')

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsol_jax.data import Coco, DataError, decode_image, decode_label_map, open_source
+from wsol_jax.data import Coco, DataError, decode_image, open_source, read_label_map
 
 CATEGORIES = [{'id': 44, 'name': 'bottle'}, {'id': 1, 'name': 'person'}, {'id': 7, 'name': 'train'}]
 # Rows 1 to 3 of columns 2 and 3, of 6 rows and 5 columns; and as pycocotools compresses it.
@@ -65,7 +65,7 @@ def of_objects(root, *objects):
 
 
 def label_map(record):
-    return decode_label_map(record.extra['segmentation'])
+    return read_label_map(record.extra['segmentation'])
 
 
 def test_labels_are_the_categories_of_all_objects(tmp_path):

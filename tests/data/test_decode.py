@@ -21,7 +21,7 @@ from wsol_jax.data import (
     resize_image,
     stored_size,
 )
-from wsol_jax.data.decode import Described, decode_label_map, describe_image, stored_mask
+from wsol_jax.data.decode import Described, describe_image, read_label_map, stored_mask
 
 DISPLAYED = Decoding(displayed=True)
 RNG = np.random.default_rng(0)
@@ -551,18 +551,18 @@ def indexed(values, colours=256, **options):
 def test_the_values_of_a_label_map_are_indices_and_greys(tmp_path):
     (tmp_path / 'map.png').write_bytes(indexed(VALUES))
     for stored in (tmp_path / 'map.png', png(VALUES), indexed(VALUES, transparency=0)):
-        found = decode_label_map(stored)
+        found = read_label_map(stored)
         assert found.dtype == np.uint8 and found.flags.writeable
         np.testing.assert_array_equal(found, VALUES)
     few = VALUES % 16  # which Pillow stores in 4 bits
-    np.testing.assert_array_equal(decode_label_map(indexed(few, 16, bits=4)), few)
+    np.testing.assert_array_equal(read_label_map(indexed(few, 16, bits=4)), few)
 
 
 @pytest.mark.parametrize('orientation', range(2, 9))
 def test_a_label_map_is_turned_as_its_record_says(orientation):
     stored = tagged(VALUES, orientation)
-    np.testing.assert_array_equal(decode_label_map(stored), VALUES)
-    np.testing.assert_array_equal(decode_label_map(stored, DISPLAYED), SHOWN[orientation](VALUES))
+    np.testing.assert_array_equal(read_label_map(stored), VALUES)
+    np.testing.assert_array_equal(read_label_map(stored, DISPLAYED), SHOWN[orientation](VALUES))
 
 
 def chunk(kind, content):
@@ -593,10 +593,10 @@ def test_a_label_map_that_keeps_no_values_is_refused(tmp_path, stored, fault):
     file = tmp_path / 'map.png'
     file.write_bytes(stored)
     with pytest.raises(DataError) as error:
-        decode_label_map(file)
+        read_label_map(file)
     assert str(error.value).startswith(f'label map {file}: {fault}')
     with pytest.raises(DataError, match='label map of a: '):
-        decode_label_map(stored, name='of a')
+        read_label_map(stored, name='of a')
 
 
 def test_label_maps_do_not_leave_the_data_set(tmp_path):
@@ -605,6 +605,6 @@ def test_label_maps_do_not_leave_the_data_set(tmp_path):
     (tmp_path / 'map.png').write_bytes(indexed(VALUES))
     (inside / 'map.png').symlink_to(tmp_path / 'map.png')
     with pytest.raises(DataError, match='leaves the data set'):
-        decode_label_map(inside / 'map.png', Decoding(roots=(inside.resolve(),)))
+        read_label_map(inside / 'map.png', Decoding(roots=(inside.resolve(),)))
     with pytest.raises(DataError, match='no such file'):
-        decode_label_map(inside / 'none.png')
+        read_label_map(inside / 'none.png')

@@ -4,7 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from wsol_jax.data import DataError, Scenes, decode_image, decode_label_map, open_source
+from wsol_jax.data import DataError, Scenes, decode_image, open_source, read_label_map
 from wsol_jax.data.scenes import COATS, MOST, TRAIN, draw
 
 COUNT = 36
@@ -16,7 +16,7 @@ def train():
 
 
 def maps(record):
-    return (decode_label_map(record.extra[name]) for name in ('segmentation', 'context'))
+    return (read_label_map(record.extra[name]) for name in ('segmentation', 'context'))
 
 
 def test_an_image_depends_on_seed_split_and_index_alone(train):

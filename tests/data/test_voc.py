@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsol_jax.data import DataError, Labels, Voc, decode_image, decode_label_map, open_source
+from wsol_jax.data import DataError, Labels, Voc, decode_image, open_source, read_label_map
 from wsol_jax.data.voc import VOC_CLASSES
 
 NAMES = {'train': ('2007_01', '2007_02'), 'val': ('2007_03',), 'test': ('2007_04',)}
@@ -58,7 +58,7 @@ def test_labels_are_those_of_the_label_maps(root):
     assert Labels(train.most_labels)(train[1])['labels'].tolist() == [6, -1]
     for record in train:
         assert decode_image(record).shape == (2, 3, 3)
-        label_map = decode_label_map(record.extra['segmentation'], record.decoding)
+        label_map = read_label_map(record.extra['segmentation'], record.decoding)
         np.testing.assert_array_equal(label_map, MAPS[record.image_id])
     assert pickle.loads(pickle.dumps(train))[0] == train[0]
 
@@ -227,5 +227,5 @@ def test_real_images():
     val = Voc(Path(os.environ['WSOL_DATA']) / 'coco_seg', 'val')
     assert (len(val), val.num_classes, val.class_name(0)) == (50, 80, 'person')
     known = val[0]
-    values = np.unique(decode_label_map(known.extra['segmentation']))
+    values = np.unique(read_label_map(known.extra['segmentation']))
     assert known.labels == tuple(int(v) - 1 for v in values if v not in (0, 255))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from wsol_jax.data.class_folder import ClassFolder
 from wsol_jax.data.decode import (
     decode_image,
-    decode_label_map,
     decode_mask,
+    read_label_map,
     resize_image,
     stored_size,
 )
@@ -23,7 +23,6 @@ from wsol_jax.data.records import (
     Source,
     evenly_spaced,
 )
-from wsol_jax.data.voc import Voc
 from wsol_jax.names import lazy, unknown_name
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from wsol_jax.data.scenes import Scenes
     from wsol_jax.data.shapes import Shapes
     from wsol_jax.data.tfds import TfdsSource
+    from wsol_jax.data.voc import Voc
 
 __all__ = [
     'BadImage',
@@ -55,11 +55,11 @@ __all__ = [
     'check_folder',
     'check_training',
     'decode_image',
-    'decode_label_map',
     'decode_mask',
     'evaluation_batches',
     'evenly_spaced',
     'open_source',
+    'read_label_map',
     'resize_image',
     'steps_per_epoch',
     'stored_size',
@@ -81,26 +81,19 @@ __getattr__, __dir__ = lazy(
         'Scenes': 'scenes',
         'Shapes': 'shapes',
         'TfdsSource': 'tfds',
+        'Voc': 'voc',
     },
 )
 
 
-def _shapes(root: str | Path, split: str, **options: Any) -> Source:
-    from wsol_jax.data.shapes import Shapes
-
-    return Shapes(split, **options)
-
-
-def _scenes(root: str | Path, split: str, **options: Any) -> Source:
-    from wsol_jax.data.scenes import Scenes
-
-    return Scenes(split, **options)
+def _late(name: str) -> Callable[..., Source]:
+    """A source whose module is imported when it is opened."""
+    return lambda *arguments, **options: __getattr__(name)(*arguments, **options)
 
 
-def _coco(root: str | Path, split: str, **options: Any) -> Source:
-    from wsol_jax.data.coco import Coco
-
-    return Coco(root, split, **options)
+def _drawn(name: str) -> Callable[..., Source]:
+    """One that has no root."""
+    return lambda root, split, **options: __getattr__(name)(split, **options)
 
 
 def _tfds(root: str | Path, split: str, name: str = '', **options: Any) -> Source:
@@ -122,13 +115,13 @@ def tfds_module() -> Any:
 
 
 _SOURCES: dict[str, Callable[..., Source]] = {
-    'shapes': _shapes,
-    'scenes': _scenes,
+    'shapes': _drawn('Shapes'),
+    'scenes': _drawn('Scenes'),
     'wsol_folder': WsolFolder,
     'class_folder': ClassFolder,
     'tfds': _tfds,
-    'voc': Voc,
-    'coco': _coco,
+    'voc': _late('Voc'),
+    'coco': _late('Coco'),
     'image_folder': lambda root, split, **options: ImageFolder(root, **options),
 }
 

@@ -18,12 +18,12 @@ from wsol_jax.data.decode import (
     LARGE,
     Described,
     decode_image,
-    decode_label_map,
     describe_image,
+    read_label_map,
     stored_mask,
 )
 from wsol_jax.data.files import printable, read_file
-from wsol_jax.data.formats import check_label_map
+from wsol_jax.data.label_maps import check_label_map
 from wsol_jax.data.records import DataError, Record
 
 MISSING = 'image files that are not there; copy them, or take their lines out of the metadata'
@@ -146,7 +146,7 @@ def _bad_label_map(
     if png is None:
         return
     try:
-        values = decode_label_map(png, record.decoding)
+        values = read_label_map(png, record.decoding)
         check_label_map(values, num_classes + 1, printable(str(png)), IGNORE)
     except DataError as error:
         yield Finding(MAP, str(error))

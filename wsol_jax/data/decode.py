@@ -13,6 +13,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
 
@@ -192,7 +193,7 @@ def stored_mask(record: Record, png: Encoded) -> NDArray[np.bool_]:
     return mask
 
 
-def decode_label_map(png: Encoded, decoding: Decoding = _AS_STORED, name: str = '') -> Pixels:
+def read_label_map(png: Encoded | str, decoding: Decoding = _AS_STORED, name: str = '') -> Pixels:
     """The values of a label map: the indices of a palette PNG, or the greys of another.
 
     Args:
@@ -201,11 +202,12 @@ def decode_label_map(png: Encoded, decoding: Decoding = _AS_STORED, name: str = 
         name: what messages call bytes, such as the id of the image.
 
     Returns:
-        uint8 [H, W]; which values are right is not looked at.
+        uint8 [H, W]; which classes there are is not looked at, see `check_label_map`.
 
     Raises:
         DataError: it cannot be read, or is no PNG with a palette or with greys of 8 bits.
     """
+    png = Path(png) if isinstance(png, str) else png
     try:
         with _read(png, decoding) as (image, _), _guarded(image):
             check_sums(image)

@@ -9,8 +9,6 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, IMAGELENGTH, PHOTOMETRIC_INTERPRETATION
 
-from wsol_jax.data.records import DataError, Pixels
-
 # Raster formats: others may start an interpreter (EPS) or read other files.
 FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP', 'JPEG2000', 'AVIF')
 
@@ -87,24 +85,3 @@ def white_value(image: Image.Image) -> float:
             f'store {right}, or 8 or 16 bits'
         )
     return sign * (1 if image.mode == 'F' and high <= 1 else 255)
-
-
-def check_label_map(label_map: Pixels, count: int, where: str, ignored: int | None = None) -> None:
-    """Refuses a label map with an index that is no class.
-
-    Args:
-        label_map: uint8 [H, W].
-        count: how many classes there are, the background among them.
-        where: what the message calls the map.
-        ignored: another index that it may have; None for none.
-
-    Raises:
-        DataError: it has one.
-    """
-    allowed = np.arange(256) < count
-    if ignored is not None:
-        allowed[ignored] = True
-    wrong = label_map[~allowed[label_map]]
-    if wrong.size:
-        right = f'0..{count - 1}' + ('' if ignored is None else f', {ignored} is ignored')
-        raise DataError(f'label map {where}: has index {wrong[0]}; the classes are {right}')

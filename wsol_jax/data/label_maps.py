@@ -10,35 +10,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from wsol_jax.data.decode import IGNORE, decode_label_map, stored_size
+from wsol_jax.data.decode import IGNORE, read_label_map, stored_size
 from wsol_jax.data.files import printable
-from wsol_jax.data.formats import check_label_map
-from wsol_jax.data.records import DataError, Decoding, Encoded, Pixels, Record
+from wsol_jax.data.records import DataError, Pixels, Record
 
 BACKGROUND = 0
 IGNORED = IGNORE
 # No label is known, and one is to be found in training: -1 of the paper on MARS. Apart from
 # `IGNORED`, which stays as it is.
 MISSING = 254
-_AS_STORED = Decoding()
 _Array = TypeVar('_Array', bound=Any)
-
-
-def read_label_map(png: Encoded | str, decoding: Decoding = _AS_STORED, name: str = '') -> Pixels:
-    """Reads a label map: the indices of a palette PNG, or the values of a grey one of 8 bits.
-
-    Args:
-        png: file or its bytes.
-        decoding: of the record that it belongs to.
-        name: what messages call bytes, such as the id of the image.
-
-    Returns:
-        uint8 [H, W]; which classes there are is not looked at, see `check_label_map`.
-
-    Raises:
-        DataError: it is missing, damaged or no such PNG.
-    """
-    return decode_label_map(Path(png) if isinstance(png, str) else png, decoding, name)
 
 
 def true_label_map(record: Record, num_classes: int | None = None) -> Pixels:
@@ -92,6 +73,27 @@ def label_map_of(
         of_classes = np.where(found == also, IGNORED, found)
         check_label_map(of_classes, num_classes + 1, printable(str(png)), IGNORED)
     return found
+
+
+def check_label_map(label_map: Pixels, count: int, where: str, ignored: int | None = None) -> None:
+    """Refuses a label map with an index that is no class.
+
+    Args:
+        label_map: uint8 [H, W].
+        count: how many classes there are, the background among them.
+        where: what the message calls the map.
+        ignored: another index that it may have; None for none.
+
+    Raises:
+        DataError: it has one.
+    """
+    allowed = np.arange(256) < count
+    if ignored is not None:
+        allowed[ignored] = True
+    wrong = label_map[~allowed[label_map]]
+    if wrong.size:
+        right = f'0..{count - 1}' + ('' if ignored is None else f', {ignored} is ignored')
+        raise DataError(f'label map {where}: has index {wrong[0]}; the classes are {right}')
 
 
 def resized_label_map(label_maps: _Array, size: tuple[int, int]) -> _Array:

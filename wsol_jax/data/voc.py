@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from wsol_jax.data.decode import IGNORE, decode_label_map
+from wsol_jax.data.decode import IGNORE, read_label_map
 from wsol_jax.data.files import open_file, printable, reason
-from wsol_jax.data.formats import check_label_map
+from wsol_jax.data.label_maps import check_label_map
 from wsol_jax.data.metadata import class_names, read_list
 from wsol_jax.data.records import (
     ADVICE,
@@ -171,7 +171,7 @@ class _Reader:
             return _annotated(annotation, self.class_names, self.decoding.roots)
         if label_map is None:
             return ()
-        values = decode_label_map(label_map, self.decoding)
+        values = read_label_map(label_map, self.decoding)
         check_label_map(values, len(self.class_names) + 1, printable(str(label_map)), IGNORE)
         found = np.flatnonzero(np.bincount(values.ravel(), minlength=256)[1:IGNORE])
         return tuple(found.tolist())

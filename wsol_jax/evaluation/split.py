@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from wsol_jax.data import DataError, Record, Source, stored_size
-from wsol_jax.evaluation.multi_label import average_precisions
+from wsol_jax.data import DataError, Labels, Record, Source, stored_size
+from wsol_jax.evaluation.multi_label import average_precisions, positives
 from wsol_jax.evaluation.processes import AT_ONCE
 from wsol_jax.maps import Key
 from wsol_jax.maps.columns import DONE, SKIPPED, Store
@@ -183,9 +183,9 @@ class SplitMaps(StoredSplit):
         if 'logits' not in self.store.names or not all(r.labels for r in self.records):
             return []
         logits = self.store.fact('logits')[self.readable]
-        positive = np.zeros(logits.shape, bool)
-        for row, record in zip(positive, self.records, strict=True):
-            row[list(record.labels)] = True
+        labels = Labels(self.source.most_labels)
+        each = np.array([labels(record)['labels'] for record in self.records])
+        positive = positives(each, logits.shape[1])
         facts = zip(positive.sum(axis=0), average_precisions(logits, positive), strict=True)
         return [
             {'class': k, 'name': self.source.class_name(k), 'images': int(n), 'AP': float(value)}

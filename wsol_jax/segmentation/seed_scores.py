@@ -88,7 +88,7 @@ def score_seeds(
             continue
         truth = true_label_map(record, count - 1)
         for key, maps in part.maps.items():
-            seeds = _seeds(maps[i], part.classes[i], record)
+            seeds = image_seeds(maps[i], part.classes[i], record)
             found[key].append(seed_curves(*seeds, truth, thresholds, count))
     return {key: SeedCurves.joined(curves) for key, curves in found.items()}
 
@@ -115,7 +115,7 @@ def write_seeds(part: 'ImageMaps', folder: Path, thresholds: Mapping[Key, float]
     """
     for i, record in enumerate(part.records):
         for key, threshold in thresholds.items():
-            seeds = _seeds(part.maps[key][i], part.classes[i], record)
+            seeds = image_seeds(part.maps[key][i], part.classes[i], record)
             label_map = seed_label_map(*seeds, threshold)
             write_label_map(seed_file(folder, key, record), label_map)
     return len(part.records)
@@ -131,7 +131,18 @@ def has_truth(record: Record) -> bool:
     return record.extra.get('segmentation') is not None
 
 
-def _seeds(maps: np.ndarray, classes: np.ndarray, record: Record) -> tuple[np.ndarray, list[int]]:
-    """Probabilities [K,H,W] of the K classes of an image, and these: of maps [L,h,w], K <= L."""
+def image_seeds(
+    maps: np.ndarray, classes: np.ndarray, record: Record
+) -> tuple[np.ndarray, list[int]]:
+    """What a store has of an image, as `seed_label_map` takes it.
+
+    Args:
+        maps: [L, h, w], with nothing in the places that are left over.
+        classes: [L], -1 in these.
+        record: of the image.
+
+    Returns:
+        Probabilities float32 [K, H, W] of its K classes, see `seed_probabilities`, and these.
+    """
     own = classes != NO_CLASS
     return seed_probabilities(maps[own], stored_size(record)), classes[own].tolist()

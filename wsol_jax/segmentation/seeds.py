@@ -53,7 +53,12 @@ def _scaled(maps: np.ndarray) -> np.ndarray:
     return maps / np.where(highest > 0, highest, 1)
 
 
-def seed_label_map(probabilities: np.ndarray, labels: Sequence[int], threshold: float) -> Pixels:
+def seed_label_map(
+    probabilities: np.ndarray,
+    labels: Sequence[int],
+    threshold: float,
+    refine: Refine | None = None,
+) -> Pixels:
     """The class of the highest map at each pixel, where that is above the threshold.
 
     No class but those of the image occurs. `seed_curves` counts the same at many thresholds.
@@ -62,11 +67,15 @@ def seed_label_map(probabilities: np.ndarray, labels: Sequence[int], threshold: 
         probabilities: [K, H, W] of the K classes of the image; K may be 0.
         labels: [K] these classes, 0 .. C - 1.
         threshold: of the background.
+        refine: makes them fit the image, such as `crf_of_places` of it; None for none.
 
     Returns:
         uint8 [H, W].
     """
-    return _of_classes(_places(probabilities, threshold), labels)
+    places = _places(probabilities, threshold)
+    if refine and len(labels):
+        places = refine(places, 1 + len(labels))
+    return np.array([BACKGROUND, *(k + 1 for k in labels)], np.uint8)[places]
 
 
 def confident_label_map(
@@ -99,12 +108,10 @@ def confident_label_map(
             f'background={background:g} must not be above foreground={foreground:g}: '
             'what is sure of both would be neither'
         )
-    sure, possible = (_places(probabilities, t) for t in (foreground, background))
-    if refine and len(labels):
-        sure, possible = (refine(places, 1 + len(labels)) for places in (sure, possible))
-    found = _of_classes(sure, labels)
-    found[(sure == BACKGROUND) & (possible != BACKGROUND)] = IGNORED
-    return found
+    sure, possible = (
+        seed_label_map(probabilities, labels, t, refine) for t in (foreground, background)
+    )
+    return np.where((sure == BACKGROUND) & (possible != BACKGROUND), np.uint8(IGNORED), sure)
 
 
 def crf_of_places(image: Pixels, certainty: float = 0.7) -> Refine:
@@ -135,7 +142,3 @@ def _places(probabilities: np.ndarray, threshold: float) -> Pixels:
     best = probabilities.argmax(axis=0).astype(np.uint8) + 1
     above = probabilities.max(axis=0) > np.float64(threshold)  # as `seed_curves` compares
     return np.where(above, best, BACKGROUND).astype(np.uint8)
-
-
-def _of_classes(places: Pixels, labels: Sequence[int]) -> Pixels:
-    return np.array([BACKGROUND, *(k + 1 for k in labels)], np.uint8)[places]
