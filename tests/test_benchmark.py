@@ -71,6 +71,7 @@ def test_the_deepest_endpoints_of_a_residual_network_are_its_blocks(toy):
     assert maps.deepest(toy, 1) == ('late',) and maps.deepest(toy) == ('early', 'late')
 
 
+@pytest.mark.slow
 def test_from_files_to_boxes(toy, tmp_path):
     pipeline.write_images(tmp_path, 4, toy.input_shape[:2], (40, 30))
     *found, waits = pipeline.end_to_end(toy, tmp_path, 2, 1, (40, 30))

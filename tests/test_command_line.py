@@ -38,6 +38,7 @@ def test_a_full_disk_leaves_nothing_but_the_error(tmp_path):
     assert (run.returncode, run.stdout, run.stderr) == (2, '', 'error: twenty times\n')
 
 
+@pytest.mark.slow
 def test_other_threads_show_where_they_failed(tmp_path):
     code = """import threading
 from wsol_jax.command_line import run_command

@@ -118,6 +118,7 @@ def test_the_recipe_of_the_dgl_release(case, images, steps):
     assert parts == pytest.approx([0.002, 0.002, 0.0002, 0.00002])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'factors'),
     [
@@ -142,6 +143,7 @@ def test_rates_by_parameter_multiply(name, factors):
         assert factor == expected, parameter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'variant', [v for v in TRAINED['ilsvrc_trained'] if v[:3] in ('aco', 'spg')]
 )

@@ -116,6 +116,7 @@ def test_methods_of_every_kind(toy, toy_images, tmp_path):
     assert_same(actual, localize(toy, toy_images, KINDS, ('late',)), tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_in_bfloat16(toy, toy_images, tmp_path):
     halved = jax.tree.map(lambda x: x.astype(jnp.bfloat16), toy.state)
 
@@ -128,6 +129,7 @@ def test_weights_in_bfloat16(toy, toy_images, tmp_path):
     assert_same(load_exported(tmp_path / 'toy')(toy_images), localize(network, toy_images))
 
 
+@pytest.mark.slow
 def test_the_file_runs_in_jax_alone(toy, toy_file, toy_images):
     with zipfile.ZipFile(toy_file) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
@@ -183,6 +185,7 @@ np.savez({out!r}, logits=result.logits, **{{'/'.join(k): m for k, m in result.ma
 """
 
 
+@pytest.mark.slow
 def test_loads_where_there_are_no_networks(toy, toy_images, toy_file, tmp_path):
     images, out = str(tmp_path / 'images.npy'), str(tmp_path / 'maps.npz')
     np.save(images, toy_images)
@@ -197,6 +200,7 @@ def test_loads_where_there_are_no_networks(toy, toy_images, toy_file, tmp_path):
         np.testing.assert_allclose(found['/'.join(key)], m, atol=1e-6 * np.abs(m).max())
 
 
+@pytest.mark.slow
 def test_the_file_appears_whole_or_not_at_all(toy, toy_file, tmp_path, monkeypatch):
     path = tmp_path / 'new' / 'toy'
     export(toy, ('dgl',), ('early',), path)

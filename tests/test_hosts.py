@@ -111,6 +111,7 @@ def test_a_process_that_gives_no_sign_of_life_ends_the_others(monkeypatch):
     assert len(said) == 2
 
 
+@pytest.mark.slow
 def test_the_first_process_is_there_where_its_service_speaks():
     with socket.socket() as listening:
         listening.bind(('localhost', 0))

@@ -47,6 +47,7 @@ def test_data_know_no_room_above_them():
     assert rooms == {'data', 'fields', 'interrupts', 'names'}
 
 
+@pytest.mark.slow
 def test_counting_processes_do_not_import_the_script_that_starts_them(tmp_path):
     (tmp_path / 'probe.py').write_text(
         'import sys\n'

@@ -510,6 +510,7 @@ def test_a_whole_run_leaves_what_the_contract_names(finished):
     ]
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(finished, copy):
     before = kept(copy / 'W'), (copy / 'W/progress.csv').read_text()
     result = tiny(copy, '--config.localize.batch_size=12', '--config.report.images=1')
@@ -652,6 +653,7 @@ def test_any_path_can_be_a_workdir(tmp_path, workdir):
         assert (folder / workdir / 'maps/val/index.json').exists()
 
 
+@pytest.mark.slow
 def test_corrupted_files_are_named(copy):
     (copy / 'W/metrics.json').write_text('{"split"')
     before = files(copy / 'W/maps')
@@ -714,6 +716,7 @@ def by_name(tmp_path, hub):
     return settings, file.read_bytes()
 
 
+@pytest.mark.slow
 def test_weights_by_name(by_name, tmp_path, hub):
     settings, content = by_name
     config = read_config({**settings, 'stages': ('localize', 'evaluate', 'report')})

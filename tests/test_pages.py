@@ -166,6 +166,7 @@ def test_a_model_of_ones_own_shows_its_submodules(run):
     assert set(run(ROOT / 'docs/howto/your_model.md')['network'].endpoints()) == {'Conv_0'}
 
 
+@pytest.mark.slow
 def test_the_page_on_export_leaves_a_file_with_the_same_boxes(run):
     names = run(ROOT / 'docs/howto/export.md')
     loaded = wsol_jax.load_exported('dgl.zip')(names['photos'])

@@ -170,6 +170,7 @@ def test_names_of_classes_stand_there_where_they_are_known():
     assert [line[0].get_ylabel() for line in cells] == ['e', 'i', 'b']
 
 
+@pytest.mark.slow
 def test_several_classes_have_a_line_each():
     cells = grid(show(GREY, localization([[4, 0], [8, 1]]), threshold=0.5), 4)
     assert [line[0].get_ylabel() for line in cells] == ['class 4', 'class 0', 'class 8', 'class 1']

@@ -79,6 +79,7 @@ def test_a_file_that_tells_nothing(capsys):
     ]
 
 
+@pytest.mark.slow
 def test_a_trunk(capsys):
     file = real('inception_v3_trunk')
     code, lines = run(capsys, 'check', str(file))

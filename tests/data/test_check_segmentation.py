@@ -106,6 +106,7 @@ def unreadable(voc):
     write_list(voc, 'val', 'dd')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('harm', 'kind', 'line'),
     [

@@ -308,6 +308,7 @@ def test_an_image_that_is_drawn_again_in_an_epoch_is_augmented_anew(source, work
     assert turns[1, 2] == turns[2, 2] == 2 and set(turns.values()) == {1, 2}
 
 
+@pytest.mark.slow
 def test_the_augmentation_is_chosen(source):
     """Each image draws from (seed, epoch, index), in worker processes too."""
     setting = AugmentConfig(crop='resized', flip=False, jitter=0.3)

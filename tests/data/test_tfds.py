@@ -515,6 +515,7 @@ def test_other_file_format_and_missing_files(prepared, tmp_path):
         TfdsSource('cub200_wsol', tmp_path, 'test')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('folder', 'name'), [('cub30', 'cub200_wsol'), ('pets', 'openimages_wsol')]
 )

@@ -258,6 +258,7 @@ def test_relevance_is_that_of_the_class_asked_for(quadrant_maps):
     assert first > second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('value', [0.0, -3.0, np.nan])
 def test_a_constant_or_nan_map_is_all_zero(steep, toy_images, maps, value):
     useless = maps['fine'].copy()
@@ -365,6 +366,7 @@ def test_impute_against_a_dense_solve(shape, share):
         np.testing.assert_array_equal(np.asarray(found)[known], pixels[known])
 
 
+@pytest.mark.slow
 def test_impute_converges_fast_at_full_size():
     """A linear image solves the equations of inner pixels; a flat one those of all pixels."""
     y, x = np.mgrid[:321, :321] / 160 - 1
@@ -405,6 +407,7 @@ def test_summary_averages_over_images_in_percent():
     assert full == percent and list(full) == list(percent)
 
 
+@pytest.mark.slow
 def test_a_result_brings_its_classes_and_its_relu(toy, toy_images):
     images = [np.tile(x, (i + 1, 2, 1)) for i, x in enumerate(toy_images)]  # of several sizes
     result = localize(toy, images, ('grad_cam', 'dgl'), ('early',))

@@ -56,6 +56,7 @@ def test_errors_reach_the_caller(processes):
         list(over(inverse, [1, 0, 2]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('function', [end, end_while_answering])
 def test_a_killed_process_is_an_error_of_one_line(function):
     killed = pytest.raises(ProcessKilled, match='a process was killed')

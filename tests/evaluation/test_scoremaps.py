@@ -132,6 +132,7 @@ def naive_curves(maps, truth, thresholds):
 KINDS = ('largest', 'all')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('interval', [0.01, 0.037])
 def test_curves_are_those_of_the_literal_loop(data, interval):
     metrics = evaluate_scoremaps(data / 'maps', data / 'metadata', interval=interval)
@@ -165,6 +166,7 @@ def test_by_hand(tmp_path):
     assert 'PxAP' not in metrics
 
 
+@pytest.mark.slow
 def test_protocols_score_boxes_as_older_tables_did(tmp_path, capsys):
     # Above .2 of the maximum the wide box, above .6 the narrow one.
     scores = np.zeros((SIZE, SIZE))

@@ -47,6 +47,7 @@ def header(whole, **changed):
     return json.dumps(json.loads(parts_of(whole)['export.json']) | changed).encode()
 
 
+@pytest.mark.slow
 def test_a_bomb_is_not_unpacked(whole, tmp_path):
     bomb = parts_of(whole) | {'weights.safetensors': bytes(200_000_000)}
     path = packed(tmp_path / 'bomb', bomb, compression=zipfile.ZIP_DEFLATED)

@@ -144,11 +144,13 @@ def feed_check(folder):
     return [sum(any(name in line for line in lines) for name in named), len(named), len(lines)]
 
 
+@pytest.mark.slow
 def test_check_names_every_image_that_is_not_read(tmp_path):
     said, broken, lines = in_bounds(feed_check, tmp_path)
     assert said == broken == lines > 90
 
 
+@pytest.mark.slow
 def test_damaged_images_are_read_as_another_decoder_does_or_named(tmp_path):
     read, named, kinds = in_bounds(feed_images, tmp_path)
     assert read > 30 and named > 90 and read + named == MUTANTS
@@ -256,6 +258,7 @@ def read_check(folder):
         raise DataError(unread[0])
 
 
+@pytest.mark.slow
 def test_damaged_metadata_is_read_or_named(tmp_path):
     read, named = in_bounds(feed_metadata, tmp_path)
     assert read + named == 3 * MUTANTS and read > 60 and named > 300

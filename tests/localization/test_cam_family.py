@@ -143,6 +143,7 @@ def plus_plus_by_hand(s, gradients):
     return expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', [1.0, 1e-30], ids=['', 'tiny gradients'])
 def test_smooth_grad_cam_pp(toy, toy_images, inputs, size):
     network = replace(toy, state=toy.state | {'head': toy.state['head'] * np.float32(size)})

@@ -85,6 +85,7 @@ def test_it_is_what_the_stages_give(make, method, layers, source, tmp_path, capl
     assert len(told) == (method == 'layer_cam') and all(instead in line for line in told)
 
 
+@pytest.mark.slow
 def test_images_without_boxes_and_broken_ones_do_not_count(source, tmp_path):
     network, records = small(), [source[k] for k in range(COUNT)]
     some = [replace(records[0], boxes=(), labels=()), *records[1:]]

@@ -48,6 +48,7 @@ def warnings(monkeypatch):
 GOOD = ('0.png', '1.png', '4.png', 'b/3.png')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('batch_size', [2, 3, 16])
 def test_each_image_gets_what_localize_gives(toy, folder, batch_size, warnings):
     found = list(localize_folder(toy, folder, ('dgl', 'cam'), batch_size=batch_size))
@@ -66,6 +67,7 @@ def test_each_image_gets_what_localize_gives(toy, folder, batch_size, warnings):
     assert found[2][1].sizes == [(29, 26)]  # as displayed
 
 
+@pytest.mark.slow
 def test_files_and_other_classes(toy, folder):
     files = [str(folder / '1.png'), folder / '0.png']
     for classes, shape in ((None, (1,)), (3, (1,)), ('top2', (1, 2)), (lambda z: z[0], (1,))):

@@ -116,6 +116,7 @@ def decompose(network, images):
     return decomposed(network.apply, network.layers(), network.state, inputs, CLASSES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NETWORKS)
 def test_contributions_sum_to_the_score(name, images):
     apply, shapes, main = NETWORKS[name]

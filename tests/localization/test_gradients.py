@@ -164,6 +164,7 @@ def all_maps(resnet, stages):
     return jax.jit(everything(resnet, STAGES[1:]))(resnet.state, inputs, classes)
 
 
+@pytest.mark.slow
 def test_maps_of_a_batch_equal_those_of_its_images(resnet, stages, all_maps):
     inputs, classes, _ = stages
     one = jax.jit(everything(resnet, STAGES[1:]))

@@ -48,6 +48,7 @@ def gradients(network, inputs):
     return np.asarray(jax.vmap(of_classes)(inputs, CLASSES))
 
 
+@pytest.mark.slow
 def test_saliency_is_the_largest_gradient_over_channels(toy, toy_images):
     g = gradients(toy, toy.preprocessing(toy_images))
     close(map_of(toy, toy_images, saliency()), np.abs(g).max(-1))
@@ -72,6 +73,7 @@ def quadratic(state, inputs, perturb=None):
     return early.mean((1, 2)) @ state['late'] @ state['head'] + state['bias'], {'early': early}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('baseline', [0.0, -0.7])
 def test_integrated_gradients_sum_to_the_difference_of_the_scores(toy, toy_images, baseline):
     squares = _toy_network(quadratic, {'early': (8, 8, 4)}, last_layer='early')

@@ -166,6 +166,7 @@ def test_one_other_scale_is_the_map_of_the_resized_image(toy, toy_images):
     assert_close(alone.maps['dgl', 'late'], expected.maps['dgl', 'late'])
 
 
+@pytest.mark.slow
 def test_scale_flip_and_plus_together(toy, toy_images):
     options = {'methods': ('dgl',), 'classes': 2}
     views = []
@@ -186,6 +187,7 @@ def test_scale_flip_and_plus_together(toy, toy_images):
     assert_close(result.maps['dgl', 'early+late'], fuse(views, 'mean'), 2e-5)
 
 
+@pytest.mark.slow
 def test_forms_of_classes(toy, toy_images):
     def run(classes):
         result = localize(toy, toy_images, ('dgl', 'hires_cam'), ('early',), classes)
@@ -216,6 +218,7 @@ def test_forms_of_classes(toy, toy_images):
     assert_close(run(jnp.asarray(ranked[:, 2]))[1], maps5[:, 2])
 
 
+@pytest.mark.slow
 def test_any_number_of_highest_logits(toy, toy_images):
     five = localize(toy, toy_images, ('dgl',), ('late',), 'top5')
     three = localize(toy, toy_images, ('dgl',), ('late',), 'top3')
@@ -366,6 +369,7 @@ def test_images_may_have_more_classes_than_others(toy, toy_images, batch_size):
             np.testing.assert_allclose(maps[:, k] / scale, expected / scale, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_one_program_serves_all_numbers_of_classes_below_the_most(toy, toy_images):
     localize(toy, toy_images, ('dgl',), classes=[[0, 1], [2], [3], [4]])
     programs = compute_maps._cache_size()
@@ -386,6 +390,7 @@ def test_cam_away_from_the_pooling_is_an_error(toy, toy_images):
     localize(early, toy_images, ('grad_cam',))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options', [{'layers': ('early+late',)}, {'flip': True}])
 def test_rectified_before_anything_is_fused(toy, toy_images, options):
     options = {'layers': ('early',), 'classes': 2} | options
@@ -426,6 +431,7 @@ def test_images_without_gradient_count_only_where_valid():
     check_gradients(dead, np.array([False, False, False]))
 
 
+@pytest.mark.slow
 def test_images_of_any_sizes_are_those_the_command_sees(toy, tmp_path):
     rng = np.random.default_rng(4)
     photos = [rng.integers(0, 256, (9 + 5 * i, 30 - i, 3), np.uint8) for i in range(5)]
@@ -477,6 +483,7 @@ def test_one_program_for_photos_of_all_sizes(toy):
     assert len(traced) == 2 * once and traced[-1] == (5, 8, 8, 3)
 
 
+@pytest.mark.slow
 def test_one_program_for_lists_of_any_length(toy):
     rng = np.random.default_rng(0)
     photos = [rng.integers(0, 256, (5 + i, 40 - i, 3), np.uint8) for i in range(18)]
@@ -490,6 +497,7 @@ def test_one_program_for_lists_of_any_length(toy):
     assert compute_maps._cache_size() == before + 1
 
 
+@pytest.mark.slow
 def test_resize_is_the_choice_of_the_caller(toy, toy_images):
     large = toy_images.repeat(2, axis=1).repeat(4, axis=2)
     shapes = {

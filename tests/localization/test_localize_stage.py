@@ -68,6 +68,7 @@ def whole(resnet, source, tmp_path_factory):
     return workdir, localize_split(settings(), resnet, source, 'val', workdir)
 
 
+@pytest.mark.slow
 def test_maps_are_those_of_localize(resnet, source, whole):
     _, store = whole
     pictures = np.stack([resize_image(decode_image(r), (SIDE, SIDE)) for r in source.records])
@@ -188,6 +189,7 @@ def test_a_batch_of_broken_images_only(resnet, source, tmp_path):
     assert len(store.skipped()) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('target', 'count'), [('top1', 1), ('top5', 5), ('3', 1)])
 def test_classes_of_the_maps(resnet, source, whole, tmp_path, target, count):
     store = localize_split(settings(classes=target), resnet, source, 'val', tmp_path)

@@ -145,6 +145,7 @@ def recorded(network):
     return replace(network, apply=apply), shapes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('chunk_size', 'copies'), [(1, 1), (3, 2), (16, 4), (1000, 4)])
 def test_chunks_bound_what_runs_at_once_and_change_no_map(
     network, toy_images, maps, chunk_size, copies

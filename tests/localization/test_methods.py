@@ -116,6 +116,7 @@ def test_every_method_is_here(together):
         assert maps.dtype == np.float32
 
 
+@pytest.mark.slow
 @every_method
 def test_a_batch_equals_its_images(name, together, singly):
     key = name, PLACE[name]
@@ -242,6 +243,7 @@ def mirrored_and_scaled(tilted, inputs, classes):
     return fused, *(jax.device_get(jax.jit(alone)(tilted.state, view)) for view in views)
 
 
+@pytest.mark.slow
 @every_method
 def test_mirrored_and_scaled_views_are_fused(name, mirrored_and_scaled):
     fused, plain, mirrored = (maps[name, PLACE[name]] for maps in mirrored_and_scaled)
@@ -268,6 +270,7 @@ def without_jit(tilted, inputs, classes):
     return raw_maps(tilted.apply, tilted.state, *one, plan.layers_of, keys, **options)[2]
 
 
+@pytest.mark.slow
 @every_method
 def test_jit_equals_no_jit(name, without_jit, singly):
     key = name, PLACE[name]
@@ -301,6 +304,7 @@ def principal_component(matrix):
     return projection * np.sign(projection[np.argmax(np.abs(projection))])
 
 
+@pytest.mark.slow
 @every_method
 def test_eigen_smooth_takes_the_principal_component_of_the_terms(name, tilted, terms, together):
     (fused,) = make_plan(tilted, (name,), ('late',), eigen_smooth=True).methods
@@ -366,6 +370,7 @@ def on_eight_devices(inputs, classes, tmp_path_factory):
     return {parallel: np.load(folder / f'{parallel}.npz') for parallel in ('jit', 'pmap')}
 
 
+@pytest.mark.slow
 @every_method
 @pytest.mark.parametrize('parallel', ['jit', 'pmap'])
 def test_maps_of_sharded_batches_equal_a_single_device(name, parallel, on_eight_devices, together):
@@ -392,6 +397,7 @@ def squared_relu(x):
 squared_relu.defvjp(lambda x: (squared_relu(x), x), lambda x, g: (2 * g * jax.nn.relu(x),))
 
 
+@pytest.mark.slow
 def test_a_custom_backward_rule_is_enough_for_all_but_forward_mode(toy_images, tmp_path):
     def apply(state, inputs, perturb=None):
         perturb = perturb or {}

@@ -195,6 +195,7 @@ def raw(lopsided, inputs):
     return maps_of(lopsided, inputs, methods, ('early', 'late'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rectify', [False, True])
 @pytest.mark.parametrize('size', [None, (11, 7), (5, 8)])
 @pytest.mark.parametrize('normalize', [False, True])
@@ -231,6 +232,7 @@ def test_localize_takes_the_switches(toy, toy_images):
             np.testing.assert_allclose(m[i : i + 1], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_aug_smooth_is_the_mean_over_six_views(lopsided, inputs):
     methods = 'grad_cam', 'hires_cam'
     smooth = maps_of(lopsided, inputs, methods, ('early',), aug_smooth=True)
@@ -255,6 +257,7 @@ def test_aug_smooth_is_the_mean_over_six_views(lopsided, inputs):
             assert np.abs(np.mean(other[name], axis=0) - smooth[name, 'early']).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('noise', 'sigma'), [(1, 0.3), (3, 0.7)])
 def test_noise_is_the_mean_over_the_image_and_noisy_ones(lopsided, inputs, noise, sigma):
     methods = 'grad_cam', 'hires_cam'
@@ -270,6 +273,7 @@ def test_noise_is_the_mean_over_the_image_and_noisy_ones(lopsided, inputs, noise
         assert np.abs(parts[1] - parts[0]).max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('how', 'combine'),
     [
@@ -307,6 +311,7 @@ def principal(matrix):
     return projection * np.sign(projection[np.argmax(np.abs(projection))])
 
 
+@pytest.mark.slow
 def test_eigen_smooth_replaces_only_the_sum_over_channels(lopsided, inputs, raw):
     methods = 'hires_cam', 'grad_cam', 'refine_cam'
     smooth = maps_of(lopsided, inputs, methods, ('early',), eigen_smooth=True)

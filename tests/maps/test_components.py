@@ -97,6 +97,7 @@ def test_a_hole_by_hand():
     assert found.largest.tolist() == [[0, 0, 3, 2]] * 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('thresholds', [np.arange(0, 1, 0.001), np.arange(0, 1, 0.05), [0.2]])
 def test_scores_are_those_without_numba_to_the_last_bit(thresholds, monkeypatch):
     truths = np.array([[5, 3, 30, 28], [0, 0, 9, 9]]), np.zeros((0, 4), int)

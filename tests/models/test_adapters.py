@@ -397,6 +397,7 @@ def test_logits_activations_and_gradients_are_those_of_the_split_model(split, in
         close(gradients[layer], g)
 
 
+@pytest.mark.slow
 def test_a_perturbation_is_added_at_its_layer(split, inputs):
     layer = next(iter(split.shapes))
     step = jax.random.normal(jax.random.key(5), (3, *split.shapes[layer]))
@@ -498,6 +499,7 @@ def test_the_last_block_behind_a_class_token_is_passed_over(pictures, caplog):
             localize(network, pictures, ('grad_cam',), (layer,))
 
 
+@pytest.mark.slow
 def test_the_parts_of_an_encoder_that_is_passed_over_whole(caplog):
     module = LinenClassToken()
     wrap = partial(from_linen, module, initialize(module, deterministic=True), **HOW)

@@ -101,6 +101,7 @@ def test_the_decoder_joins_coarse_and_fine_features():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_dilated_network_sees_what_a_strided_one_does():
     """At every other place the last stage is the same, for no weight sees another neighbour."""
     images = np.random.default_rng(2).normal(size=(1, 64, 64, 3)).astype(np.float32)

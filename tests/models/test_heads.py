@@ -147,6 +147,7 @@ def test_heads_change_an_endpoint_and_run_the_network_again():
     np.testing.assert_array_equal(extras['inputs'], INPUTS)
 
 
+@pytest.mark.slow
 def test_the_map_of_one_class_is_that_among_all():
     """And has its gradients."""
     generator = MapGenerator(3, 4, rngs=nnx.Rngs(2))

@@ -63,6 +63,7 @@ def everything(convolution, x, kernel):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('side', 'stride', 'padding', 'dilation'), SHAPES)
 def test_convolve_equals_xla(side, stride, padding, dilation):
     x, kernel = arrays(side)

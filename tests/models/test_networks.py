@@ -170,6 +170,7 @@ def test_resnet_output_stride(output_stride, sides):
     assert network.endpoints() == resnet_endpoints((3, 4, 6, 3), 4, sides)
 
 
+@pytest.mark.slow
 def test_sides_as_in_bas():
     """The last but one stage, and pw_11, at 28 x 28; what follows at 14 x 14."""
     _, network = abstract('resnet50', strides=[1, 2, 1, 2])
@@ -274,6 +275,7 @@ def test_perturbation_of_another_batch_is_refused():
         jax.eval_shape(network.apply, network.state, inputs(2), perturb)
 
 
+@pytest.mark.slow
 def test_a_network_gives_a_module_of_its_own(toy):
     network, _ = running('resnet10')
     module = network.module()
@@ -330,6 +332,7 @@ def test_what_lies_before_a_replaced_endpoint_is_not_computed(name):
     assert flops({late: lambda _: value}) < 0.45 * flops({})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name', [pytest.param('inception_v3', marks=pytest.mark.slow), 'squeezenet1_1']
 )
@@ -459,6 +462,7 @@ def pooled_size(length, window, stride, pad, ceil_mode):
     return sum(start + window <= length + pad for start in starts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('ceil_mode', [False, True])
 @pytest.mark.parametrize(('window', 'stride', 'pad'), [(3, 2, 1), (3, 2, 0), (2, 2, 0), (3, 1, 1)])
 def test_max_pool_against_loops(window, stride, pad, ceil_mode):

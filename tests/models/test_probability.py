@@ -110,6 +110,7 @@ def test_faithfulness_of_one_logit_varies(one_logit, toy_images):
     assert any(np.abs(scores['road']) > 1e-4)
 
 
+@pytest.mark.slow
 def test_faithfulness_uses_what_the_network_says(toy, toy_images):
     maps = {'m': np.random.default_rng(0).random((4, 8, 8))}
     classes = np.array([3, 0, 4, 1])
@@ -129,6 +130,7 @@ def test_faithfulness_uses_what_the_network_says(toy, toy_images):
     assert not np.allclose(of['sigmoid']['insertion'], of['softmax']['insertion'])
 
 
+@pytest.mark.slow
 def test_class_scores_in_the_workdir(tmp_path, toy_images):
     """Of a network with one logit, and of one with a function of its own."""
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)

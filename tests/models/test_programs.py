@@ -115,6 +115,7 @@ def test_a_live_model_in_training_keeps_its_programs(kind, wrap, caplog):
         assert not np.allclose(old, new)
 
 
+@pytest.mark.slow
 def test_other_weights_of_the_same_network_share_its_programs(caplog):
     options = {'num_classes': 3, 'width': 4}
     first = load_network('resnet10', seed=0, **options)

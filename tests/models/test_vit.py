@@ -159,6 +159,7 @@ def test_dgl_at_a_block_is_that_of_autograd(network, tensors):
         close(found.maps['dgl', 'block2'][row], (of_class * enhanced).sum(axis=-1))
 
 
+@pytest.mark.slow
 def test_attention_is_shown_with_patches_as_keys(network, tensors):
     weights = []
     torch_forward(tensors, inputs_of(), attention=(weights, []))
@@ -176,6 +177,7 @@ def spatial(tensors):
     return tensors | {n: rng.normal(size=(1, 1, WIDTH)).astype(np.float32) for n in names}
 
 
+@pytest.mark.slow
 def test_a_spatial_token_masks_the_last_three_blocks(spatial, save):
     """Keys are multiplied, and the weights no longer sum to 1."""
     network = load_network('deit_tiny', save(spatial), spatial_token=True, **TINY)
@@ -202,6 +204,7 @@ def test_a_spatial_token_starts_from_weights_without_it(tensors, save, caplog):
     assert 0 < np.abs(network.state['spatial_token'][...]).max() <= 0.05
 
 
+@pytest.mark.slow
 def test_images_do_not_mix(network):
     both, endpoints = network.apply(network.state, inputs_of())
     for row in range(2):
@@ -253,6 +256,7 @@ def test_positions_are_resized_as_timm_does(grid):
     close(got, resized.permute(0, 2, 3, 1).reshape(1, -1, 5))
 
 
+@pytest.mark.slow
 def test_other_sizes_use_resized_positions(network, tensors):
     grid = (3, 6)
     positions = resized_positions(tensors['pos_embed'][:, 1:], grid)
@@ -271,6 +275,7 @@ def test_size_that_is_no_multiple_of_a_patch(network):
         network.endpoints((36, 30))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near(network):
     module = network.apply.thaw(network.state)
     for _, part in nnx.iter_modules(module):
@@ -333,6 +338,7 @@ def test_wrong_options(options, message):
         build('deit_tiny', 5, nnx.Rngs(0), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'count'),
     [  # as timm counts them

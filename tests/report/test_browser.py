@@ -20,7 +20,10 @@ from wsol_jax.workdir import write_csv
 
 api = pytest.importorskip('playwright.sync_api')
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no chromium or google-chrome to run')
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason='no chromium or google-chrome to run'),
+]
 
 COUNT = 24
 MAPS = {A: smooth_maps(1, COUNT), B: smooth_maps(2, COUNT, 14)}

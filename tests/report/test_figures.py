@@ -90,6 +90,7 @@ def size_of(path):
     return image.shape[1], image.shape[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('truth', TRUTHS)
 @pytest.mark.parametrize(('count', 'keys'), [(1, ONE), (3, FOUR)])
 def test_a_cell_for_every_image_and_map(tmp_path, count, keys, truth):

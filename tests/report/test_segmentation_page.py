@@ -182,6 +182,7 @@ def close(found, expected):
 NOTHING, VEIL = (0, 0, 0, 0), (0, 0, 0, 150)
 
 
+@pytest.mark.slow
 @in_browser
 def test_label_maps_are_painted_in_their_colours(page):
     assert close(colours(page, 0, 0), [NOTHING, painted(1), NOTHING, painted(1)])

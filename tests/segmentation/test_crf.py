@@ -77,6 +77,7 @@ def probabilities():
     return np.stack([blurred((10, 17)), blurred((5, 17))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'setting',
     [IRN, DEEPLAB, DenseCRF(bilateral_xy=8, bilateral_weight=2, spatial_weight=1)],

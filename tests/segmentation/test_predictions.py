@@ -58,6 +58,7 @@ def segmented(tmp_path_factory):
     return network, source, workdir, store
 
 
+@pytest.mark.slow
 def test_what_is_written_is_the_mean_of_both_views(segmented):
     network, source, workdir, store = segmented
     heads = network.module().heads

@@ -74,6 +74,7 @@ def test_what_is_sure_after_refinement_by_hand():
     assert found.tolist() == [[0, 3, 255, 255]]
 
 
+@pytest.mark.slow
 def test_the_crf_moves_places_to_an_edge():
     """A red half and a grey one; what is taken for the class reaches two columns too far."""
     image = np.full((16, 16, 3), 90, np.uint8)

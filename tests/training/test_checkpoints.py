@@ -230,6 +230,7 @@ def test_where_nothing_can_be_read_nothing_is_lost(damaged):
     assert sorted(damaged.rglob('*')) == before
 
 
+@pytest.mark.slow
 def test_a_best_that_cannot_be_read_is_followed_by_another(damaged, caplog):
     for folder in (damaged / 'checkpoints/best').iterdir():
         spoil(folder, 'empty')

@@ -148,6 +148,7 @@ def test_a_stopped_training_keeps_the_same_epoch(trained, sources, tmp_path, epo
             np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_what_a_training_did_not_keep_is_told(sources, tmp_path):
     short = {'epochs': 2, 'batch_size': 30}
     last = replace(LAST, train=replace(LAST.train, **short))
@@ -188,6 +189,7 @@ def test_an_unfinished_training_goes_on_as_it_began(sources, tmp_path):
     assert column(tmp_path, 'goodness') == [5, 6, 4]
 
 
+@pytest.mark.slow
 def test_the_whole_run(tmp_path):
     config = replace(CONFIG, train=replace(TRAIN, learning_rate=0.03))
     run(config, tmp_path)

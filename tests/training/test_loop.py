@@ -214,6 +214,7 @@ def test_a_row_that_was_begun_goes_on(sources, tmp_path, stopped_after):
     assert found == expected and len(found) == 8
 
 
+@pytest.mark.slow
 def test_every_network_comes_from_the_epoch_it_is_asked_from(trained, sources):
     workdir, states = trained
     assert [int(state.step) for state in states] == [3, 6, 9, 12]
@@ -231,6 +232,7 @@ def test_every_network_comes_from_the_epoch_it_is_asked_from(trained, sources):
     assert [float(row['accuracy']) for row in rows(workdir, 'val')] == list(ACCURACIES)
 
 
+@pytest.mark.slow
 def test_the_logged_accuracy_is_that_of_the_network(undisturbed, sources):
     last = replace(CONFIG, train=replace(TRAIN, keep='last'))
     network, labels = network_of(undisturbed, sources, last), [i % 6 for i in range(14)]
@@ -292,6 +294,7 @@ def interrupt_saving(kind, at):
     return patch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('every', 'stop', 'left'),
     [
@@ -383,6 +386,7 @@ def test_training_that_is_done_is_not_done_again(undisturbed, sources):
     assert (undisturbed / 'progress.csv').read_text() == before
 
 
+@pytest.mark.slow
 def test_an_unfinished_training_gives_no_network(sources, tmp_path):
     """In the command as in Python, by the steps noted where the training began."""
     config = replace(CONFIG, train=replace(TRAIN, checkpoint_every=1))
@@ -519,6 +523,7 @@ def test_the_images_of_a_trained_network_go_through_what_those_of_training_did(s
     assert network_of(tmp_path / 'second', sources, config).preprocessing == unit
 
 
+@pytest.mark.slow
 def test_the_head_is_faster(sources, tmp_path):
     """Without momentum and decay the first step of each parameter is rate times gradient."""
     plain = replace(
@@ -625,6 +630,7 @@ def test_a_workdir_that_is_not_what_was_asked_for_is_one_line(opened, tmp_path):
     assert message(opened).startswith(f'{opened / "config.json"} is not valid JSON')
 
 
+@pytest.mark.slow
 def test_a_network_without_batch_norm_and_a_batch_larger_than_the_data(sources, tmp_path):
     network = replace(CONFIG.network, options={'norm': False})
     config = replace(
@@ -713,6 +719,7 @@ def test_a_broken_image_is_named_and_does_not_count(tmp_path, sources, caplog):
     assert not [r for r in caplog.records if 'passed over' in r.getMessage()]
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_stops_with_a_checkpoint(undisturbed, sources, tmp_path):
     fails = iter([True])
 
@@ -796,6 +803,7 @@ class OfMyOwn(TrainedMethod):
         return mean, {'share': jax.nn.softmax(outputs.logits)[:, 0]}
 
 
+@pytest.mark.slow
 def test_a_loss_of_a_whole_batch_trains_the_same_and_logs_its_own(sources, undisturbed, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, 'make_method', lambda _: OfMyOwn())

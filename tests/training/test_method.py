@@ -54,6 +54,7 @@ def test_class_weights_by_hand():
     assert values['accuracy'].tolist() == [100, 0, 100]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
 def test_a_whole_weight_is_as_many_copies_of_the_images(smoothing):
     """In the loss summed over images, and so in its gradient."""

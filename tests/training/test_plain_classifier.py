@@ -152,6 +152,7 @@ def test_several_labels_that_cannot_be_trained_on(folder, tmp_path):
     assert not (tmp_path / 'c/checkpoints').exists()
 
 
+@pytest.mark.slow
 def test_objects_of_images_of_several_labels_are_told_before_the_training(folder, tmp_path):
     """They cannot be scored; without that stage, they need not be."""
     root, config = tmp_path / 'data', config_of(tmp_path / 'data', epochs=1)

@@ -89,6 +89,7 @@ def cross_entropy(logits, smoothing):
     return -(targets * logp).sum(-1)[:6].mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('smoothing', [0.0, 0.3])
 def test_the_loss_is_the_mean_over_valid_images(smoothing):
     setting = replace(SETTING, label_smoothing=smoothing)
@@ -134,6 +135,7 @@ def activations(program):
     return np.asarray((IMAGES - 128.0) / 64 @ layer['kernel'][0, 0] + layer['bias'], np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('parts', [1, 2])
 def test_batch_statistics_by_hand(parts):
     program, _ = tiny_program(replace(SETTING, accumulate=parts))
@@ -274,6 +276,7 @@ def test_computation_is_of_the_type_asked_for(dtype):
     assert product_types(program.evaluate, program.initial, batch) == {'float32'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['inception_v3', 'mobilenet_v1', 'squeezenet1_1', 'vgg16'])
 def test_every_network_computes_in_bfloat16(name):
     module = nnx.eval_shape(lambda: build(name, 3, nnx.Rngs(0)))
@@ -357,6 +360,7 @@ def drawing_program(parts=1):
     return compiled(replace(SETTING, accumulate=parts), module, network, Drawing())
 
 
+@pytest.mark.slow
 def test_what_a_method_draws_depends_on_step_and_image_alone():
     program = drawing_program()
 

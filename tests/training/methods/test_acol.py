@@ -53,6 +53,7 @@ def extras_of(heads, features, labels=LABELS):
     return heads({'x': jnp.stack([features] * len(labels))}, jnp.asarray(labels), None)
 
 
+@pytest.mark.slow
 def test_logits_and_what_is_erased_by_hand(heads):
     extras = extras_of(heads, FEATURES)
     np.testing.assert_allclose(extras['logits'], LOGITS_A, rtol=1e-6)
@@ -78,6 +79,7 @@ def test_the_map_by_hand(heads):
     np.testing.assert_allclose(found, [FUSED], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_loss_of_b_reaches_what_is_kept_and_nothing_passes_the_mask(heads):
     def loss_of_b(features):
         extras = extras_of(heads, features, LABELS[:1])
@@ -156,6 +158,7 @@ def test_gradients_go_through_the_heads(network):
     np.testing.assert_allclose(found.maps['hires_cam', 'stage4'], expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_several_classes_are_the_classes_one_by_one(network):
     together = localize(network, IMAGES, ('acol',), classes=CLASSES, resize=False)
     assert list(together.maps) == [('acol', 'head')] and together.maps['acol', 'head'].ndim == 4

@@ -66,6 +66,7 @@ def test_a_constant_map_stays_finite():
             np.testing.assert_allclose(found, np.full((2, 3, 2, 4), expected), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_pass_the_importance_and_no_drop_mask():
     def total(x, drop):
         return changes_of(x[None], drop).sum()

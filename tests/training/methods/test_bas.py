@@ -174,6 +174,7 @@ def gradients(name, label, module=None):
     return {'.'.join(map(str, path)): np.asarray(leaf[...]) for path, leaf in found}
 
 
+@pytest.mark.slow
 def test_the_background_reaches_the_foreground_map_alone():
     found = gradients('logits_background', 0)
     # S_bg = b sum (1 - M) x / 16 over the square of x = L: its slope to M is -b L / 16 at each of
@@ -230,6 +231,7 @@ IMAGES = np.random.default_rng(1).integers(0, 256, (4, 64, 64, 3), np.uint8)
 LABELS = np.array([3, 0, 2, 1], np.int32)
 
 
+@pytest.mark.slow
 def test_the_classes_of_highest_logits_are_averaged():
     _, network = small(top_k=2)
     found = localize(network, IMAGES, ('bas',), classes=LABELS, resize=False)
@@ -257,6 +259,7 @@ def statistics(module):
     return [np.asarray(x) for x in jax.tree.leaves(nnx.state(module, nnx.BatchStat))]
 
 
+@pytest.mark.slow
 def test_the_frozen_pass_uses_batch_statistics_and_leaves_none():
     """Also where the classifier is deaf to the foreground."""
     inputs = jnp.asarray(IMAGES, jnp.float32) / 128 - 1
@@ -273,6 +276,7 @@ def test_the_frozen_pass_uses_batch_statistics_and_leaves_none():
     np.testing.assert_allclose(extras['logits_background'], expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_lies_before_the_features_is_not_computed_twice():
     module, network = small()
     graph, state = nnx.split(module)

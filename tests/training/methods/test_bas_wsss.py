@@ -78,6 +78,7 @@ def cross_entropy(logits, label):
     return np.log(np.exp(logits).sum()) - logits[label]
 
 
+@pytest.mark.slow
 def test_labels_against_others_in_loops():
     logits = np.random.default_rng(0).normal(size=(4, 5))
     expected = []

@@ -65,6 +65,7 @@ def test_the_area_by_hand():
     np.testing.assert_allclose(mean_area(maps, labels), [(0.5 + 0.25) / 2, 1, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sigmoid', [False, True])
 def test_losses_of_both_stages_by_hand(sigmoid):
     labels = np.array([[0], [1]], np.int32)
@@ -115,6 +116,7 @@ def test_it_starts_as_cam_of_clipped_features():
         np.testing.assert_allclose(own[:, 1], maps[..., 0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_only_offsets_of_the_stage_learn():
     """Of several labels an image, with weight decay."""
     setting = TrainConfig(optimizer='adamw', learning_rate=0.05, weight_decay=0.1, warmup=0.0)
@@ -146,6 +148,7 @@ def test_the_classifier_is_read_off_the_logits():
         linear_classifier(module, 'late/early', LATE[0], (16, 16, 6))
 
 
+@pytest.mark.slow
 def test_its_map_stands_beside_cam_of_the_plain_network():
     network = as_network('tiny', headed(ESOL()))
     found = localize(network, IMAGES, ('esol', 'cam'), classes=2, resize=False).maps

@@ -61,6 +61,7 @@ def test_extreme_grids():
     assert not hidden_of(HaS(grid=1024, drop=1.0), inputs).any()
 
 
+@pytest.mark.slow
 def test_every_image_hides_its_own_by_its_key_alone():
     inputs = jnp.ones((8, 16, 16, 1))
     found = hidden_of(HaS(), inputs)

@@ -89,6 +89,7 @@ def loss(maps, valid=(True, True), total=lambda sums: sums):
     return IRN(radius=3).loss(Outputs(None, {}, extras), batch, Update(0, total))
 
 
+@pytest.mark.slow
 def test_the_loss_is_made_of_means_over_the_pairs_of_the_batch(maps):
     each = [by_loop(*(x[k] for x in maps), 3) for k in range(2)]
 
@@ -165,6 +166,7 @@ def test_layers_are_those_of_a_quarter_of_the_resolution():
     assert headed(layers=()).heads.reads == ('late',)
 
 
+@pytest.mark.slow
 def test_only_the_branches_learn():
     setting = TrainConfig(optimizer='adamw', learning_rate=0.01, weight_decay=0.1, warmup=0.0)
     method, devices = IRN(**OPTIONS), local_devices('jit')

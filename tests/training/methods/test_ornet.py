@@ -162,6 +162,7 @@ def maps_to_erase():
     return np.stack(kinds * 6).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_erasing_is_that_of_a_plain_loop():
     maps, erasing = maps_to_erase(), AttentiveErasing(rngs=nnx.Rngs(3))
     keys = jax.random.split(jax.random.key(8), len(maps))
@@ -195,6 +196,7 @@ def test_the_generator_keeps_any_size(shape):
 UNET = ('down_1', 'down_2', 'down_3', 'up_1', 'up_2', 'up_3')
 
 
+@pytest.mark.slow
 def test_the_generator_starts_with_the_variance_of_fan_out():
     kernel = np.asarray(_Generator(64, 8, 3, rngs=nnx.Rngs(0)).down_1.conv1.conv.kernel[...])
     assert kernel.shape == (3, 3, 64, 16) and abs(kernel.mean()) < 0.01
@@ -266,6 +268,7 @@ def test_the_network_goes_on_with_features_times_the_map():
     assert outputs_of(module, inputs).extras == {}
 
 
+@pytest.mark.slow
 def test_the_evaluator_sees_the_image_times_the_map():
     module = headed(ORNet(stage=2, **OPTIONS))
     module.eval()
@@ -517,6 +520,7 @@ def test_networks_open_when_what_they_started_from_is_gone(runs, sources, tmp_pa
         assert ('dgl', 'late') in found.maps
 
 
+@pytest.mark.slow
 def test_wrong_starts_are_one_line_that_says_what_to_give(runs, sources, tmp_path):
     plain, one, two = runs
 

@@ -110,6 +110,7 @@ def plain_bce(logits, wanted):
     return np.mean(terms) if terms else 0.0
 
 
+@pytest.mark.slow
 def test_the_loss_against_a_plain_loop():
     rng = np.random.default_rng(1)
     extras, logits = extras_of(rng), jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)
@@ -131,6 +132,7 @@ def test_the_loss_against_a_plain_loop():
     assert values['accuracy'].shape == (2,)
 
 
+@pytest.mark.slow
 def test_masks_have_no_gradient_and_what_they_supervise_has():
     extras = extras_of(np.random.default_rng(2))
     outputs = Outputs(jnp.zeros((2, 3)), {}, extras)
@@ -283,6 +285,7 @@ def test_the_map_is_the_class_map_of_the_logits():
     np.testing.assert_allclose(maps.mean((2, 3)), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_comes_behind_the_layer_is_passed_over():
     module = headed(layer='stage3', lower='stage1')
     network = as_network('resnet10', module, input_size=48)

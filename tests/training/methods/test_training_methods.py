@@ -50,6 +50,7 @@ def weights(module):
     return {'.'.join(map(str, path)): np.asarray(leaf[...]) for path, leaf in flat}
 
 
+@pytest.mark.slow
 def test_heads_leave_the_network_as_it_is():
     plain = build('resnet10', 3, nnx.Rngs(4), width=2)
     headed = build('resnet10', 3, nnx.Rngs(4), width=2)
