@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -15,9 +17,6 @@ from wsol_jax.data.records import Labels, Source, Targets
 from wsol_jax.models import Network
 from wsol_jax.models.heads import Heads, Outputs
 from wsol_jax.names import unknown_name
-
-if TYPE_CHECKING:
-    from wsol_jax.training.trained import Training
 
 
 class Shard(NamedTuple):
@@ -34,6 +33,25 @@ class Shard(NamedTuple):
     targets: Any
     valid: Any
     index: Any
+
+
+class Start(Protocol):
+    """The training that another one starts from, such as `trained.Training`."""
+
+    @property
+    def workdir(self) -> Path:
+        """Of it."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its settings by name, such as 'network.name'."""
+
+    @property
+    def method(self) -> 'TrainedMethod':
+        """That it trained by."""
+
+    def start(self) -> dict[str, np.ndarray]:
+        """The weights by name."""
 
 
 class Update(NamedTuple):
@@ -105,7 +123,7 @@ class TrainedMethod:
         del network, rngs
         return None
 
-    def begin(self, module: nnx.Module, start: 'Training | None') -> None:
+    def begin(self, module: nnx.Module, start: Start | None) -> None:
         """What is done once, before the first step; what it sets is in the checkpoints then.
 
         Args:

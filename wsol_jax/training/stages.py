@@ -6,12 +6,12 @@ from typing import Any
 from flax import nnx
 
 from wsol_jax.config import ConfigError
+from wsol_jax.training.method import Start
 from wsol_jax.training.optimizer import parameter_name
-from wsol_jax.training.trained import Training
 
 
 def check_start(
-    name: str, method: Any, same: Sequence[str], module: nnx.Module, start: Training | None
+    name: str, method: Any, same: Sequence[str], module: nnx.Module, start: Start | None
 ) -> None:
     """Refuses another start than a plain training for stage 1, and stage n - 1 for stage n.
 
@@ -57,7 +57,7 @@ def _check_stage(method: Any, other: Any, same: Sequence[str], where: str, needs
             )
 
 
-def _check_classes(module: nnx.Module, start: Training, where: str, needs: str) -> None:
+def _check_classes(module: nnx.Module, start: Start, where: str, needs: str) -> None:
     found = start.start()
     for path, weight in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         name = parameter_name(path)

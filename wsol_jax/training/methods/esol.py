@@ -24,9 +24,8 @@ from wsol_jax.models.deformable import DeformableConv
 from wsol_jax.models.heads import Heads, Outputs, Trunk, area, class_maps
 from wsol_jax.models.layers import global_average_pool
 from wsol_jax.models.network import freeze
-from wsol_jax.training.method import Shard, TrainedMethod, Update, accuracy
+from wsol_jax.training.method import Shard, Start, TrainedMethod, Update, accuracy
 from wsol_jax.training.stages import check_start
-from wsol_jax.training.trained import Training
 
 _EPSILON = 1e-8
 _LINEAR = 1e-3  # of the largest logit: what a linear classifier may be off by
@@ -81,7 +80,7 @@ class ESOL(TrainedMethod):
         """Both deformable convolutions, and a copy of the classifier for the map."""
         return _Heads(network, self.stage, self.clip, rngs)
 
-    def begin(self, module: Any, start: Training | None) -> None:
+    def begin(self, module: Any, start: Start | None) -> None:
         """Checks what training starts from; stage 1 copies the classifier.
 
         Raises:

@@ -26,9 +26,8 @@ from wsol_jax.models.layers import (
     max_pool,
 )
 from wsol_jax.names import unknown_name
-from wsol_jax.training.method import Shard, TrainedMethod, Update, accuracy, labels_of
+from wsol_jax.training.method import Shard, Start, TrainedMethod, Update, accuracy, labels_of
 from wsol_jax.training.stages import check_start
-from wsol_jax.training.trained import Training
 
 SPARED, RANKED = 3, 25  # classes: of the first 25, the map may answer to the first 3
 LEAST_WINDOW = 4  # half the height or width of what attentive erasing may erase, in places
@@ -88,7 +87,7 @@ class ORNet(TrainedMethod):
             raise ConfigError(unknown_name(where, layer, network.shapes))
         return _Heads(network, layer, self.base, self.stage, rngs)
 
-    def begin(self, module: Any, start: Training | None) -> None:
+    def begin(self, module: Any, start: Start | None) -> None:
         """Checks what training starts from; stage 1 copies its network as the evaluator."""
         check_start('ornet', self, ('layer', 'base'), module, start)
         if self.stage == 1:
