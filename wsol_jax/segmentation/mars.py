@@ -3,7 +3,8 @@
 Labels from image classes often hold what always stands beside the class, such as rails beside a
 train. Features of an unsupervised segmentation model tell both apart, and what is beside a class
 here is background in other images. Features and labels may be anybody's: a label map
-`<image_id>.png` and an array `<image_id>.npy`, float [D, h, w], for every image.
+`<image_id>.png` and an array `<image_id>.npy`, float [D, h, w], for every image. What is alike is
+told by cosines: from features without negative values, as a ReLU leaves them, take the mean first.
 """
 
 import math
