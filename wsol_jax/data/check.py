@@ -206,6 +206,8 @@ def _examine_all(
         results = pool.imap(partial(examine, num_classes=num_classes), once)
         bar = tqdm(results, total=len(once), desc='check', unit='image', disable=None)
         examined = dict(zip(once, bar, strict=True))
+        pool.close()
+        pool.join()  # else its threads end some time later
     contents = defaultdict(list)
     for split, record in records:
         if digest := examined[record][0]:

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -75,8 +75,8 @@ class Voc(ListedRecords):
         parts = (folder, *(folder / name for name in (IMAGES, *LABEL_MAPS, 'Annotations')))
         roots = tuple(dict.fromkeys(part.resolve() for part in parts))
         decoding = Decoding(is_displayed(orientation, 'stored'), max_pixels, roots)
-        with ThreadPool(THREADS) as pool:
-            read = pool.map(_Reader(folder, self.class_names, decoding), ids)
+        with ThreadPoolExecutor(THREADS) as pool:
+            read = list(pool.map(_Reader(folder, self.class_names, decoding), ids))
         self._records = [record for record, _ in read]
         report([fault for _, fault in read if fault], faults)
 
