@@ -10,7 +10,8 @@ the seeds, and the steps go on from there:
     seeds       where the map of a class is above the threshold that is best on val
     + CRF       these label maps, refined by the image (IRN's dense CRF)
     + IRN       a random walk of the maps, stopped at boundaries learnt from confident seeds
-    bas_wsss    seeds of a generator that is trained to leave nothing of a class in the background
+    bas_wsss    seeds of a generator that is trained to leave nothing of a class in the background;
+                + seeds: of the sum of its maps and the classifier's, as its paper has them
     esol        seeds after expansion and shrinkage (a reconstruction)
     + MARS      the label maps of the best step before on val, without what only stands beside a
                 class; places that are given up count as background here
@@ -29,7 +30,7 @@ DIR/segmentation.md.
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ from experiments.seeds import SEEDS, spread
 from wsol_jax.command_line import WORKDIR, run_command
 from wsol_jax.config import Config, read_config
 from wsol_jax.configs import scenes_trained
-from wsol_jax.data import Record, Source, decode_image, evaluation_batches
+from wsol_jax.data import Record, Source, decode_image, evaluation_batches, scenes
 from wsol_jax.data.label_maps import (
     BACKGROUND,
     MISSING,
@@ -60,6 +61,7 @@ from wsol_jax.segmentation import (
     confident_label_map,
     confusion,
     crf_of_places,
+    joined_probabilities,
     random_walk,
     remove_bias,
     scores_of,
@@ -76,8 +78,10 @@ from wsol_jax.workdir import read_json, write_text
 _SPLITS = ('train', 'val', 'test')
 _MARGIN = 0.1  # of confident seeds: thresholds this much above and below that of the seeds
 _THRESHOLDS = np.arange(50) / 50
+_WALKS = (2, 4, 6, 8)  # of 2^k steps; 8 is for maps of 128 places, these have 24
 # For MARS: network, its weights, its endpoint.
 _FEATURES = ('deit_tiny', 'weights/deit_tiny_patch16_224.safetensors', 'block9')
+Seeds = tuple[np.ndarray, list[int]]  # of `image_seeds`
 _SHOWN = ('mIoU', 'FP', 'FN', 'beside')
 
 
@@ -148,28 +152,57 @@ def crf_step(this: Run, key: Key, threshold: float) -> tuple[Path, Path]:
 
 
 def irn_step(this: Run, key: Key, seeds: Path) -> Path:
-    """The folder of the label maps after the random walk; its threshold is chosen on val."""
+    """The folder of the label maps after the random walk, whose length is chosen on val."""
     trained(this, 'irn', 'plain', labels=str(seeds))
     folder = this.folder / 'walked'
-    if is_whole(this, folder, 'test'):
-        return folder
-    walked = {split: list(walks(this, split, key)) for split in this.splits}
-    count = 1 + this.splits['val'].num_classes
-    threshold = SeedCurves.joined(
-        seed_curves(*found, true_label_map(record), _THRESHOLDS, count)
-        for record, found in walked['val']
-    ).best_threshold
-    for record, found in chain.from_iterable(walked.values()):
-        write_label_map(folder / f'{record.image_id}.png', seed_label_map(*found, threshold))
+    if not is_whole(this, folder, 'test'):
+        curves = {length: curves_of(walks(this, 'val', key, length)) for length in _WALKS}
+        scores = {k: scores_of(c.at(c.best_threshold))['mIoU'] for k, c in curves.items()}
+        length = max(scores, key=lambda k: scores[k])
+        logging.warning('mIoU on val after walks of 2^k steps: %s', scores)
+        write_seeds(this, folder, lambda split: walks(this, split, key, length))
     return folder
 
 
-def walks(this: Run, split: str, key: Key) -> Iterator[tuple[Record, tuple[np.ndarray, list[int]]]]:
-    """(record, `image_seeds` of the maps that a random walk has carried to IRN's boundaries)."""
+def joined_step(this: Run, key: Key) -> Path:
+    """The folder of the seeds of the maps of BAS-WSSS and of the classifier, summed."""
+    folder = this.folder / 'joined'
+    both = ('bas_wsss', ('bas_wsss', HEAD)), ('plain', key)
+    if not is_whole(this, folder, 'test'):
+        write_seeds(this, folder, lambda split: sums(this, split, *both))
+    return folder
+
+
+def sums(this: Run, split: str, *keys: tuple[str, Key]) -> Iterator[tuple[Record, Seeds]]:
+    """(record, its seeds of the sum of several kinds of maps)."""
+    for record, classes, kinds in maps_of(this, split, *keys):
+        seeds = [image_seeds(maps, classes, record) for maps in kinds]
+        yield record, (joined_probabilities([p for p, _ in seeds]), seeds[0][1])
+
+
+def curves_of(found: Iterable[tuple[Record, Seeds]]) -> SeedCurves:
+    """What seeds make of the pixels of their images at every threshold."""
+    count = 1 + len(scenes.COATS)
+    return SeedCurves.joined(
+        seed_curves(*seeds, true_label_map(record), _THRESHOLDS, count) for record, seeds in found
+    )
+
+
+def write_seeds(
+    this: Run, folder: Path, seeds_of: Callable[[str], Iterable[tuple[Record, Seeds]]]
+) -> None:
+    """Writes the label maps of seeds of every split; their threshold is chosen on val."""
+    threshold = curves_of(seeds_of('val')).best_threshold
+    for record, seeds in chain.from_iterable(map(seeds_of, this.splits)):
+        write_label_map(folder / f'{record.image_id}.png', seed_label_map(*seeds, threshold))
+
+
+def walks(this: Run, split: str, key: Key, length: int) -> Iterator[tuple[Record, Seeds]]:
+    """(record, its seeds of the maps that a random walk has carried to IRN's boundaries)."""
     both = ('plain', key), ('irn', ('irn', HEAD))
     for record, classes, (maps, boundary) in maps_of(this, split, *both):
         scaled = seed_probabilities(maps, boundary.shape[:0:-1])  # [L,h,w]: one program for all
-        found = random_walk(jnp.asarray(scaled), jnp.asarray(boundary[0]))
+        found = random_walk(jnp.asarray(scaled), jnp.asarray(boundary[0]), doublings=length)
         yield record, image_seeds(np.asarray(found), classes, record)
 
 
@@ -242,6 +275,7 @@ def steps_of(this: Run) -> dict[str, dict[str, float]]:
         '+ CRF': refined,
         '+ IRN': irn_step(this, key, confident),
         'bas_wsss': seeds_in(trained(this, 'bas_wsss')),
+        'bas_wsss + seeds': joined_step(this, key),
         'esol': seeds_in(trained(this, 'esol', 'esol_expansion')),
     }
     val, test, train = this.splits['val'], this.splits['test'], this.splits['train']
