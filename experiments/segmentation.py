@@ -16,7 +16,7 @@ the seeds, and the steps go on from there:
     + MARS      the label maps of the best step before on val, without what only stands beside a
                 class; places that are given up count as background here
     network     DeepLab trained on the label maps of that step
-    MARS network  trained on those of MARS, its gaps filled in by its own moving average
+    MARS network  trained on those of MARS from the start, its gaps filled in by its moving average
     supervised  DeepLab trained on the true label maps
 
 MARS's features are those of a network that knows ImageNet's labels and none of these, in place of
@@ -287,7 +287,7 @@ def steps_of(this: Run) -> dict[str, dict[str, float]]:
     found[f'{best}, train'] = scores(train, folders[best])
     predicted = {
         'network': trained(this, 'segmenter', name='network', labels=str(folders[best])),
-        'MARS network': trained(this, 'mars', 'network', labels=str(debiased)),
+        'MARS network': trained(this, 'mars', labels=str(debiased)),
         'supervised': trained(this, 'segmenter', name='supervised'),
     }
     for step, workdir in predicted.items():
