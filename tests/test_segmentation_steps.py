@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from conftest import Listed
 
-from experiments.segmentation import best_key, scores, table
+from experiments.segmentation import Run, best_key, scores, table, write_seeds
 from wsol_jax.data import Record
 from wsol_jax.data.drawing import png
-from wsol_jax.data.label_maps import MISSING
+from wsol_jax.data.label_maps import MISSING, read_label_map
 from wsol_jax.segmentation import write_label_map
 from wsol_jax.workdir import write_text
 
@@ -43,3 +43,17 @@ def test_a_row_is_the_mean_of_the_seeds_that_have_it():
     lines = table([{'seeds': one, 'x': one}, {'seeds': one | {'mIoU': 50.0}}]).splitlines()
     assert lines[2] == '| seeds | 2 | 45.0 ± 7.1 | 1.0 ± 0.0 | 2.0 ± 0.0 | 50.0 ± 0.0 |'
     assert lines[3] == '| x | 1 | 40.0 | 1.0 | 2.0 | 50.0 |'
+
+
+def test_the_threshold_of_seeds_is_that_of_val(tmp_path):
+    extra = {'segmentation': png(array([0, 0, 3, 3]))}
+    records = {k: Record(k, b'', (2,), (4, 1), extra=extra) for k in ('val', 'test')}
+    likely = {'val': (0.2, 0.6, 0.8, 1), 'test': (0.1, 0.7, 1, 0.9)}
+    this = Run(tmp_path, None, {name: Listed([record]) for name, record in records.items()})
+
+    def seeds_of(name):
+        return [(records[name], (np.float32([[likely[name]]]), [2]))]
+
+    write_seeds(this, tmp_path, seeds_of)
+    found = {name: read_label_map(tmp_path / f'{name}.png').tolist() for name in records}
+    assert found == {'val': [[0, 0, 3, 3]], 'test': [[0, 3, 3, 3]]}
