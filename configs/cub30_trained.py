@@ -10,8 +10,9 @@ keep them, so that a run takes minutes on two CPU cores.
 Published: nothing on these 30 classes. Measured on 801 test images (seed 0; checkpoint, layer and
 threshold chosen on val), GT-known Loc in % of CAM or its own map, DGL, LayerCAM, and top-1: plain
 32.3, 82.5 (pw_9), 84.8 (pw_11), 65.4; again, with one thread in place of two, 35.2, 80.6, 82.9 and
-65.5: less than 3 apart says nothing. acol 43.4, 84.4 (pw_10), 85.3 (pw_11), 71.5; bas 87.3, 77.9,
-82.9 (both pw_10), 59.2; adl 36.0, 81.4 (pw_9), 83.3 (pw_11), 56.3; has 31.7, 74.0 (pw_10), 71.0
+65.5: less than 3 apart says nothing; seed 1: 39.0, 81.9, 84.6, 66.4. acol 43.4, 84.4 (pw_10), 85.3
+(pw_11), 71.5; bas 87.3, 77.9, 82.9 (both pw_10), 59.2, over three seeds 86.3 ± 2.8, 77.0 ± 3.3,
+80.3 ± 3.4, 64.5 ± 9.2; adl 36.0, 81.4 (pw_9), 83.3 (pw_11), 56.3; has 31.7, 74.0 (pw_10), 71.0
 (pw_11), 31.0; cutmix 26.6, 52.3, 61.0 (both pw_10), 23.2: eight epochs are too few for what is
 hidden and mixed. spg diverged in its second epoch (loss 2.0, then 8.7; accuracy 60, then 3 %), with
 `--config.train.head=1` in its fourth. Before B2 is sure of background its mask has foreground
