@@ -4,9 +4,8 @@
     python -m experiments.voc_folder --source wsol_folder --root DATA/pets --out DIR
 
 Images are copied; Annotations/ names the classes of each, which are all that training reads.
-Objects of other classes become background; images without any that is kept are left out of train,
-where there is nothing to learn from them. Masks are those of the image's one class, 255 where they
-say ignore.
+Objects of other classes become background; images without any that is kept are left out: seeds are
+for the labels of an image. Masks are those of the image's one class, 255 where they say ignore.
 """
 
 from collections import Counter
@@ -62,7 +61,7 @@ def write_split(source: Source, split: str, kept: Sequence[int], out: Path) -> i
     names = []
     for record in (source[i] for i in range(len(source))):
         own = [label for label in record.labels if label in kept]
-        if split == 'train' and not own:
+        if not own:
             continue
         names.append(PurePosixPath(record.image_id).with_suffix('').name)
         image = out / 'JPEGImages' / f'{names[-1]}.jpg'
