@@ -113,8 +113,8 @@ def main(_: Sequence[str]) -> None:
     folders = workdir / LABEL_MAPS, workdir / 'refined'
     after = {key: refine_all(source, *folders, key) for key in rows}
     text = table(rows, after, next(iter(rows.values()))['images'])
-    precision = metrics['classification']['mAP']
-    text = f'{config.network.name}, mAP {precision:.1f}\n\n{text}'
+    classified = [f'{name} {value:.1f}' for name, value in metrics['classification'].items()]
+    text = f'{config.network.name}, {", ".join(classified)}\n\n{text}'
     write_text(workdir / 'seed_table.md', text + '\n')
     draw(source, folders, list(rows)[:_METHODS]).savefig(workdir / 'seed_table.jpg', dpi=130)
     print(text)

@@ -1,8 +1,10 @@
 """Seeds by hand and in loops: maps in the pixels of an image, label maps, what is sure of them."""
 
+import cv2
 import numpy as np
 import pytest
 
+from wsol_jax.segmentation.crf import IRN, _refine, dense_crf
 from wsol_jax.segmentation.score import confusion, seed_curves
 from wsol_jax.segmentation.seeds import (
     confident_label_map,
@@ -85,6 +87,21 @@ def test_the_crf_moves_places_to_an_edge():
     expected = np.zeros((16, 16), np.uint8)
     expected[:, :8] = 1
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.slow
+def test_images_of_many_sizes_share_programs_and_are_refined_as_alone():
+    rng = np.random.default_rng(2)
+    image = cv2.resize(rng.integers(0, 256, (5, 8, 3), np.uint8), (40, 21))
+    places = cv2.resize(rng.integers(0, 3, (3, 4), np.uint8), (40, 21), interpolation=0)
+    before = _refine._cache_size()
+    found = crf_of_places(image)(places, 3)
+    crf_of_places(image[:17, :33])(places[:17, :33], 4)
+    assert _refine._cache_size() == before + 1
+    probabilities = np.where(places[..., None] == np.arange(3), 0.7, 0.15)
+    alone = np.asarray(dense_crf(image[None], probabilities[None], IRN)[0])
+    assert (found != places).any()
+    np.testing.assert_array_equal(found, alone.argmax(-1))
 
 
 def test_resizing_is_bilinear_between_centres():
