@@ -1,12 +1,12 @@
 r"""Seeds of every method for the labels of real images, as they are and refined by a dense CRF.
 
     WSOL_DATA=DATA python -m experiments.seed_table --workdir DIR \
-        --config configs/coco8_mobilenet_v1.py
+        --config configs/coco_seg_mobilenet_v1.py [--refine 3]
 
 The experiment of the config is run where it is not finished: its task is segmentation. Layer and
-threshold of each method are chosen on val; with these its seeds on test are refined by the CRF of
-IRN, in which nothing is chosen. Prints the table and writes DIR/seed_table.md and, with images of
-test, DIR/seed_table.jpg.
+threshold of each method are chosen on val; with these its seeds on test, of all methods or of the
+best on val, are refined by the CRF of IRN, in which nothing is chosen. Prints the table and writes
+DIR/seed_table.md and, with images of test, DIR/seed_table.jpg.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,7 @@ from wsol_jax.segmentation import confusion, crf_of_places, palette, scores_of, 
 from wsol_jax.segmentation.seed_scores import LABEL_MAPS, has_truth, seed_file
 from wsol_jax.workdir import write_text
 
+_REFINE = flags.DEFINE_integer('refine', None, 'How many methods to refine; all by default.', 0)
 _SHOWN = ('mIoU', 'FP', 'FN')
 _IMAGES, _METHODS = 6, 3  # in the figure
 
@@ -70,7 +71,9 @@ def table(rows: Rows, after: Mapping[Key, Mapping[str, float]], images: int) -> 
     names = [f'+ CRF: {name}' for name in _SHOWN]
     lines = [['method', 'layer', 'threshold', *_SHOWN, *names]]
     for key, row in rows.items():
-        numbers = [f'{found[name]:.1f}' for found in (row, after[key]) for name in _SHOWN]
+        known = [row, *([after[key]] if key in after else [])]
+        numbers = [f'{found[name]:.1f}' for found in known for name in _SHOWN]
+        numbers += [''] * (2 * len(_SHOWN) - len(numbers))
         lines.append([*key, f'{row["threshold"]:.2f}', *numbers])
     return '\n\n'.join([markdown(lines), _NOTE.format(images)])
 
@@ -111,12 +114,13 @@ def main(_: Sequence[str]) -> None:
     metrics = metrics_of_run(config, workdir)
     rows, source = rows_of(metrics), open_split(config, 'test')
     folders = workdir / LABEL_MAPS, workdir / 'refined'
-    after = {key: refine_all(source, *folders, key) for key in rows}
+    best = list(rows)[: _REFINE.value]
+    after = {key: refine_all(source, *folders, key) for key in best}
     text = table(rows, after, next(iter(rows.values()))['images'])
     classified = [f'{name} {value:.1f}' for name, value in metrics['classification'].items()]
     text = f'{config.network.name}, {", ".join(classified)}\n\n{text}'
     write_text(workdir / 'seed_table.md', text + '\n')
-    draw(source, folders, list(rows)[:_METHODS]).savefig(workdir / 'seed_table.jpg', dpi=130)
+    draw(source, folders, best[:_METHODS]).savefig(workdir / 'seed_table.jpg', dpi=130)
     print(text)
 
 
