@@ -1,6 +1,7 @@
 r"""Seeds of every training-free method for the 8 most frequent classes of 250 COCO images.
 
     python -m experiments.voc_folder --source voc --root DATA/coco_seg --classes 8 --out DATA/coco8
+    WSOL_DATA=DATA python -m wsol_jax.main --config configs/coco_seg_mobilenet_v1.py --workdir DIR
     WSOL_DATA=DATA python -m experiments.seed_table --workdir DIR \
         --config configs/coco_seg_mobilenet_v1.py
 
