@@ -68,32 +68,36 @@ def refine_all(source: Source, folder: Path, out: Path, key: Key) -> dict[str, f
 
 def table(rows: Rows, after: Mapping[Key, Mapping[str, float]], images: int) -> str:
     """Markdown: a row for each method, the best on val first."""
-    names = [f'+ CRF: {name}' for name in _SHOWN]
+    names = [f'+ CRF: {name}' for name in _SHOWN if after]
     lines = [['method', 'layer', 'threshold', *_SHOWN, *names]]
     for key, row in rows.items():
         known = [row, *([after[key]] if key in after else [])]
         numbers = [f'{found[name]:.1f}' for found in known for name in _SHOWN]
-        numbers += [''] * (2 * len(_SHOWN) - len(numbers))
+        numbers += [''] * (len(_SHOWN) + len(names) - len(numbers))
         lines.append([*key, f'{row["threshold"]:.2f}', *numbers])
     return '\n\n'.join([markdown(lines), _NOTE.format(images)])
 
 
 _NOTE = (
     'Percent of {} images of test. Layer and threshold chosen on val, which also orders the rows; '
-    'the CRF has the setting of IRN.'
+    'a CRF has the setting of IRN.'
 )
 
 
-def draw(source: Source, folders: Sequence[Path], keys: Sequence[Key]) -> Figure:
-    """Images of test with their true label maps, and those of some methods without and with CRF."""
+def draw(source: Source, kinds: Sequence[tuple[str, Path, Key]]) -> Figure:
+    """Images of test with their true label maps, and some others.
+
+    Args:
+        source: of test.
+        kinds: (title, folder, method and layer) of each kind of label maps.
+    """
     records = [r for r in (source[i] for i in range(len(source))) if has_truth(r)]
-    titles = ['image', 'true']
-    titles += [f'{method}{crf}' for method, _ in keys for crf in ('', ' + CRF')]
+    titles = ['image', 'true', *(title for title, _, _ in kinds)]
     lines = []
     for i in evenly_spaced(np.arange(len(records)), _IMAGES).tolist():
         image, record = decode_image(records[i]), records[i]
         maps = [true_label_map(record)]
-        maps += [read_label_map(seed_file(f, key, record)) for key in keys for f in folders]
+        maps += [read_label_map(seed_file(folder, key, record)) for _, folder, key in kinds]
         pictures = [image, *(_painted(image, found) for found in maps)]
         lines.append([Cell(picture, np.zeros((0, 4))) for picture in pictures])
     figure = Figure(layout='constrained')
@@ -120,7 +124,13 @@ def main(_: Sequence[str]) -> None:
     classified = [f'{name} {value:.1f}' for name, value in metrics['classification'].items()]
     text = f'{config.network.name}, {", ".join(classified)}\n\n{text}'
     write_text(workdir / 'seed_table.md', text + '\n')
-    draw(source, folders, best[:_METHODS]).savefig(workdir / 'seed_table.jpg', dpi=130)
+    kinds = [
+        (f'{key[0]}{crf}', folder, key)
+        for key in list(rows)[:_METHODS]
+        for crf, folder in zip(('', ' + CRF'), folders, strict=True)
+        if not crf or key in after
+    ]
+    draw(source, kinds).savefig(workdir / 'seed_table.jpg', dpi=130)
     print(text)
 
 
