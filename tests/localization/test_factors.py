@@ -248,6 +248,14 @@ def test_nmf_of_less_rank_than_components():
     close(maps[0, ..., 2], np.asarray(maps[0, ..., 3]), 1e-5)
 
 
+@pytest.mark.parametrize('name', ['first', 'kernel'])
+def test_on_a_cpu_lapack_gets_one_matrix_at_a_time(name):
+    """Two of its batches at once may wait for each other for ever: see `_one_by_one`."""
+    program = jax.jit(FUNCTIONS[name]).lower(jnp.zeros((3, 5, 5, 12))).compile().as_text()
+    calls = [line for line in program.splitlines() if 'custom_call_target="lapack_' in line]
+    assert calls and not any('f32[3,' in line for line in calls)
+
+
 def test_nmf_wants_a_component():
     with pytest.raises(ValueError, match='at least one component, got 0'):
         nmf(np.ones((1, 2, 2, 3), np.float32), 0)

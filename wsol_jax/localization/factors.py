@@ -4,7 +4,9 @@ x [B,h,w,K] are activations, or products of gradient and activation; every image
 hw positions x K channels and is treated alone. The maps are raw: no ReLU, normalization or resize.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -175,9 +177,23 @@ def _top_eigenvector(matrix: jax.Array, lowest: jax.Array | float) -> Pair:
 
 def _rayleigh_ritz(matrix: jax.Array, basis: jax.Array) -> Pair:
     """Eigenvalues, ascending, and eigenvectors of a matrix seen from the span of a basis [n,p]."""
-    basis, _ = jnp.linalg.qr(basis)
-    values, rotation = jnp.linalg.eigh(_matmul(basis.T, _matmul(matrix, basis)))
+    basis = _one_by_one(lambda x: jnp.linalg.qr(x)[0], basis)
+    values, rotation = _one_by_one(lambda x: tuple(jnp.linalg.eigh(x)), _projected(matrix, basis))
     return values, _matmul(basis, rotation)
+
+
+def _projected(matrix: jax.Array, basis: jax.Array) -> jax.Array:
+    return _matmul(basis.T, _matmul(matrix, basis))
+
+
+def _one_by_one(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
+    """A function of LAPACK, which takes the matrices of a batch one after another on a CPU.
+
+    There it shares a batch out among the threads that it runs on itself, and waits for them: two
+    such calls at once in a program wait for each other for ever where there are two threads.
+    """
+    alone = jax.custom_batching.sequential_vmap(function)
+    return jax.lax.platform_dependent(x, cpu=alone, default=function)
 
 
 def _chebyshev(
