@@ -11,6 +11,7 @@ labels each; `conv_0` to block 6 keep their weights. Methods that run the networ
 an image are left out: Score-, SS-, IS- and Ablation-CAM, SmoothGrad, Integrated Gradients.
 
 Published: nothing on these images.
+Not measured here.
 """
 
 import os

@@ -77,11 +77,8 @@ def write_split(source: Source, split: str, kept: Sequence[int], out: Path) -> i
 
 def main(_: Sequence[str]) -> None:
     """Writes the folder and says what is in it."""
-    out, sources = (
-        Path(_OUT.value),
-        {name: open_source(_SOURCE.value, _ROOT.value, name) for name in SPLITS},
-    )
-    train = sources['train']
+    sources = {name: open_source(_SOURCE.value, _ROOT.value, name) for name in SPLITS}
+    out, train = Path(_OUT.value), sources['train']
     kept = most_frequent(train, _CLASSES.value)
     names = [train.class_name(label) for label in kept]
     write_text(out / 'class_names.txt', '\n'.join(['background', *names]) + '\n')

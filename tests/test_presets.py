@@ -27,7 +27,10 @@ def test_a_file_goes_first(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('asked', 'message'),
     [
-        ('cbu30_bas', "unknown config 'cbu30_bas'; did you mean 'cub30_bas'? known: "),
+        (
+            'cbu30_bas',
+            f"unknown config 'cbu30_bas'; did you mean 'cub30_bas'? known: {', '.join(presets())}",
+        ),
         ('mine.py', 'mine.py: no such config file'),
         ('configs/lid.py', 'configs/lid.py: no such config file; did you mean the shipped config '),
         ('lid.py', "lid.py: no such config file; did you mean the shipped config 'lid'?"),
