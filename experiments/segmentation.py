@@ -70,7 +70,7 @@ from wsol_jax.segmentation import (
     seed_probabilities,
     write_label_map,
 )
-from wsol_jax.segmentation.crf import IRN, dense_crf
+from wsol_jax.segmentation.crf import refine_image
 from wsol_jax.segmentation.seed_scores import image_seeds
 from wsol_jax.training.trained import load_network
 from wsol_jax.workdir import read_json, write_text
@@ -212,13 +212,9 @@ def mars_step(this: Run, labels: Path) -> Path:
     if not all(is_whole(this, folder, split) for split in splits):
         write_features(this, splits, features)
         for split in splits:
-            remove_bias(this.splits[split], labels, features, folder, refine=_by_crf)
+            remove_bias(this.splits[split], labels, features, folder, refine=refine_image)
         shutil.rmtree(features)
     return folder
-
-
-def _by_crf(image: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    return np.asarray(dense_crf(image[None], probabilities[None], IRN)[0])
 
 
 def write_features(this: Run, splits: Sequence[str], folder: Path) -> None:

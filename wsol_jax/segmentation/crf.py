@@ -20,7 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsol_jax.data.records import Pixels
+
 _FLOOR = 1e-5  # of probabilities, so that their logarithms are finite
+_STEP = 32  # pixels: single images are filled up to multiples of it
 _AXES = 5  # of the lattice: x, y, red, green, blue
 _CORNERS = _AXES + 1  # of one of its cells
 _J = np.arange(1, _CORNERS)
@@ -94,6 +97,26 @@ def dense_crf(
         valid = jnp.ones(images.shape[:3], bool)
     *kernels, iterations = astuple(setting)
     return _refine(images, probabilities, valid, (*map(float, kernels), iterations))
+
+
+def refine_image(image: Pixels, probabilities: np.ndarray) -> np.ndarray:
+    """`dense_crf` of one image with the setting of IRN; images of all sizes share a few programs.
+
+    Args:
+        image: uint8 [H,W,3], RGB.
+        probabilities: float32 [H,W,K] of K classes, the background being one.
+
+    Returns:
+        float32 [H,W,K].
+    """
+    height, width, count = probabilities.shape
+    padding = [(0, -side % _STEP) for side in (height, width)]
+    absent = (1 << (count - 1).bit_length()) - count
+    filled = np.pad(probabilities, [*padding, (0, absent)])
+    valid = np.pad(np.ones((height, width), bool), padding)
+    pixels = np.pad(image, [*padding, (0, 0)])
+    batch, unaries, inside = (jnp.asarray(a[None]) for a in (pixels, filled, valid))
+    return np.asarray(dense_crf(batch, unaries, IRN, inside)[0, :height, :width, :count])
 
 
 def _check(

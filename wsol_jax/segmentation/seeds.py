@@ -14,7 +14,6 @@ from wsol_jax.data.records import Pixels
 # Places [H,W], 0 for the background and i + 1 for the i-th of K classes, and their number 1 + K ->
 # places that fit the image better; see `crf_of_places`.
 Refine = Callable[[Pixels, int], Pixels]
-_STEP = 32  # pixels: images are filled up to multiples of it
 
 
 def seed_probabilities(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -123,22 +122,12 @@ def crf_of_places(image: Pixels, certainty: float = 0.7) -> Refine:
         certainty: the probability that a pixel is of the class it is taken for; the others share
             what is left.
     """
-    import jax.numpy as jnp
-
-    from wsol_jax.segmentation.crf import IRN, dense_crf
+    from wsol_jax.segmentation.crf import refine_image
 
     def refine(places: Pixels, count: int) -> Pixels:
-        # Filled up, so that images of all sizes share a few programs.
-        (height, width), classes = places.shape, 1 << (count - 1).bit_length()
-        padding = [(0, -side % _STEP) for side in (height, width)]
         own = places[..., None] == np.arange(count)
         probabilities = np.where(own, certainty, (1 - certainty) / (count - 1)).astype(np.float32)
-        filled = np.pad(probabilities, [*padding, (0, classes - count)])
-        valid = np.pad(np.ones_like(places, bool), padding)
-        pixels = np.pad(image, [*padding, (0, 0)])
-        images, unaries, inside = (jnp.asarray(a[None]) for a in (pixels, filled, valid))
-        refined = dense_crf(images, unaries, IRN, inside)
-        return np.asarray(refined[0, :height, :width, :count]).argmax(axis=-1).astype(np.uint8)
+        return refine_image(image, probabilities).argmax(axis=-1).astype(np.uint8)
 
     return refine
 
