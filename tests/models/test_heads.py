@@ -54,6 +54,25 @@ def test_logits_of_the_heads_take_the_place_of_the_others():
     assert not plain.logits.any() and plain.extras == {}
 
 
+class Sums(Heads):
+    """The mean colours plus what is given of the images, where it is."""
+
+    def __call__(self, endpoints, classes, trunk):
+        logits = endpoints['x'].mean((1, 2))
+        return {'sums': logits + trunk.targets['words']} if trunk.targets else {}
+
+
+def test_heads_see_what_is_given_beside_the_image():
+    words = jnp.array([[1.0, 2, 3], [4, 5, 6]])
+    found = outputs_of(headed(Sums()), INPUTS, targets={'words': words})
+    np.testing.assert_allclose(found.extras['sums'], 2 * INPUTS.mean((1, 2)) + words, rtol=1e-5)
+    facts = {'name': 'sums', 'preprocessing': Preprocessing((0.0,) * 3, (1.0,) * 3)}
+    network = Network.from_module(headed(Sums()), input_size=4, **facts)
+    again = network.outputs(network.state, INPUTS, {'words': words})
+    np.testing.assert_array_equal(again.extras['sums'], found.extras['sums'])
+    assert Network.from_module(Trunk(), input_size=4, **facts).outputs is None
+
+
 def test_what_is_added_at_an_endpoint_reaches_the_heads():
     extra = {'x': jnp.full(INPUTS.shape, 0.5)}
     facts = {'name': 'means', 'preprocessing': Preprocessing((0.0,) * 3, (1.0,) * 3)}

@@ -1,7 +1,8 @@
 """Heads that a training method adds to a network, and what a network with heads gives."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -32,10 +33,13 @@ class Trunk:
     Attributes:
         module: `module(inputs, perturb) -> (logits, endpoints)`, in its mode of now.
         inputs: [B,H,W,3], preprocessed.
+        targets: what the batch carries of each image beside it, {name: [B,...]}, for heads that
+            look at more than pixels; empty where nothing is given.
     """
 
     module: Any
     inputs: jax.Array
+    targets: Mapping[str, jax.Array] = field(default_factory=dict)
 
     def again(self, changes: Perturbations) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Runs the network as a frozen evaluator of what `changes` put in; see `frozen`.
@@ -92,7 +96,7 @@ class Heads(nnx.Module):
             endpoints: of the network, {name: [B,H,W,K]}.
             classes: [B], the first label of each image, -1 where it has none; None where logits
                 alone are wanted.
-            trunk: the network itself, to run again.
+            trunk: the network itself, to run again, and what else is given of the images.
         """
         del endpoints, classes, trunk
         return {}
@@ -226,6 +230,7 @@ def outputs_of(
     inputs: jax.Array,
     perturb: Perturbations | None = None,
     classes: jax.Array | None = None,
+    targets: Mapping[str, jax.Array] = MappingProxyType({}),
 ) -> Outputs:
     """Runs a module `module(inputs, perturb) -> (logits, endpoints)`, then its heads if it has any.
 
@@ -234,13 +239,14 @@ def outputs_of(
         inputs: [B,H,W,3], preprocessed.
         perturb: added at endpoints; the heads see it, too.
         classes: for the heads, see `Heads`.
+        targets: for the heads, see `Trunk`.
     """
     heads = getattr(module, 'heads', None)
     if not isinstance(heads, Heads):
         logits, endpoints = module(inputs, perturb)
         return Outputs(logits, endpoints, {})
     logits, endpoints = module(inputs, _joined(perturb or {}, heads.changes()))
-    extras = heads(endpoints, classes, Trunk(module, inputs))
+    extras = heads(endpoints, classes, Trunk(module, inputs, targets))
     return Outputs(extras.pop('logits', logits), endpoints, extras)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from wsol_jax.models.heads import Heads, outputs_of
+from wsol_jax.models.heads import Heads, Outputs, outputs_of
 from wsol_jax.models.layers import Perturbations
 from wsol_jax.models.preprocessing import Preprocessing
 from wsol_jax.names import unknown_name
@@ -67,6 +67,8 @@ class Network:
             else 'softmax'.
         own_map: of the heads that it was trained with; None for none.
         class_names: of the logits, in their order; None where they are not known.
+        outputs: where heads are attached, pure (state, inputs, targets) -> `Outputs` of both, with
+            what is given of the images beside them, see `Trunk`.
         unread: endpoints that no logit depends on, which are no main ones: those of the patches
             behind the last attention where the classifier reads the class token alone.
 
@@ -87,6 +89,7 @@ class Network:
     own_map: OwnMap | None = None
     unread: tuple[str, ...] = ()
     class_names: tuple[str, ...] | None = None
+    outputs: Callable[[Any, jax.Array, Mapping[str, jax.Array]], Outputs] | None = None
 
     def __post_init__(self) -> None:
         if self.class_names and len(self.class_names) != self.num_classes:
@@ -189,6 +192,9 @@ class Network:
             own_map=own_map,
             unread=unread,
         )
+        if isinstance(getattr(module, 'heads', None), Heads):
+            outputs = by_identity_unless_hashable(_HeadsOutputs(thaw))
+            network = replace(network, outputs=outputs)
         return network._ending_at(heads.last) if heads.last else network
 
     def _ending_at(self, layer: str) -> 'Network':
@@ -323,6 +329,16 @@ class _Explaining:
     def __call__(self, state: Any, inputs: jax.Array, perturb: Perturbations | None = None) -> Any:
         logits, endpoints = self.apply(state, inputs, perturb)
         return flat(self.output(logits, endpoints), logits.shape[0]), endpoints
+
+
+@dataclass(frozen=True)
+class _HeadsOutputs:
+    """`outputs` of a module with heads."""
+
+    thaw: Thaw
+
+    def __call__(self, state: Any, inputs: jax.Array, targets: Mapping[str, jax.Array]) -> Outputs:
+        return outputs_of(self.thaw(state), inputs, None, None, targets)
 
 
 @dataclass(frozen=True)

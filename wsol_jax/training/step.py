@@ -153,7 +153,9 @@ def _loss(
     module = nnx.merge(graph, nnx.merge_state(trainable, fixed), stats, keys, copy=True)
     own_keys = _image_keys(jax.random.fold_in(jax.random.key(seed), _OWN), step, shard.index)
     inputs, shard = method.augment(preprocessing(shard.images), shard, own_keys)
-    average = partial(_outputs, thaw, nnx.State.merge(ema, stats), inputs) if ema else None
+    average = (
+        partial(_outputs, thaw, nnx.State.merge(ema, stats), inputs, shard.targets) if ema else None
+    )
     update = Update(step, devices.total, average)
     _, losses, values = _measured(method, module, inputs, shard, update)
     sums = {n: jnp.sum(jnp.where(shard.valid, v, 0)) for n, v in values.items()}
@@ -166,7 +168,7 @@ def _measured(
     """The logits [B,C], the losses [B] or their mean, and the named values [B]."""
     labels = shard.targets.get('labels')
     classes = None if labels is None else labels[:, 0]
-    found = _in_float32(outputs_of(module, inputs, None, classes))
+    found = _in_float32(outputs_of(module, inputs, None, classes, shard.targets))
     given = method.loss(found, shard, update)
     if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], dict)):
         kind = type(method).__name__
@@ -176,9 +178,9 @@ def _measured(
     return found.logits, losses, values
 
 
-def _outputs(thaw: Thaw, state: Any, inputs: jax.Array) -> Outputs:
+def _outputs(thaw: Thaw, state: Any, inputs: jax.Array, targets: Any) -> Outputs:
     """In inference mode."""
-    return _in_float32(outputs_of(thaw(state), inputs))
+    return _in_float32(outputs_of(thaw(state), inputs, None, None, targets))
 
 
 def _in_float32(found: Outputs) -> Outputs:
@@ -284,7 +286,7 @@ def _evaluate(
     shard: Shard,
 ) -> dict[str, jax.Array]:
     network, inputs = state.network(), preprocessing(shard.images)
-    average = partial(_outputs, thaw, network, inputs) if state.ema else None
+    average = partial(_outputs, thaw, network, inputs, shard.targets) if state.ema else None
     # Each device looks at its own images.
     update = Update(state.step, lambda sums: sums, average)
     logits, losses, values = _measured(method, thaw(network), inputs, shard, update)
