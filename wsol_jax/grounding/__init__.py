@@ -1,0 +1,1 @@
+"""Weakly supervised grounding: which box of an image an expression refers to."""
