@@ -70,6 +70,13 @@ def test_crops_are_windows_of_the_resized_image_everywhere(crop, height, width, 
     assert lefts == set(range(resized[0] - SIZE + 1))
 
 
+def test_the_whole_image_is_seen_as_in_evaluation():
+    image, rng = noise(90, 60), np.random.default_rng(0)
+    expected, _ = squash(image, {}, (SIZE, SIZE))
+    np.testing.assert_array_equal(augment(image, SIZE, plain('whole'), rng), expected)
+    assert rng.random() == np.random.default_rng(0).random()  # nothing is drawn
+
+
 @pytest.mark.parametrize(('size', 'side'), [(224, 256), (28, 32)])
 def test_margin_is_a_seventh_by_default(size, side):
     """The short side of the resized image is known from the ramp along it."""
@@ -194,7 +201,7 @@ def test_the_crop_alone_is_resized_where_all_would_be_too_large(monkeypatch, nam
         assert abs(ways[0][0] - ways[1][0]).max() <= 1
 
 
-@pytest.mark.parametrize('crop', ['short_side', 'warp', 'resized', 'scale'])
+@pytest.mark.parametrize('crop', ['short_side', 'warp', 'resized', 'scale', 'whole'])
 def test_a_thread_of_an_image_takes_little_memory(crop):
     """1 x 20,000 pixels with a short side of 256 would be 3.9 GB."""
     tracemalloc.start()
@@ -223,7 +230,7 @@ def told_by(image):
 
 
 @pytest.mark.parametrize('times', [1, 3])
-@pytest.mark.parametrize('crop', ['warp', 'short_side', 'resized', 'scale'])
+@pytest.mark.parametrize('crop', ['warp', 'short_side', 'resized', 'scale', 'whole'])
 def test_a_label_map_takes_the_way_of_its_image(crop, times):
     """Whatever its own size."""
     image, labels = painted(140, 180, cell=30)

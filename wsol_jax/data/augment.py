@@ -36,9 +36,10 @@ class AugmentConfig:
         "resizes the short side to s + margin and crops s x s at random (SPG); 'resized' crops a "
         'random part (8 to 100 % of the area, aspect 3/4 to 4/3) and squashes it to s x s '
         "(Inception); 'scale' resizes the long side to s times a random factor and crops s x s at "
-        'random, padded with the mean colour of ImageNet where the image is smaller (DeepLab, IRN)',
+        'random, padded with the mean colour of ImageNet where the image is smaller (DeepLab, IRN)'
+        "; 'whole' squashes the image to s x s, as in evaluation: boxes stay where they are",
         'checkpoints',
-        choices=('warp', 'short_side', 'resized', 'scale'),
+        choices=('warp', 'short_side', 'resized', 'scale', 'whole'),
     )
     margin: int = setting(
         0, 'pixels; 0 for s / 7, the published 256 / 224', 'checkpoints', Range(0, 4096)
@@ -201,6 +202,10 @@ def _resized(height: int, width: int, size: int, setting: AugmentConfig, rng: 'G
     return Crop((left, top, left + wide, top + high), (size, size), (0, 0), (size, size))
 
 
+def _whole(height: int, width: int, size: int, setting: AugmentConfig, rng: 'Generator') -> Crop:
+    return Crop((0, 0, width, height), (size, size), (0, 0), (size, size))
+
+
 def _margin(size: int, setting: AugmentConfig) -> int:
     return setting.margin or round(size / 7)
 
@@ -239,4 +244,5 @@ _CROPS: dict[str, Callable[[int, int, int, AugmentConfig, 'Generator'], Crop]] =
     'short_side': _short_side,
     'resized': _resized,
     'scale': _scale,
+    'whole': _whole,
 }
