@@ -66,7 +66,7 @@ def deformable_conv(x: jax.Array, offsets: jax.Array, kernel: jax.Array) -> jax.
     @jax.checkpoint
     def add(total: jax.Array, place: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         rows, columns, weight = place
-        seen = _bilinear(x, rows, columns)
+        seen = bilinear(x, rows, columns)
         return total + (seen * weight[0] if depthwise else seen @ weight), None
 
     nothing = jnp.zeros((*x.shape[:3], kernel.shape[3]), x.dtype)
@@ -84,8 +84,8 @@ def _places(offsets: jax.Array, height: int, width: int) -> tuple[jax.Array, jax
     return rows, columns
 
 
-def _bilinear(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """x [B,H,W,K] at places [B,H,W] in its positions: [B,H,W,K]."""
+def bilinear(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """x [B,H,W,K] at places [B,...] in its positions: [B,...,K]; zero outside."""
     size = (x.shape[1] + 2, x.shape[2] + 2)
     flat = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(len(x), -1, x.shape[3])
     low = [jnp.floor(places) for places in (rows, columns)]
