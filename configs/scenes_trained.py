@@ -8,7 +8,8 @@ always stands on rails, which are background. `plain` and `bas_wsss` learn from 
 make seeds; `esol_expansion` and `esol` start from each other (`config.train.init_from`), the first
 one from `plain`. `irn`, `segmenter` and `mars` learn from label maps, a folder of PNGs in
 `--config.train.options.labels`; as they stand here from the true ones ('truth'), which shows what
-full supervision gives. The experiment goes through all of it, step by step.
+full supervision gives. `irn` starts from `plain`, too: the maps of that, walked to the boundaries,
+are its seeds. The experiment goes through all of it, step by step.
 
 Measured (`plain`, seed 0, test; layer and threshold chosen on val): mAP 100.0; mIoU of the seeds
 73.9 for CAM, 74.4 for Grad-CAM, 74.5 for LayerCAM, 72.5 for DGL, all but Grad-CAM's at stage4. The
@@ -57,13 +58,15 @@ def get_config(variant: str = 'plain') -> ConfigDict:
     config.train.learning_rate = 0.1
     config.localize.splits = ('train', 'val', 'test')
     own = 'segmenter' if variant == 'mars' else config.train.method  # the same network
-    config.localize.methods = (own,) if own else _SEEDS
+    config.localize.methods = (own,) if own and own != 'irn' else _SEEDS
     config.localize.layers = ('stage3', 'stage4')
     config.localize.batch_size = 50
     config.evaluate.threshold_step = 0.02
     if variant in STARTS:  # what is added learns alone
         config.train.optimizer, config.train.learning_rate = 'adamw', 1e-3
         config.train.epochs = 4
+    if variant == 'irn':
+        config.segmentation.walk = 2
     if variant == 'mars':
         config.train.ema = 0.99
     return config

@@ -41,7 +41,7 @@ from absl import flags, logging
 
 from experiments.seeds import SEEDS, spread
 from wsol_jax.command_line import WORKDIR, run_command
-from wsol_jax.config import Config, read_config
+from wsol_jax.config import Config, SegmentationConfig, read_config
 from wsol_jax.configs import scenes_trained
 from wsol_jax.data import Record, Source, decode_image, evaluation_batches, scenes
 from wsol_jax.data.label_maps import (
@@ -62,14 +62,13 @@ from wsol_jax.segmentation import (
     confusion,
     crf_of_places,
     joined_probabilities,
-    random_walk,
     remove_bias,
     scores_of,
     seed_curves,
     seed_label_map,
-    seed_probabilities,
     write_label_map,
 )
+from wsol_jax.segmentation.affinity import walked
 from wsol_jax.segmentation.crf import refine_image
 from wsol_jax.segmentation.seed_scores import image_seeds
 from wsol_jax.training.trained import load_network
@@ -111,8 +110,12 @@ def trained(this: Run, variant: str, start: str = '', name: str = '', **changed:
     options = {**config.train.options, **changed}
     setting = {'options': options, 'init_from': str(this.folder / start) if start else ''}
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **setting))
-    if variant == 'irn':  # boundaries are no seeds
-        config = dataclasses.replace(config, stages=('train', 'localize'))
+    if (
+        variant == 'irn'
+    ):  # how long the walk is, val is to say: boundaries alone, which are no seeds
+        localize = dataclasses.replace(config.localize, methods=('irn',))
+        setting = {'localize': localize, 'segmentation': SegmentationConfig()}
+        config = dataclasses.replace(config, stages=('train', 'localize'), **setting)
     if not (workdir / 'report.html').exists():
         run(config, workdir)
     return workdir
@@ -201,8 +204,7 @@ def walks(this: Run, split: str, key: Key, length: int) -> Iterator[tuple[Record
     """(record, its seeds of the maps that a random walk has carried to IRN's boundaries)."""
     both = ('plain', key), ('irn', ('irn', HEAD))
     for record, classes, (maps, boundary) in maps_of(this, split, *both):
-        scaled = seed_probabilities(maps, boundary.shape[:0:-1])  # [L,h,w]: one program for all
-        found = random_walk(jnp.asarray(scaled), jnp.asarray(boundary[0]), doublings=length)
+        found = walked(jnp.asarray(maps), jnp.asarray(boundary[0]), length)
         yield record, image_seeds(np.asarray(found), classes, record)
 
 

@@ -76,7 +76,7 @@ def bound(key):
         return set()
     group = key.split('.')[0]
     training = group in OF_TRAINING and key != 'train.keep'
-    maps = group in OF_TRAINING | {'localize'} and key != 'localize.splits'
+    maps = group in OF_TRAINING | {'localize', 'segmentation'} and key != 'localize.splits'
     return {SCORED} | ({TRAINED} if training else set()) | ({MAPPED} if maps else set())
 
 

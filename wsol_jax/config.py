@@ -21,6 +21,7 @@ from wsol_jax.settings import (
     LocalizeConfig,
     NetworkConfig,
     ReportConfig,
+    SegmentationConfig,
     TrainConfig,
     check,
 )
@@ -38,6 +39,7 @@ __all__ = [
     'LocalizeConfig',
     'NetworkConfig',
     'ReportConfig',
+    'SegmentationConfig',
     'TrainConfig',
     'check_key',
     'config_source',

@@ -396,6 +396,20 @@ class EvaluateConfig:
 
 @documented
 @dataclass(frozen=True)
+class SegmentationConfig:
+    """What is done on the way from maps to label maps, with task='segmentation'."""
+
+    walk: int = setting(
+        0,
+        'a random walk of 2^walk steps carries maps to the boundaries that a network trained by '
+        "'irn' finds; 0 for none",
+        'maps',
+        Range(0, 16),
+    )
+
+
+@documented
+@dataclass(frozen=True)
 class ReportConfig:
     """The figures and the page."""
 
@@ -435,6 +449,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     localize: LocalizeConfig = field(default_factory=LocalizeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """The stage `localize`: raw maps of whole splits into the workdir."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,10 @@ from wsol_jax.settings import MapOptions, check
 _PREDICTED = ('top1', 'top5')
 
 
+# Maps {(method, layer): [B,K,h,w]} -> maps, of the same or fewer keys; one program for equal ones.
+Finish = Callable[[dict[Key, jax.Array]], dict[Key, jax.Array]]
+
+
 class MapOutputs(NamedTuple):
     """What is computed of a batch, see `compute_maps`."""
 
@@ -54,7 +58,12 @@ def plan_of(setting: LocalizeConfig, network: Network, seed: int = 0) -> MapPlan
 
 
 def localize_split(
-    config: Config, network: Network, source: Source, split: str, workdir: Path
+    config: Config,
+    network: Network,
+    source: Source,
+    split: str,
+    workdir: Path,
+    finish: Finish | None = None,
 ) -> MapStore:
     """Computes the maps of every image of a split that are not in the workdir yet.
 
@@ -68,6 +77,7 @@ def localize_split(
         split: its name.
         workdir: maps go to `workdir/maps/<split>`; their arrays under `localize.store`, where
             there is one, which the run has claimed.
+        finish: what is done with the maps of each image before they are stored; None for nothing.
 
     Returns:
         The finished store.
@@ -85,7 +95,10 @@ def localize_split(
     size = config.network.input_size or network.input_size
     folder, labels = workdir / 'maps' / split, Labels(source.most_labels)
     url = _url_of(setting.store, split)
-    store = _open_store(setting.classes, network, plan, len(source), labels.most, size, folder, url)
+    program = _Program.of(setting.classes, network, plan, finish)
+    store = _open_store(
+        setting.classes, network, program, len(source), labels.most, size, folder, url
+    )
     store.expect(known)
     check_origin(network, folder, workdir)
     if is_first() and network.class_names and store.class_names() != network.class_names:
@@ -93,7 +106,7 @@ def localize_split(
     work = Pass(
         size,
         labels,
-        launcher(config, network, plan),
+        launcher(config, network, plan, finish),
         partial(_columns, network, setting.classes),
         partial(_fault_of_batch, network, setting.classes),
     )
@@ -106,17 +119,20 @@ def _url_of(store: str, split: str) -> str:
     return store and f'{store.rstrip("/")}/maps/{quote(split)}'
 
 
-def launcher(config: Config, network: Network, plan: MapPlan) -> Callable[[Batch], MapOutputs]:
+def launcher(
+    config: Config, network: Network, plan: MapPlan, finish: Finish | None = None
+) -> Callable[[Batch], MapOutputs]:
     """Batch -> outputs, on the devices; one program for all networks of one make.
 
     Args:
         config: with the classes that maps are made of.
         network: the classifier.
         plan: of the maps.
+        finish: see `localize_split`.
     """
     devices, target = local_devices(config.parallel), config.localize.classes
-    state, top = devices.replicate(network.state), _top(target, network)
-    program = _compile(devices, network.apply, network.preprocessing, plan, top)
+    state = devices.replicate(network.state)
+    program = _compile(devices, _Program.of(target, network, plan, finish))
 
     def launch(batch: Batch) -> MapOutputs:
         classes = _classes_of(target, batch, network)
@@ -160,23 +176,36 @@ def _checked_ids(target: str, network: Network, source: Source, split: str) -> l
     return [record.image_id for record in records]
 
 
+@dataclass(frozen=True)
+class _Program:
+    """(state, images, classes) -> outputs."""
+
+    apply: Apply
+    preprocessing: Preprocessing
+    plan: MapPlan
+    top: int
+    finish: Finish | None
+
+    @classmethod
+    def of(cls, target: str, network: Network, plan: MapPlan, finish: Finish | None) -> '_Program':
+        return cls(network.apply, network.preprocessing, plan, _top(target, network), finish)
+
+    def __call__(self, state: Any, images: jax.Array, classes: jax.Array | None) -> MapOutputs:
+        arguments = (self.apply, self.preprocessing, self.plan, state, images, self.top, classes)
+        outputs = MapOutputs(*compute_maps(*arguments))
+        return outputs._replace(maps=self.finish(outputs.maps)) if self.finish else outputs
+
+
 @lru_cache(maxsize=4)
-def _compile(
-    devices: Devices, apply: Apply, preprocessing: Preprocessing, plan: MapPlan, top: int
-) -> Callable[..., MapOutputs]:
-    """(state, images, classes) -> outputs; the same program for every split."""
-
-    def program(state: Any, images: jax.Array, classes: jax.Array | None) -> MapOutputs:
-        maps = compute_maps(apply, preprocessing, plan, state, images, top, classes)
-        return MapOutputs(*maps)
-
+def _compile(devices: Devices, program: _Program) -> Callable[..., MapOutputs]:
+    """The same for every split."""
     return devices.per_image(program)
 
 
 def _open_store(
     target: str,
     network: Network,
-    plan: MapPlan,
+    program: _Program,
     count: int,
     most: int,
     size: int | tuple[int, int],
@@ -184,21 +213,16 @@ def _open_store(
     url: str,
 ) -> MapStore:
     """A store for `count` images, the most labelled of which has `most` labels."""
-
-    def shapes(images: jax.Array, classes: jax.Array) -> Any:
-        arguments = (network.apply, network.preprocessing, plan, network.state)
-        return compute_maps(*arguments, images, _top(target, network), classes)
-
     shape = (*sides(size), network.input_shape[2])
     images = jax.ShapeDtypeStruct((1, *shape), np.uint8)
     classes = jax.ShapeDtypeStruct((1, most if target == 'ground_truth' else 1), np.int32)
-    _, _, maps, _ = jax.eval_shape(shapes, images, classes)
+    maps = jax.eval_shape(partial(program, network.state), images, classes).maps
     return MapStore.create(
         folder,
         count,
         target,
-        {key: maps[key].shape[1:] for key in plan.keys},
-        plan.relu,
+        {key: maps[key].shape[1:] for key in program.plan.keys if key in maps},
+        program.plan.relu,
         min(TOP, network.num_classes),
         _num_logits(network),
         url,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from wsol_jax.config import Config, ConfigError
+from wsol_jax.config import Config, ConfigError, SegmentationConfig
 from wsol_jax.data import Source, check_training
 from wsol_jax.data.records import ListedRecords
 from wsol_jax.evaluation.protocols import protocol
@@ -21,6 +21,8 @@ from wsol_jax.training.methods import make_method
 def _check(config: Config) -> None:
     for name in config.evaluate.protocols:
         protocol(name)
+    if config.segmentation != SegmentationConfig():
+        raise ConfigError(f'config.segmentation has no effect with config.task={config.task!r}')
 
 
 def _check_sources(config: Config, train: Source, val: Source) -> None:

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from wsol_jax.maps.fuse import resize
 from wsol_jax.maps.paths import framed, moved, path_affinity, straight_paths
 
 
@@ -47,6 +48,22 @@ def random_walk(
         return stays * walked + sum(weight * moved(inside, o, reach) for weight, o in steps)
 
     return jax.lax.fori_loop(0, 2**doublings, step, maps * (1 - boundary)[..., None, :, :])
+
+
+def walked(maps: jax.Array, boundary: jax.Array, doublings: int) -> jax.Array:
+    """Maps of classes after `random_walk` to boundaries of another resolution.
+
+    Args:
+        maps: [...,C,h,w]; what is negative counts as 0.
+        boundary: the probability of a boundary, [...,H,W].
+        doublings: see `random_walk`.
+
+    Returns:
+        [...,C,H,W].
+    """
+    height, width = boundary.shape[-2:]
+    rectified = resize(jax.nn.relu(maps), (height, width))
+    return random_walk(rectified, boundary, doublings=doublings)
 
 
 def _transitions(boundary: jax.Array, radius: int, beta: float) -> jax.Array:

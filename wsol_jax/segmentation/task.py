@@ -1,10 +1,12 @@
 """Segmentation from image labels as a task: from labels to maps, seeds, label maps and scores."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -22,6 +24,7 @@ from wsol_jax.maps.store import MapStore
 from wsol_jax.models import Network
 from wsol_jax.models.deeplab import SegmentationHeads
 from wsol_jax.report.seeds import report_seeds
+from wsol_jax.segmentation.affinity import walked
 from wsol_jax.segmentation.predictions import is_predicted, predicts, segment_split
 from wsol_jax.segmentation.score import SeedCurves, metrics_of, scores_of
 from wsol_jax.segmentation.seed_scores import (
@@ -35,16 +38,51 @@ from wsol_jax.segmentation.seed_scores import (
 )
 from wsol_jax.task import Task
 from wsol_jax.training.methods import make_method
+from wsol_jax.training.methods.irn import BOUNDARY
 from wsol_jax.workdir import write_csv
 
 _CURVES = ('mIoU', 'Precision', 'Recall')
+_BOUNDARY = BOUNDARY, HEAD
 _Scored = Mapping[Key, SeedCurves]
 
 
 def _compute(config: Config, network: Network, source: Source, split: str, workdir: Path) -> Store:
     """Label maps where the network segments: the labels of images are not to help it."""
-    compute = segment_split if predicts(network) else localize_split
-    return compute(config, network, source, split, workdir)
+    config = _with_boundary(config, network)
+    if predicts(network):
+        return segment_split(config, network, source, split, workdir)
+    walk = _Walk(config.segmentation.walk) if config.segmentation.walk else None
+    return localize_split(config, network, source, split, workdir, walk)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Maps, the boundary among them -> those of classes, carried to it."""
+
+    doublings: int
+
+    def __call__(self, maps: dict[Key, jax.Array]) -> dict[Key, jax.Array]:
+        boundary = maps[_BOUNDARY][:, 0]
+        of_classes = {key: found for key, found in maps.items() if key != _BOUNDARY}
+        return {k: walked(found, boundary, self.doublings) for k, found in of_classes.items()}
+
+
+def _with_boundary(config: Config, network: Network) -> Config:
+    """Where maps are to walk, the boundaries are made beside them.
+
+    Raises:
+        ConfigError: the network finds none.
+    """
+    setting = config.localize
+    if not config.segmentation.walk:
+        return config
+    if network.own_map is None or network.own_map.name != BOUNDARY:
+        raise ConfigError(
+            "config.segmentation.walk needs a network that config.train.method='irn' trained; set "
+            'it to 0 for others'
+        )
+    methods = tuple(dict.fromkeys((*setting.methods, BOUNDARY)))
+    return replace(config, localize=replace(setting, methods=methods))
 
 
 def _evaluate(
@@ -240,6 +278,11 @@ def _check(config: Config) -> None:
             "config.localize.classes must be 'ground_truth', the labels of each image, with "
             f"config.task='segmentation', got {config.localize.classes!r}"
         )
+    if config.segmentation.walk and config.localize.methods == (BOUNDARY,):
+        raise ConfigError(
+            'config.segmentation.walk needs maps that are carried to the boundary: name them in '
+            f"config.localize.methods, such as 'layer_cam', got {config.localize.methods}"
+        )
 
 
 def _check_sources(config: Config, train: Source, val: Source) -> None:
@@ -247,6 +290,7 @@ def _check_sources(config: Config, train: Source, val: Source) -> None:
 
 
 def _check_network(config: Config, network: Network) -> None:
+    config = _with_boundary(config, network)
     if not predicts(network):
         LOCALIZATION.check_network(config, network)
 

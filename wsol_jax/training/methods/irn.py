@@ -23,6 +23,7 @@ from wsol_jax.models.layers import conv
 from wsol_jax.training.method import Shard, TrainedMethod, Update, known_endpoint
 from wsol_jax.training.methods.segmenter import Segmenter
 
+BOUNDARY = 'irn'  # the name of the map
 _EPSILON = 1e-5
 _KINDS = ('foreground', 'background', 'different')
 
@@ -36,7 +37,8 @@ class IRN(TrainedMethod):
     each pair of certain positions nearer than the radius it is known whether both are of one class;
     that no boundary lies between them where they are, and one does where they are not, is what the
     first branch learns. The second one learns displacements to the centre of the object. A random
-    walk (`wsol_jax.segmentation.random_walk`) then carries class maps to the boundaries.
+    walk then carries class maps to the boundaries: `segmentation.walk`, or in Python
+    `wsol_jax.segmentation.random_walk`.
 
     The map, 'irn', is the probability of a boundary, the same for all classes; logits are those of
     the plain network. Pairs count in all of the image, where the authors' code leaves out those of
@@ -191,7 +193,7 @@ def _layers(network: Network, asked: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class _Heads(Heads):
-    map_name = 'irn'
+    map_name = BOUNDARY
     classifies = False
 
     def __init__(self, network: Network, layers: tuple[str, ...], width: int, rngs: nnx.Rngs):
