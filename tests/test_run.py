@@ -1,12 +1,12 @@
 import pytest
 
 from wsol_jax.config import ConfigError
-from wsol_jax.data import Scenes, Shapes
+from wsol_jax.data import Relations, Scenes, Shapes
 from wsol_jax.run import open_split
 from wsol_jax.settings import Config, DataConfig
 
 
-@pytest.mark.parametrize('kind', [Shapes, Scenes])
+@pytest.mark.parametrize('kind', [Shapes, Scenes, Relations])
 def test_generated_splits(kind):
     name = kind.__name__.lower()
     data = DataConfig(source=name, shapes_counts=(4, 2, 3), shapes_size=32)

@@ -125,7 +125,7 @@ def open_splits(config: Config) -> Splits:
 def open_split(config: Config, split: str) -> Source:
     """The images of one split of the experiment's data set."""
     data = config.data
-    if data.source in ('shapes', 'scenes'):
+    if data.source in ('shapes', 'scenes', 'relations'):
         names = ('train', 'val', 'test')
         if split not in names or len(data.shapes_counts) != len(names):
             raise ConfigError(

@@ -41,6 +41,7 @@ class DataConfig:
     source: str = setting(
         'shapes',
         "'shapes' (generated), 'scenes' (generated, of several objects, with label maps), "
+        "'relations' (generated, shapes with expressions that refer to them), "
         "'wsol_folder', 'class_folder' (class/image.jpg), 'voc' (PASCAL VOC's layout), 'coco' (MS "
         "COCO's), 'tfds' (prepared by TensorFlow Datasets) or 'image_folder' (no labels)",
         'checkpoints',

@@ -28,8 +28,10 @@ from wsol_jax.names import lazy, unknown_name
 if TYPE_CHECKING:
     from wsol_jax.data.check import Report, check_folder, check_training
     from wsol_jax.data.coco import Coco
+    from wsol_jax.data.expressions import Expression, generate_expressions
     from wsol_jax.data.loader import Batch, evaluation_batches, training_batches
     from wsol_jax.data.order import steps_per_epoch
+    from wsol_jax.data.relations import Relations
     from wsol_jax.data.scenes import Scenes
     from wsol_jax.data.shapes import Shapes
     from wsol_jax.data.tfds import TfdsSource
@@ -42,9 +44,11 @@ __all__ = [
     'Coco',
     'DataError',
     'Decoding',
+    'Expression',
     'ImageFolder',
     'Labels',
     'Record',
+    'Relations',
     'Report',
     'Scenes',
     'Shapes',
@@ -58,6 +62,7 @@ __all__ = [
     'decode_mask',
     'evaluation_batches',
     'evenly_spaced',
+    'generate_expressions',
     'open_source',
     'read_label_map',
     'resize_image',
@@ -74,10 +79,13 @@ __getattr__, __dir__ = lazy(
         'check_folder': 'check',
         'check_training': 'check',
         'Coco': 'coco',
+        'Expression': 'expressions',
+        'generate_expressions': 'expressions',
         'Batch': 'loader',
         'evaluation_batches': 'loader',
         'steps_per_epoch': 'order',
         'training_batches': 'loader',
+        'Relations': 'relations',
         'Scenes': 'scenes',
         'Shapes': 'shapes',
         'TfdsSource': 'tfds',
@@ -117,6 +125,7 @@ def tfds_module() -> Any:
 _SOURCES: dict[str, Callable[..., Source]] = {
     'shapes': _drawn('Shapes'),
     'scenes': _drawn('Scenes'),
+    'relations': _drawn('Relations'),
     'wsol_folder': WsolFolder,
     'class_folder': ClassFolder,
     'tfds': _tfds,
@@ -130,12 +139,12 @@ def open_source(name: str, root: str | Path, split: str, /, **options: Any) -> S
     """Open a data set by name.
 
     Args:
-        name: 'shapes' or 'scenes' (generated; take no root), 'wsol_folder', 'class_folder', 'tfds',
-            'voc', 'coco' or 'image_folder' (has no split).
+        name: 'shapes', 'scenes' or 'relations' (generated; take no root), 'wsol_folder',
+            'class_folder', 'tfds', 'voc', 'coco' or 'image_folder' (has no split).
         root: folder of the data set; for 'tfds' its data_dir.
         split: which part of it.
-        **options: further arguments of `Shapes`, `Scenes`, `WsolFolder`, `ClassFolder`,
-            `TfdsSource`, `Voc`, `Coco` or `ImageFolder`.
+        **options: further arguments of `Shapes`, `Scenes`, `Relations`, `WsolFolder`,
+            `ClassFolder`, `TfdsSource`, `Voc`, `Coco` or `ImageFolder`.
 
     Raises:
         DataError: the name is unknown, or the data are wrong.

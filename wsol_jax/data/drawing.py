@@ -196,6 +196,16 @@ def _planks(rng: Generator, size: int) -> Array:
 TEXTURES = (_clouds, _grass, _pebbles, _planks)
 
 
+def ground(rng: Generator, size: int, distractors: int) -> tuple[Array, Array]:
+    """Colours [size, size, 3] and heights [size, size], 0.1..0.7, of cluttered ground."""
+    labels = scatter(rng, size, distractors)
+    fields = np.stack([texture(rng, size) for texture in TEXTURES])
+    kind = rng.integers(0, len(TEXTURES), distractors + 1)
+    pairs = np.array(ground_tones(rng, distractors + 1, (0.0, 1.0)), np.float32)
+    heights = rng.uniform(0.1, 0.7, distractors + 1).astype(np.float32)
+    return woven(labels, fields, kind, pairs), np.take(heights, labels)
+
+
 def dome(mask: Pixels) -> Array:
     """Heights of an object that bulges: 1 at its rim to 2.5 in its middle."""
     depth = cv2.distanceTransform(mask, cv2.DIST_L2, 3)

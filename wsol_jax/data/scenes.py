@@ -17,7 +17,6 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from wsol_jax.data.drawing import (
-    TEXTURES,
     Array,
     Colour,
     Points,
@@ -27,13 +26,11 @@ from wsol_jax.data.drawing import (
     fill,
     fitted,
     framed,
-    ground_tones,
+    ground,
     noise,
     pixel_mean,
     png,
-    scatter,
     shade,
-    woven,
 )
 from wsol_jax.data.generated import Generated
 from wsol_jax.data.records import Pixels, Record
@@ -131,7 +128,7 @@ def draw(rng: Generator, classes: Sequence[int], size: int) -> tuple[Pixels, Pix
         context is seen; k + 1 for class k, else 0.
     """
     bodies = _placed(rng, classes, size)
-    colour, height = _ground(rng, size)
+    colour, height = ground(rng, size, int(rng.integers(*DISTRACTORS)))
     label_map, context = np.zeros((2, size, size), np.uint8)
     for body in bodies:
         if body.label == TRAIN:
@@ -187,17 +184,6 @@ def _train(rng: Generator, label: int, size: int, area: float) -> _Body:
     outline = length * along[:, None] * ahead + across[:, None] * aside
     scale, move = fitted(rng, outline, size, area)
     return _Body(label, fill(scale * outline + move, size), move, angle, scale)
-
-
-def _ground(rng: Generator, size: int) -> tuple[Array, Array]:
-    """Colours and heights of the ground and what lies on it."""
-    count = int(rng.integers(*DISTRACTORS))
-    labels = scatter(rng, size, count)
-    fields = np.stack([texture(rng, size) for texture in TEXTURES])
-    kind = rng.integers(0, len(TEXTURES), count + 1)
-    pairs = np.array(ground_tones(rng, count + 1, (0.0, 1.0)), np.float32)
-    heights = rng.uniform(0.1, 0.7, count + 1).astype(np.float32)
-    return woven(labels, fields, kind, pairs), np.take(heights, labels)
 
 
 def _lay_rails(rng: Generator, colour: Array, height: Array, train: _Body) -> NDArray[np.bool_]:
