@@ -10,6 +10,7 @@ DIR/seed_table.md and, with images of test, DIR/seed_table.jpg.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from wsol_jax.maps import Key
 from wsol_jax.report.overlay import Cell, draw_grid
 from wsol_jax.report.table import markdown
 from wsol_jax.run import open_split
-from wsol_jax.segmentation import confusion, crf_of_places, palette, scores_of, write_label_map
-from wsol_jax.segmentation.seed_scores import LABEL_MAPS, has_truth, seed_file
+from wsol_jax.segmentation import crf_of_places, palette, scores_of, write_label_map
+from wsol_jax.segmentation.seed_scores import LABEL_MAPS, has_truth, seed_file, total_confusion
 from wsol_jax.workdir import write_text
 
 _REFINE = flags.DEFINE_integer('refine', None, 'How many methods to refine; all by default.', 0)
@@ -56,14 +57,13 @@ def refined(label_map: np.ndarray, record: Record) -> np.ndarray:
 
 def refine_all(source: Source, folder: Path, out: Path, key: Key) -> dict[str, float]:
     """Scores of the refined label maps of a method; what is there is not refined again."""
-    count, total = 1 + source.num_classes, 0
-    for record in filter(has_truth, (source[i] for i in range(len(source)))):
+    records = [record for record in (source[i] for i in range(len(source))) if has_truth(record)]
+    for record in records:
         file = seed_file(out, key, record)
         if not file.exists():
             found = refined(read_label_map(seed_file(folder, key, record)), record)
             write_label_map(file, found)
-        total += confusion(read_label_map(file), true_label_map(record), count)
-    return scores_of(total)
+    return scores_of(total_confusion(records, partial(seed_file, out, key), 1 + source.num_classes))
 
 
 def table(rows: Rows, after: Mapping[Key, Mapping[str, float]], images: int) -> str:

@@ -47,10 +47,10 @@ from wsol_jax.data import Record, Source, decode_image, evaluation_batches, scen
 from wsol_jax.data.label_maps import (
     BACKGROUND,
     MISSING,
-    label_map_of,
     read_label_map,
     true_label_map,
 )
+from wsol_jax.data.records import Pixels
 from wsol_jax.localization.method import HEAD
 from wsol_jax.maps import Key
 from wsol_jax.maps.store import MapStore, path_of
@@ -59,7 +59,6 @@ from wsol_jax.run import open_splits, run
 from wsol_jax.segmentation import (
     SeedCurves,
     confident_label_map,
-    confusion,
     crf_of_places,
     joined_probabilities,
     remove_bias,
@@ -70,7 +69,7 @@ from wsol_jax.segmentation import (
 )
 from wsol_jax.segmentation.affinity import walked
 from wsol_jax.segmentation.crf import refine_image
-from wsol_jax.segmentation.seed_scores import image_seeds
+from wsol_jax.segmentation.seed_scores import image_seeds, total_confusion
 from wsol_jax.training.trained import load_network
 from wsol_jax.workdir import read_json, write_text
 
@@ -243,17 +242,23 @@ def is_whole(this: Run, folder: Path, split: str) -> bool:
 
 def scores(source: Source, folder: Path) -> dict[str, float]:
     """Percentages of the label maps `<image_id>.png` in a folder; gaps count as background."""
-    count = 1 + source.num_classes
-    total, beside, taken = np.zeros((count, count), np.int64), 0, 0
-    for i in range(len(source)):
-        record = source[i]
-        found = label_map_of(record, folder, source.num_classes, MISSING)
-        found = np.where(found == MISSING, np.uint8(BACKGROUND), found)
-        total += confusion(found, true_label_map(record), count)
+    records, beside, taken = [source[i] for i in range(len(source))], 0, 0
+
+    def file_of(record: Record) -> Path:
+        return folder / f'{record.image_id}.png'
+
+    total = total_confusion(records, file_of, 1 + source.num_classes, without_gaps)
+    for record in records:
         context = read_label_map(record.extra['context'])
         beside += int((context > 0).sum())
-        taken += int(((context > 0) & (found == context)).sum())
+        taken += int(((context > 0) & (without_gaps(file_of(record)) == context)).sum())
     return scores_of(total) | {'beside': 100 * taken / max(beside, 1)}
+
+
+def without_gaps(file: Path) -> Pixels:
+    """A label map whose gaps are background."""
+    found = read_label_map(file)
+    return np.where(found == MISSING, np.uint8(BACKGROUND), found)
 
 
 def seeds_in(workdir: Path) -> Path:

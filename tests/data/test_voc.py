@@ -85,6 +85,24 @@ def test_augmented_label_maps_come_first(root):
     assert first.extra['segmentation'].parent.name == 'SegmentationClass'
 
 
+@pytest.mark.parametrize('listed', ['train_aug', 'trainaug'])
+@pytest.mark.parametrize('asked', ['train_aug', 'trainaug'])
+def test_augmented_lists_go_by_two_names(root, asked, listed):
+    (root / f'ImageSets/Segmentation/{listed}.txt').write_text('2007_02\n2007_04\n')
+    file = write_map(root, '2007_04', [[0, 9, 9], [0, 0, 255]], 'SegmentationClassAug')
+    first, second = open_source('voc', root, asked)
+    assert first.extra['segmentation'].parent.name == 'SegmentationClass'
+    assert (second.image_id, second.labels, second.extra['segmentation']) == ('2007_04', (8,), file)
+
+
+def test_of_two_lists_that_of_the_name_counts(root):
+    for name, listed in (('train_aug', '2007_01'), ('trainaug', '2007_03')):
+        (root / f'ImageSets/Segmentation/{name}.txt').write_text(f'{listed}\n')
+        assert [record.image_id for record in Voc(root, name)] == [listed]
+    (root / 'ImageSets/Segmentation/trainaug.txt').unlink()
+    assert [record.image_id for record in Voc(root, 'trainaug')] == ['2007_01']
+
+
 @pytest.mark.parametrize('place', ['VOC2012', 'VOCdevkit/VOC2012'])
 def test_a_folder_that_holds_it(root, tmp_path_factory, place):
     outer = tmp_path_factory.mktemp('outer')

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from wsol_jax.data.decode import IGNORE, LARGE, resize_image
+from wsol_jax.data.decode import IGNORED, LARGE, resize_image
 from wsol_jax.data.records import Box, Pixels
 from wsol_jax.fields import ConfigError, Range, documented, setting
 from wsol_jax.names import unknown_name
@@ -88,13 +88,13 @@ class Crop(NamedTuple):
     def labels(self, label_map: Pixels, height: int, width: int) -> Pixels:
         """What is seen of a label map [h, w] of an image of H x W pixels, by nearest neighbour.
 
-        Where there is no image it is `IGNORE`.
+        Where there is no image it is `IGNORED`.
         """
         rows, columns = (
             _cells(self.corner[k], self.size[k], self.resized[k], self.part[k::2], side, cells)
             for k, side, cells in ((1, height, len(label_map)), (0, width, label_map.shape[1]))
         )
-        edged = np.pad(label_map, ((0, 1), (0, 1)), constant_values=IGNORE)
+        edged = np.pad(label_map, ((0, 1), (0, 1)), constant_values=IGNORED)
         found = edged[np.ix_(rows, columns)]
         return found[:, ::-1] if self.mirrored else found
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import tensorstore
 
 from wsol_jax.data.decode import (
-    IGNORE,
+    IGNORED,
     LARGE,
     Described,
     decode_image,
@@ -147,7 +147,7 @@ def _bad_label_map(
         return
     try:
         values = read_label_map(png, record.decoding)
-        check_label_map(values, num_classes + 1, printable(str(png)), IGNORE)
+        check_label_map(values, num_classes + 1, printable(str(png)), IGNORED)
     except DataError as error:
         yield Finding(MAP, str(error))
         return

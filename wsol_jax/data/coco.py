@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from wsol_jax.data.decode import IGNORE
+from wsol_jax.data.decode import IGNORED
 from wsol_jax.data.drawing import png
 from wsol_jax.data.files import printable, read_file, reason, stays_below
 from wsol_jax.data.records import (
@@ -156,7 +156,7 @@ def label_map(objects: Sequence[Object], size: tuple[int, int]) -> Pixels:
     values = np.zeros(size[::-1], np.uint8)
     drawn = [(each, each.mask(size)) for each in objects]
     for each, mask in sorted(drawn, key=lambda pair: (not pair[0].crowd, -int(pair[1].sum()))):
-        values[mask] = IGNORE if each.crowd else each.label + 1
+        values[mask] = IGNORED if each.crowd else each.label + 1
     return values
 
 

@@ -36,7 +36,7 @@ from wsol_jax.data.records import (
     Record,
 )
 
-IGNORE = 255
+IGNORED = 255
 LARGE = 64_000_000  # pixels: beyond, an image is reduced while it is decoded, one at a time
 SPARE = 4  # what is left of a reduced image, relative to the size that is asked for
 BAND = 16_000_000  # pixels of a large image that are converted at once
@@ -166,7 +166,7 @@ def decode_mask(record: Record, size: _Size) -> Pixels:
         if ignore_png is not None:
             ignore |= _resized_mask(record, ignore_png, size)
     mask = foreground.astype(np.uint8)
-    mask[ignore & ~foreground] = IGNORE
+    mask[ignore & ~foreground] = IGNORED
     return mask
 
 

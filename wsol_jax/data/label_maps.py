@@ -10,12 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from wsol_jax.data.decode import IGNORE, read_label_map, stored_size
+from wsol_jax.data.decode import IGNORED, read_label_map, stored_size
 from wsol_jax.data.files import printable
 from wsol_jax.data.records import DataError, Pixels, Record
 
 BACKGROUND = 0
-IGNORED = IGNORE
 # No label is known, and one is to be found in training: -1 of the paper on MARS. Apart from
 # `IGNORED`, which stays as it is.
 MISSING = 254

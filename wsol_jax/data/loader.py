@@ -14,7 +14,7 @@ from absl import flags
 from numpy.typing import NDArray
 
 from wsol_jax.data.augment import AugmentConfig, augment, squash
-from wsol_jax.data.decode import IGNORE, decode_image
+from wsol_jax.data.decode import IGNORED, decode_image
 from wsol_jax.data.order import Draw, TrainingOrder, images_of_classes
 from wsol_jax.data.records import (
     LABEL_MAP,
@@ -225,7 +225,7 @@ def _load(
     try:
         image = _read_again(partial(decode_image, record, side))
     except BadImage as error:
-        unknown = dict.fromkeys(label_maps, np.full(size, IGNORE, np.uint8))
+        unknown = dict.fromkeys(label_maps, np.full(size, IGNORED, np.uint8))
         return _Item(None, {**found, **unknown}, index, str(error), record.image_id)
     image, label_maps = transform(image, label_maps)
     return _Item(image, {**found, **label_maps}, index, '', record.image_id)

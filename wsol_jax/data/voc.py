@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from wsol_jax.data.decode import IGNORE, read_label_map
+from wsol_jax.data.decode import IGNORED, read_label_map
 from wsol_jax.data.files import open_file, printable, reason
 from wsol_jax.data.label_maps import check_label_map
 from wsol_jax.data.metadata import class_names, read_list
@@ -28,7 +28,9 @@ THREADS = 8
 IMAGES = 'JPEGImages'
 LABEL_MAPS = ('SegmentationClassAug', 'SegmentationClass')
 BACKGROUND = 'background'
-MOST_CLASSES = IGNORE - 1  # whose values a label map has room for
+MOST_CLASSES = IGNORED - 1  # whose values a label map has room for
+# VOC's train with the label maps of SBD, whose lists go by both names.
+_SAME = {'train_aug': ('train_aug', 'trainaug'), 'trainaug': ('trainaug', 'train_aug')}
 MAX_XML = 1_000_000  # bytes: VOC's have a few thousand
 VOC_CLASSES = (
     *('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow'),
@@ -50,7 +52,7 @@ class Voc(ListedRecords):
         root: VOC2012, or a folder that holds it or VOCdevkit. Links in it may not lead out of it,
             but for the folders of images, label maps and annotations themselves. The classes are
             VOC's, or with `class_names.txt` those that it names, one a line, after `background`.
-        split: such as 'train', 'train_aug' or 'val'.
+        split: such as 'train' or 'val'; 'train_aug' may also be listed in trainaug.txt.
         orientation: the frame of the label maps: 'displayed' or 'stored', which 'auto' is; see
             `is_displayed`.
         max_pixels: see `Decoding`.
@@ -117,8 +119,10 @@ def voc_splits(folder: Path) -> list[str]:
 
 
 def _ids(folder: Path, split: str) -> list[str]:
-    file = folder / 'ImageSets' / 'Segmentation' / f'{split}.txt'
-    if split not in voc_splits(folder):
+    splits = folder / 'ImageSets' / 'Segmentation'
+    named = (splits / f'{name}.txt' for name in _SAME.get(split, (split,)))
+    file = next((f for f in named if f.stem in voc_splits(folder)), splits / f'{split}.txt')
+    if file.stem not in voc_splits(folder):
         found = ', '.join(voc_splits(folder)) or 'none'
         raise DataError(f'{file}: no split {split!r}; available: {found}')
     return read_list(file)
@@ -172,8 +176,8 @@ class _Reader:
         if label_map is None:
             return ()
         values = read_label_map(label_map, self.decoding)
-        check_label_map(values, len(self.class_names) + 1, printable(str(label_map)), IGNORE)
-        found = np.flatnonzero(np.bincount(values.ravel(), minlength=256)[1:IGNORE])
+        check_label_map(values, len(self.class_names) + 1, printable(str(label_map)), IGNORED)
+        found = np.flatnonzero(np.bincount(values.ravel(), minlength=256)[1:IGNORED])
         return tuple(found.tolist())
 
 

@@ -32,6 +32,16 @@ from wsol_jax.parallel import Devices, local_devices
 from wsol_jax.settings import MapOptions, check
 
 _PREDICTED = ('top1', 'top5')
+# What to do about images without a label and about labels of other classes, by `config.task`.
+_WITHOUT_LABEL = {
+    'localization': "use 'top1'",
+    'segmentation': "leave it out of the split: only a network that 'segmenter' or 'mars' trained "
+    'needs no labels',
+}
+_OTHER_CLASSES = {
+    'localization': "localize without labels with config.data.source='image_folder' and "
+    "config.localize.classes='top1'"
+}
 
 
 # Maps {(method, layer): [B,K,h,w]} -> maps, of the same or fewer keys; one program for equal ones.
@@ -91,7 +101,7 @@ def localize_split(
     """
     setting = config.localize
     plan = plan_of(setting, network, config.seed)
-    known = _checked_ids(setting.classes, network, source, split)
+    known = _checked_ids(config, network, source, split)
     size = config.network.input_size or network.input_size
     folder, labels = workdir / 'maps' / split, Labels(source.most_labels)
     url = _url_of(setting.store, split)
@@ -108,7 +118,7 @@ def localize_split(
         labels,
         launcher(config, network, plan, finish),
         partial(_columns, network, setting.classes),
-        partial(_fault_of_batch, network, setting.classes),
+        partial(_fault_of_batch, network, config),
     )
     fill_store(config, source, split, store, work, workdir)
     return store
@@ -154,24 +164,24 @@ def _columns(
     return facts | by_column(maps)
 
 
-def _fault_of_batch(network: Network, target: str, batch: Batch) -> tuple[int, str]:
+def _fault_of_batch(network: Network, config: Config, batch: Batch) -> tuple[int, str]:
     labels = map(_known, batch.targets['labels'])
     labelled = list(zip(batch.image_ids, labels, strict=True))[: batch.real]
-    return _first_fault(labelled, target, network)
+    return _first_fault(labelled, config, network)
 
 
-def _checked_ids(target: str, network: Network, source: Source, split: str) -> list[str]:
+def _checked_ids(config: Config, network: Network, source: Source, split: str) -> list[str]:
     """The ids of a source that lists its records, whose labels are all right.
 
     Other sources read the image with its label: there each batch is checked when it comes.
     """
     if fault := check('localize.splits', (split,)):
         raise ConfigError(fault)
-    check_target(target, network)
-    _check_classes(network, source, split)
+    check_target(config.localize.classes, network)
+    _check_classes(config, network, source, split)
     records = [source[i] for i in range(len(source))] if isinstance(source, ListedRecords) else []
     labels = [(record.image_id, record.labels) for record in records]
-    if fault := _first_fault(labels, target, network)[1]:
+    if fault := _first_fault(labels, config, network)[1]:
         raise ConfigError(fault)
     return [record.image_id for record in records]
 
@@ -262,15 +272,15 @@ def check_target(target: str, network: Network) -> None:
         )
 
 
-def _check_classes(network: Network, source: Source, split: str) -> None:
+def _check_classes(config: Config, network: Network, source: Source, split: str) -> None:
     """Refuses labels that count the classes of the data set where the network has others."""
     count = len(source.class_names)
     if count not in (0, network.num_classes) and not getattr(source, 'class_index', ()):
         raise ConfigError(
             f'{split} has labels 0..{count - 1} of its own {count} classes, {network.name} was '
             f'trained on {network.num_classes} others: in folders set config.data.class_index=True '
-            "with a class_names.txt of lines 'name,index', or localize without labels with "
-            "config.data.source='image_folder' and config.localize.classes='top1'"
+            "with a class_names.txt of lines 'name,index', or "
+            + _OTHER_CLASSES.get(config.task, 'train one on these')
         )
 
 
@@ -280,13 +290,14 @@ def _known(labels: np.ndarray) -> list[int]:
 
 
 def _first_fault(
-    labelled: Sequence[tuple[str, Sequence[int]]], target: str, network: Network
+    labelled: Sequence[tuple[str, Sequence[int]]], config: Config, network: Network
 ) -> tuple[int, str]:
     """How many images come before the first one whose label is wrong, and what is wrong with it."""
     for i, (image_id, labels) in enumerate(labelled):
-        if not labels and target == 'ground_truth':
-            needs = "config.localize.classes='ground_truth' needs; use 'top1'"
-            return i, f'{image_id} has no label, which {needs}'
+        if not labels and config.localize.classes == 'ground_truth':
+            needs = "which config.localize.classes='ground_truth' needs"
+            advice = _WITHOUT_LABEL.get(config.task, 'leave it out of the split')
+            return i, f'{image_id} has no label, {needs}; {advice}'
         if wrong := [k for k in labels if not 0 <= k < network.num_classes]:
             known = f'{network.name} has the classes 0..{network.num_classes - 1}'
             return i, f'{image_id} has label {wrong[0]}, but {known}'

@@ -1,6 +1,6 @@
 """Scores of seeds of stored maps and of predicted label maps; in processes that need no JAX."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ import numpy as np
 
 from wsol_jax.data import Record, stored_size
 from wsol_jax.data.label_maps import read_label_map, true_label_map
+from wsol_jax.data.records import Pixels
 from wsol_jax.evaluation.split import Results, StoredSplit
 from wsol_jax.maps import NO_CLASS, Key
 from wsol_jax.maps.store import path_of
@@ -57,11 +58,31 @@ def score_predicted(
         DataError: a label map cannot be read, or does not fit its image.
     """
     del setting, chosen
+    return total_confusion(part.records, lambda record: record.extra[_FILE], count)
+
+
+def total_confusion(
+    records: Iterable[Record],
+    file_of: Callable[[Record], Path],
+    count: int,
+    read: Callable[[Path], Pixels] = read_label_map,
+) -> np.ndarray:
+    """Int64 [count, count], as from `confusion`, of all images whose true label map is known.
+
+    Args:
+        records: of the images.
+        file_of: where the label map of an image lies that is scored.
+        count: how many classes there are, the background among them.
+        read: its file -> the label map.
+
+    Raises:
+        DataError: a label map cannot be read, or does not fit its image.
+    """
     total = np.zeros((count, count), np.int64)
-    for record in filter(has_truth, part.records):
-        file = record.extra[_FILE]
+    for record in filter(has_truth, records):
+        file = file_of(record)
         truth, names = true_label_map(record, count - 1), (str(file), record.image_id)
-        total += confusion(read_label_map(file), truth, count, names=names)
+        total += confusion(read(file), truth, count, names=names)
     return total
 
 

@@ -151,6 +151,19 @@ class TrainedMethod:
             )
         return count
 
+    def refuse_weights(self, what: str) -> None:
+        """For methods whose loss knows neither class weights nor smoothed labels.
+
+        Args:
+            what: has none, in the message.
+
+        Raises:
+            ConfigError: one of them is set.
+        """
+        for name in ('class_weights', 'label_smoothing'):
+            if getattr(self, name):
+                raise ConfigError(f'config.train.{name}: {what}')
+
     def targets(self, source: Source, required: bool) -> Targets:
         """What a batch carries of a record for `loss`: here its label, or labels.
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from wsol_jax.config import ConfigError
 from wsol_jax.data.records import Source
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models import Network
@@ -75,9 +74,7 @@ class BASWSSS(TrainedMethod):
         Raises:
             ConfigError: there is nothing to tell apart, or a setting is for other losses alone.
         """
-        for name in ('class_weights', 'label_smoothing'):
-            if getattr(self, name):
-                raise ConfigError(f'config.train.{name}: the losses of bas_wsss have none')
+        self.refuse_weights('the losses of bas_wsss have none')
         return super().num_logits(train)
 
     def heads(self, network: Network, rngs: nnx.Rngs) -> Heads:

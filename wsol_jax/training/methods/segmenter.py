@@ -91,9 +91,7 @@ class Segmenter(TrainedMethod):
                 f'label maps have 1 to {self.most_classes} classes beside the background, found '
                 f'{count}'
             )
-        for name in ('class_weights', 'label_smoothing'):
-            if getattr(self, name):
-                raise ConfigError(f'config.train.{name}: the loss of pixels has none')
+        self.refuse_weights('the loss of pixels has none')
         return count
 
     def targets(self, source: Source, required: bool) -> Targets:
