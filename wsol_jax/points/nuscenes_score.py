@@ -123,8 +123,8 @@ def _partners(boxes: Array, true_boxes: Array) -> Array:
         return partners
     gaps = np.hypot(*(boxes[:, None, axis] - true_boxes[:, axis] for axis in (0, 1)))
     taken = np.zeros((len(DISTANCES), len(true_boxes)), bool)
-    for row, gap in enumerate(gaps):
-        free = np.where(taken, np.inf, gap)
+    for row in np.flatnonzero(gaps.min(axis=1) < DISTANCES[-1]):
+        free = np.where(taken, np.inf, gaps[row])
         nearest = free.argmin(axis=1)
         near = np.flatnonzero(free.min(axis=1) < DISTANCES)
         partners[row, near] = nearest[near]
