@@ -26,6 +26,7 @@ from wsol_jax.training.trained import load_network, probability_of, trained_netw
 from wsol_jax.workdir import check_same, locked, open_workdir, run_id
 
 Splits = Callable[[str], Source]
+FRAMES = ('lidar_scenes',)  # sources of LiDAR frames
 TASKS = {'localization': LOCALIZATION, 'segmentation': SEGMENTATION}  # by `config.task`
 
 
@@ -125,7 +126,8 @@ def open_splits(config: Config) -> Splits:
 def open_split(config: Config, split: str) -> Source:
     """The images of one split of the experiment's data set."""
     data = config.data
-    if data.source in ('shapes', 'scenes', 'relations'):
+    known = _labelled(config, split)
+    if data.source in ('shapes', 'scenes', 'relations', 'lidar_scenes'):
         names = ('train', 'val', 'test')
         if split not in names or len(data.shapes_counts) != len(names):
             raise ConfigError(
@@ -133,7 +135,7 @@ def open_split(config: Config, split: str) -> Source:
             )
         count = data.shapes_counts[names.index(split)]
         options = {'count': count, 'size': data.shapes_size, 'seed': config.seed}
-        return open_source(data.source, '', split, **options)
+        return open_source(data.source, '', split, **options, **known)
     if not data.root and data.source.endswith(('folder', 'voc', 'coco')):
         raise ConfigError(f'config.data.source={data.source!r} needs config.data.root, its folder')
     common = {'orientation': data.orientation, 'max_pixels': data.max_pixels}
@@ -149,6 +151,19 @@ def open_split(config: Config, split: str) -> Source:
             "'wsol_folder' and 'class_folder', whose class_names.txt has the indices"
         )
     return open_source(data.source, data.root, split, **common, **options)
+
+
+def _labelled(config: Config, split: str) -> dict[str, float]:
+    """The share of frames whose boxes are known, for a source of frames: all but in train."""
+    share, source = config.data.labelled, config.data.source
+    if source in FRAMES:
+        return {'labelled': share if split == 'train' else 1.0}
+    if share < 1:
+        raise ConfigError(
+            f'config.data.labelled={share} has no effect on source {source!r}, only on '
+            f'those of LiDAR frames: {", ".join(FRAMES)}'
+        )
+    return {}
 
 
 def load_classifier(config: Config, workdir: Path, method: TrainedMethod | None = None) -> Network:

@@ -42,6 +42,7 @@ class DataConfig:
         'shapes',
         "'shapes' (generated), 'scenes' (generated, of several objects, with label maps), "
         "'relations' (generated, shapes with expressions that refer to them), "
+        "'lidar_scenes' (generated, LiDAR sweeps with 3D boxes), "
         "'wsol_folder', 'class_folder' (class/image.jpg), 'voc' (PASCAL VOC's layout), 'coco' (MS "
         "COCO's), 'tfds' (prepared by TensorFlow Datasets) or 'image_folder' (no labels)",
         'checkpoints',
@@ -83,6 +84,13 @@ class DataConfig:
         'generated images in train, val and test',
         'checkpoints',
         Range(1, 10_000_000),
+    )
+    labelled: float = setting(
+        1.0,
+        'share of the frames in train whose 3D boxes are known; of the others, the class of each '
+        'object and a point on it',
+        'checkpoints',
+        Range(0, 1),
     )
     workers: int = setting(
         0, 'processes that read images; 0 reads in threads', 'nothing', Range(0, 256)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from wsol_jax.data.check import Report, check_folder, check_training
     from wsol_jax.data.coco import Coco
     from wsol_jax.data.expressions import Expression, generate_expressions
+    from wsol_jax.data.lidar_scenes import LidarScenes
     from wsol_jax.data.loader import Batch, evaluation_batches, training_batches
     from wsol_jax.data.order import steps_per_epoch
     from wsol_jax.data.relations import Relations
@@ -47,6 +48,7 @@ __all__ = [
     'Expression',
     'ImageFolder',
     'Labels',
+    'LidarScenes',
     'Record',
     'Relations',
     'Report',
@@ -81,6 +83,7 @@ __getattr__, __dir__ = lazy(
         'Coco': 'coco',
         'Expression': 'expressions',
         'generate_expressions': 'expressions',
+        'LidarScenes': 'lidar_scenes',
         'Batch': 'loader',
         'evaluation_batches': 'loader',
         'steps_per_epoch': 'order',
@@ -126,6 +129,7 @@ _SOURCES: dict[str, Callable[..., Source]] = {
     'shapes': _drawn('Shapes'),
     'scenes': _drawn('Scenes'),
     'relations': _drawn('Relations'),
+    'lidar_scenes': _drawn('LidarScenes'),
     'wsol_folder': WsolFolder,
     'class_folder': ClassFolder,
     'tfds': _tfds,
@@ -139,12 +143,12 @@ def open_source(name: str, root: str | Path, split: str, /, **options: Any) -> S
     """Open a data set by name.
 
     Args:
-        name: 'shapes', 'scenes' or 'relations' (generated; take no root), 'wsol_folder',
-            'class_folder', 'tfds', 'voc', 'coco' or 'image_folder' (has no split).
+        name: 'shapes', 'scenes', 'relations' or 'lidar_scenes' (generated; take no root),
+            'wsol_folder', 'class_folder', 'tfds', 'voc', 'coco' or 'image_folder' (has no split).
         root: folder of the data set; for 'tfds' its data_dir.
         split: which part of it.
-        **options: further arguments of `Shapes`, `Scenes`, `Relations`, `WsolFolder`,
-            `ClassFolder`, `TfdsSource`, `Voc`, `Coco` or `ImageFolder`.
+        **options: further arguments of `Shapes`, `Scenes`, `Relations`, `LidarScenes`,
+            `WsolFolder`, `ClassFolder`, `TfdsSource`, `Voc`, `Coco` or `ImageFolder`.
 
     Raises:
         DataError: the name is unknown, or the data are wrong.
