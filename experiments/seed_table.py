@@ -27,7 +27,13 @@ from wsol_jax.maps import Key
 from wsol_jax.report.overlay import Cell, draw_grid
 from wsol_jax.report.table import markdown
 from wsol_jax.run import open_split
-from wsol_jax.segmentation import crf_of_places, palette, scores_of, write_label_map
+from wsol_jax.segmentation import (
+    crf_of_places,
+    palette,
+    refined_label_map,
+    scores_of,
+    write_label_map,
+)
 from wsol_jax.segmentation.seed_scores import LABEL_MAPS, has_truth, seed_file, total_confusion
 from wsol_jax.workdir import write_text
 
@@ -48,11 +54,8 @@ def rows_of(metrics: Mapping[str, Any]) -> Rows:
 
 def refined(label_map: np.ndarray, record: Record) -> np.ndarray:
     """A label map after the dense CRF of its image, with the same classes."""
-    values, places = np.unique(label_map, return_inverse=True)
-    if len(values) < 2:
-        return label_map
     refine = crf_of_places(decode_image(record))
-    return values[refine(places.reshape(label_map.shape).astype(np.uint8), len(values))]
+    return refined_label_map(label_map, np.unique(label_map).tolist(), refine)
 
 
 def refine_all(source: Source, folder: Path, out: Path, key: Key) -> dict[str, float]:

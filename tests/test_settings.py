@@ -76,7 +76,8 @@ def bound(key):
         return set()
     group = key.split('.')[0]
     training = group in OF_TRAINING and key != 'train.keep'
-    maps = group in OF_TRAINING | {'localize', 'segmentation'} and key != 'localize.splits'
+    mapped = group in OF_TRAINING | {'localize', 'segmentation'}
+    maps = mapped and key not in ('localize.splits', 'segmentation.crf')
     return {SCORED} | ({TRAINED} if training else set()) | ({MAPPED} if maps else set())
 
 

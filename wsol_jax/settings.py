@@ -415,6 +415,12 @@ class SegmentationConfig:
         'maps',
         Range(0, 16),
     )
+    crf: bool = setting(
+        False,
+        'label maps of seeds follow the edges of their images (dense CRF, setting of IRN) after '
+        'their threshold is chosen; what is scored are these; slow',
+        'scores',
+    )
 
 
 @documented

@@ -15,15 +15,17 @@ from wsol_jax.config import (
     LocalizeConfig,
     NetworkConfig,
     ReportConfig,
+    SegmentationConfig,
     TrainConfig,
 )
-from wsol_jax.data import Record
+from wsol_jax.data import Record, decode_image
 from wsol_jax.data.drawing import png
 from wsol_jax.maps.columns import DONE, SKIPPED
 from wsol_jax.maps.store import MapStore, by_column
 from wsol_jax.run import run
 from wsol_jax.segmentation import (
     confusion,
+    crf_of_places,
     metrics_of,
     read_label_map,
     seed_label_map,
@@ -45,13 +47,13 @@ CONFIG = Config(
 THRESHOLDS = np.arange(0, 1, 0.1)
 
 
-def source_of(split, truth=True):
-    """Three images; their true label maps have ignored pixels."""
+def source_of(split, truth=True, even=False):
+    """Three images, of noise or one colour; their true label maps have ignored pixels."""
     records, rng = [], np.random.default_rng(len(split))
     for i, ((width, height), labels) in enumerate(zip(SIZES, LABELS, strict=True)):
         values = [0, 255, *(k + 1 for k in labels)]
         label_map = rng.choice(np.array(values, np.uint8), (height, width))
-        image = rng.integers(0, 256, (height, width, 3), np.uint8)
+        image = rng.integers(0, 256, (height, width, 3), np.uint8) * np.uint8(not even)
         extra = {'segmentation': png(label_map)} if truth else {}
         name = f'{split}/{i}'
         records.append(Record(name, png(image), labels, (width, height), extra=extra))
@@ -153,6 +155,31 @@ def test_the_page_and_the_table(scored):
     best = max((A, B), key=lambda key: rows_of(metrics, 'val')[key]['mIoU'])
     assert 'Segmentation from image labels' in page and best[1] in page
     assert 'test/0' in page and 'test/2' in page  # the gallery
+
+
+@pytest.mark.slow
+def test_refined_label_maps_are_written_and_scored(scored, tmp_path):
+    plain = scored[-1]
+    sources = {split: source_of(split, even=True) for split in ('val', 'test')}
+    maps = {split: store_of(tmp_path, split, source) for split, source in sources.items()}
+    crf = replace(CONFIG, segmentation=SegmentationConfig(crf=True))
+    metrics = evaluate_seeds(crf, sources, tmp_path)
+    row, before = (rows_of(m, 'val')[A] for m in (metrics, plain))
+    assert (row['threshold'], row['PeakmIoU']) == (before['threshold'], before['PeakmIoU'])
+    total = 0
+    for i in range(3):
+        record = sources['val'][i]
+        order = np.argsort(LABELS[i])
+        probabilities = seed_probabilities(maps['val'][A][i, : len(order)][order], SIZES[i])
+        refine = crf_of_places(decode_image(record))
+        labels = sorted(LABELS[i])
+        expected = seed_label_map(probabilities, labels, row['threshold'], refine)
+        found = read_label_map(tmp_path / f'label_maps/cam/late/val/{i}.png')
+        np.testing.assert_array_equal(found, expected)
+        total += confusion(found, read_label_map(record.extra['segmentation']), 4)
+    names = ['background', *NAMES]
+    assert row['confusion'] == total.tolist() != before['confusion']
+    assert row['mIoU'] == metrics_of(total, names)['mIoU']
 
 
 def test_without_true_label_maps_the_seeds_are_written_all_the_same(tmp_path):

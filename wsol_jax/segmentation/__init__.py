@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         confident_label_map,
         crf_of_places,
         joined_probabilities,
+        refined_label_map,
         seed_label_map,
         seed_probabilities,
     )
@@ -50,6 +51,7 @@ __all__ = [
     'palette',
     'random_walk',
     'read_label_map',
+    'refined_label_map',
     'remove_bias',
     'scores_of',
     'seed_curves',
@@ -75,6 +77,7 @@ __getattr__, __dir__ = lazy(
         'metrics_of': 'score',
         'palette': 'label_maps',
         'random_walk': 'affinity',
+        'refined_label_map': 'seeds',
         'remove_bias': 'mars',
         'scores_of': 'score',
         'seed_curves': 'score',

@@ -114,6 +114,23 @@ def confident_label_map(
     return np.where((sure == BACKGROUND) & (possible != BACKGROUND), np.uint8(IGNORED), sure)
 
 
+def refined_label_map(label_map: Pixels, values: Sequence[int], refine: Refine) -> Pixels:
+    """A label map that fits its image: what `seed_label_map` gives with the same `refine`.
+
+    Args:
+        label_map: uint8 [H, W].
+        values: those that it may have, ascending, the background first.
+        refine: such as `crf_of_places` of the image.
+
+    Returns:
+        uint8 [H, W].
+    """
+    if len(values) < 2:
+        return label_map
+    places = np.searchsorted(values, label_map).astype(np.uint8)
+    return np.array(values, np.uint8)[refine(places, len(values))]
+
+
 def crf_of_places(image: Pixels, certainty: float = 0.7) -> Refine:
     """The dense CRF of IRN, for `confident_label_map`; this one needs JAX.
 

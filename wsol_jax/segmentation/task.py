@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from wsol_jax.config import Config, ConfigError
-from wsol_jax.data import Source, check_training
+from wsol_jax.data import Source, check_training, decode_image
+from wsol_jax.data.label_maps import BACKGROUND, read_label_map
 from wsol_jax.evaluation.frame import evaluate_splits
 from wsol_jax.evaluation.processes import mapper
 from wsol_jax.evaluation.split import SplitMaps, StoredSplit
@@ -25,6 +26,7 @@ from wsol_jax.models import Network
 from wsol_jax.models.deeplab import SegmentationHeads
 from wsol_jax.report.seeds import report_seeds
 from wsol_jax.segmentation.affinity import walked
+from wsol_jax.segmentation.label_maps import write_label_map
 from wsol_jax.segmentation.predictions import is_predicted, predicts, segment_split
 from wsol_jax.segmentation.score import SeedCurves, metrics_of, scores_of
 from wsol_jax.segmentation.seed_scores import (
@@ -34,8 +36,11 @@ from wsol_jax.segmentation.seed_scores import (
     joined_curves,
     score_predicted,
     score_seeds,
+    seed_file,
+    total_confusion,
     write_seeds,
 )
+from wsol_jax.segmentation.seeds import crf_of_places, refined_label_map
 from wsol_jax.task import Task
 from wsol_jax.training.methods import make_method
 from wsol_jax.training.methods.irn import BOUNDARY
@@ -48,7 +53,7 @@ _Scored = Mapping[Key, SeedCurves]
 
 def _compute(config: Config, network: Network, source: Source, split: str, workdir: Path) -> Store:
     """Label maps where the network segments: the labels of images are not to help it."""
-    config = _with_boundary(config, network)
+    config = _fitting(config, network)
     if predicts(network):
         return segment_split(config, network, source, split, workdir)
     walk = _Walk(config.segmentation.walk) if config.segmentation.walk else None
@@ -67,13 +72,18 @@ class _Walk:
         return {k: walked(found, boundary, self.doublings) for k, found in of_classes.items()}
 
 
-def _with_boundary(config: Config, network: Network) -> Config:
-    """Where maps are to walk, the boundaries are made beside them.
+def _fitting(config: Config, network: Network) -> Config:
+    """The settings for a network: where maps are to walk, the boundaries are made beside them.
 
     Raises:
-        ConfigError: the network finds none.
+        ConfigError: it finds none, or it segments and a CRF is for seeds.
     """
     setting = config.localize
+    if config.segmentation.crf and predicts(network):
+        raise ConfigError(
+            'config.segmentation.crf is for seeds, and this network predicts label maps; set it to '
+            'False'
+        )
     if not config.segmentation.walk:
         return config
     if network.own_map is None or network.own_map.name != BOUNDARY:
@@ -154,6 +164,9 @@ def evaluate_seeds(
 ) -> dict[str, Any]:
     """Scores the seeds of every split; writes metrics.json, curves.csv and label_maps/.
 
+    With `segmentation.crf` they are refined, and what is scored are the refined ones; thresholds
+    and layers are chosen without.
+
     The background threshold of each (method, layer) is the one of the highest mIoU on
     `evaluate.choose_on`; `evaluate.threshold` where no image there has a true label map. Its own
     scores there are oracles, and their rows say so; so are all that are named Peak.
@@ -204,10 +217,16 @@ def _summary(
             for key, curves in scored[split.name].items()
         }
         _write(split, cut, workdir / LABEL_MAPS, setting.processes)
+        if config.segmentation.crf:
+            _refine(split, cut, workdir / LABEL_MAPS)
         for key, curves in scored[split.name].items():
             if curves.pixels.size:
                 origin = setting.choose_on if key in chosen else 'config'
-                row = _row(split, key, curves, cut[key], origin)
+                matrix = curves.at(cut[key])
+                if config.segmentation.crf:
+                    file_of = partial(seed_file, workdir / LABEL_MAPS, key)
+                    matrix = total_confusion(split.records, file_of, len(matrix))
+                row = _row(split, key, curves, matrix, cut[key], origin)
                 rows.append(row | ({'chosen': best[key[0]] == key[1]} if best else {}))
     _write_curves(scored, workdir / 'curves.csv')
     return {
@@ -228,12 +247,17 @@ def _nearest(curves: SeedCurves, threshold: float) -> float:
 
 
 def _row(
-    split: SplitMaps, key: Key, curves: SeedCurves, threshold: float, origin: str
+    split: SplitMaps,
+    key: Key,
+    curves: SeedCurves,
+    matrix: np.ndarray,
+    threshold: float,
+    origin: str,
 ) -> dict[str, Any]:
     """The row of metrics.json of one (method, layer) on one split."""
     facts = _facts(split, key) | ({'oracle': True} if split.name == origin else {})
     facts |= {'threshold': threshold, 'threshold_from': origin, **_peak(curves)}
-    return facts | metrics_of(curves.at(threshold), _names(split.source))
+    return facts | metrics_of(matrix, _names(split.source))
 
 
 def _facts(split: StoredSplit, key: Key) -> dict[str, Any]:
@@ -257,6 +281,16 @@ def _write(split: SplitMaps, cut: Mapping[Key, float], folder: Path, processes: 
     with bar, mapper(processes) as over:
         for count in over(partial(write_seeds, folder=folder, thresholds=cut), split.parts()):
             bar.update(count)
+
+
+def _refine(split: SplitMaps, keys: Iterable[Key], folder: Path) -> None:
+    """The label maps of a split after the CRF of their images; in this process, which has JAX."""
+    for i in tqdm(split.readable.tolist(), desc=f'refine {split.name}', unit='image', disable=None):
+        record = split.source[i]
+        refine = crf_of_places(decode_image(record))
+        values = [BACKGROUND, *sorted(k + 1 for k in record.labels)]
+        for file in (seed_file(folder, key, record) for key in keys):
+            write_label_map(file, refined_label_map(read_label_map(file), values, refine))
 
 
 def _write_curves(scored: Mapping[str, _Scored], path: Path) -> None:
@@ -290,7 +324,7 @@ def _check_sources(config: Config, train: Source, val: Source) -> None:
 
 
 def _check_network(config: Config, network: Network) -> None:
-    config = _with_boundary(config, network)
+    config = _fitting(config, network)
     if not predicts(network):
         LOCALIZATION.check_network(config, network)
 
