@@ -26,7 +26,8 @@ from wsol_jax.training.trained import load_network, probability_of, trained_netw
 from wsol_jax.workdir import check_same, locked, open_workdir, run_id
 
 Splits = Callable[[str], Source]
-FRAMES = ('lidar_scenes',)  # sources of LiDAR frames
+ROOTED = ('voc', 'coco', 'kitti', 'nuscenes')  # sources, beside folders, with a root
+FRAMES = ('lidar_scenes', 'kitti', 'nuscenes')  # sources of LiDAR frames
 TASKS = {'localization': LOCALIZATION, 'segmentation': SEGMENTATION}  # by `config.task`
 
 
@@ -136,13 +137,15 @@ def open_split(config: Config, split: str) -> Source:
         count = data.shapes_counts[names.index(split)]
         options = {'count': count, 'size': data.shapes_size, 'seed': config.seed}
         return open_source(data.source, '', split, **options, **known)
-    if not data.root and data.source.endswith(('folder', 'voc', 'coco')):
+    if not data.root and data.source.endswith(('folder', *ROOTED)):
         raise ConfigError(f'config.data.source={data.source!r} needs config.data.root, its folder')
     common = {'orientation': data.orientation, 'max_pixels': data.max_pixels}
     options_of: dict[str, dict[str, Any]] = {
         'wsol_folder': {'class_index': data.class_index},
         'class_folder': {'class_index': data.class_index},
         'tfds': {'name': data.name},
+        'kitti': {'seed': config.seed, **known},
+        'nuscenes': {'seed': config.seed, 'name': data.name, **known},
     }
     options = options_of.get(data.source, {})
     if data.class_index and 'class_index' not in options:

@@ -43,6 +43,7 @@ class DataConfig:
         "'shapes' (generated), 'scenes' (generated, of several objects, with label maps), "
         "'relations' (generated, shapes with expressions that refer to them), "
         "'lidar_scenes' (generated, LiDAR sweeps with 3D boxes), "
+        "'kitti', 'nuscenes' (their layouts), "
         "'wsol_folder', 'class_folder' (class/image.jpg), 'voc' (PASCAL VOC's layout), 'coco' (MS "
         "COCO's), 'tfds' (prepared by TensorFlow Datasets) or 'image_folder' (no labels)",
         'checkpoints',
@@ -52,7 +53,8 @@ class DataConfig:
     )
     name: str = setting(
         '',
-        "which TFDS data set, such as 'caltech_birds2011'; of no use to other sources",
+        "which TFDS data set, such as 'caltech_birds2011', or which folder of nuScenes' tables, "
+        'where there are several; of no use to other sources',
         'checkpoints',
     )
     class_index: bool = setting(

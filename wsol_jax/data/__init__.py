@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from wsol_jax.data.check import Report, check_folder, check_training
     from wsol_jax.data.coco import Coco
     from wsol_jax.data.expressions import Expression, generate_expressions
+    from wsol_jax.data.kitti import Kitti
     from wsol_jax.data.lidar_scenes import LidarScenes
     from wsol_jax.data.loader import Batch, evaluation_batches, training_batches
+    from wsol_jax.data.nuscenes import Nuscenes
     from wsol_jax.data.order import steps_per_epoch
     from wsol_jax.data.relations import Relations
     from wsol_jax.data.scenes import Scenes
@@ -47,8 +49,10 @@ __all__ = [
     'Decoding',
     'Expression',
     'ImageFolder',
+    'Kitti',
     'Labels',
     'LidarScenes',
+    'Nuscenes',
     'Record',
     'Relations',
     'Report',
@@ -83,9 +87,11 @@ __getattr__, __dir__ = lazy(
         'Coco': 'coco',
         'Expression': 'expressions',
         'generate_expressions': 'expressions',
+        'Kitti': 'kitti',
         'LidarScenes': 'lidar_scenes',
         'Batch': 'loader',
         'evaluation_batches': 'loader',
+        'Nuscenes': 'nuscenes',
         'steps_per_epoch': 'order',
         'training_batches': 'loader',
         'Relations': 'relations',
@@ -135,6 +141,8 @@ _SOURCES: dict[str, Callable[..., Source]] = {
     'tfds': _tfds,
     'voc': _late('Voc'),
     'coco': _late('Coco'),
+    'kitti': _late('Kitti'),
+    'nuscenes': _late('Nuscenes'),
     'image_folder': lambda root, split, **options: ImageFolder(root, **options),
 }
 
@@ -144,11 +152,13 @@ def open_source(name: str, root: str | Path, split: str, /, **options: Any) -> S
 
     Args:
         name: 'shapes', 'scenes', 'relations' or 'lidar_scenes' (generated; take no root),
-            'wsol_folder', 'class_folder', 'tfds', 'voc', 'coco' or 'image_folder' (has no split).
+            'wsol_folder', 'class_folder', 'tfds', 'voc', 'coco', 'kitti', 'nuscenes' or
+            'image_folder' (has no split).
         root: folder of the data set; for 'tfds' its data_dir.
         split: which part of it.
         **options: further arguments of `Shapes`, `Scenes`, `Relations`, `LidarScenes`,
-            `WsolFolder`, `ClassFolder`, `TfdsSource`, `Voc`, `Coco` or `ImageFolder`.
+            `WsolFolder`, `ClassFolder`, `TfdsSource`, `Voc`, `Coco`, `Kitti`,
+            `Nuscenes` or `ImageFolder`.
 
     Raises:
         DataError: the name is unknown, or the data are wrong.

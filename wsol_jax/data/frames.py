@@ -22,6 +22,7 @@ from wsol_jax.data.records import (
     DataError,
     Decoding,
     Encoded,
+    ListedRecords,
     Pixels,
     Record,
     Source,
@@ -102,6 +103,26 @@ class FrameSource(Source, Protocol):
     @property
     def most_boxes(self) -> int:
         """The most boxes that a frame has, at least 1."""
+
+
+class ListedFrames(ListedRecords):
+    """A `FrameSource` whose records are all there."""
+
+    @property
+    def most_boxes(self) -> int:
+        """The most boxes that a frame has, at least 1."""
+        return max([1, *(len(frame_of(record).boxes) for record in self._records)])
+
+
+def as_matrix(values: ArrayLike) -> Matrix:
+    """A matrix as it stands in frames."""
+    return tuple(tuple(row) for row in np.asarray(values, np.float64).tolist())
+
+
+def as_box(values: ArrayLike) -> Box3D:
+    """A box [7] as it stands in frames: in float32, as it will be read."""
+    x, y, z, length, width, height, yaw = np.asarray(values, np.float32).tolist()
+    return x, y, z, length, width, height, yaw
 
 
 def frame_record(image_id: str, frame: Frame, decoding: Decoding) -> Record:

@@ -19,7 +19,10 @@ from wsol_jax.data.frames import (
     Box3D,
     Camera,
     Frame,
+    Matrix,
     Sweep,
+    as_box,
+    as_matrix,
     frame_record,
     labelled_share,
 )
@@ -172,8 +175,7 @@ def _standing(
     place: NDArray[np.float64], size: NDArray[np.float64], yaw: float, slope: NDArray[np.float64]
 ) -> Box3D:
     z = _ground(place, slope) + size[2] / 2
-    row = np.array([*place, z, *size, yaw], np.float32).tolist()  # as it will be read
-    return row[0], row[1], row[2], row[3], row[4], row[5], row[6]
+    return as_box([*place, z, *size, yaw])
 
 
 def _clear(box: Box3D, others: Sequence[Box3D]) -> bool:
@@ -296,12 +298,11 @@ def _hit(origin: NDArray[np.float64], rays: Array, box: Box3D) -> tuple[Array, A
     return hit, facing @ turn.T
 
 
-def _projection(size: int) -> tuple[tuple[float, ...], ...]:
+def _projection(size: int) -> Matrix:
     """Of a camera that looks ahead, and sees 90 degrees across an image of 2 size x size."""
     calibration = np.array([[size, 0, size - 0.5], [0, size, HORIZON * size], [0, 0, 1]])
     turn = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])
-    matrix = calibration @ np.column_stack([turn, -turn @ EYE])
-    return tuple(tuple(row) for row in matrix.tolist())
+    return as_matrix(calibration @ np.column_stack([turn, -turn @ EYE]))
 
 
 def _pictured(

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from wsol_jax.data.files import printable, read_file, reason, stays_below
@@ -32,7 +32,7 @@ def class_names(file: Path, class_index: bool) -> tuple[tuple[str, ...], tuple[i
     """
     if not class_index and not os.path.lexists(file):
         return (), ()
-    lines = list(_lines(file))
+    lines = list(read_lines(file))
     if not lines:
         raise DataError(f'{file}: names no class')
     if class_index:
@@ -79,7 +79,7 @@ def read_list(file: Path) -> list[str]:
         DataError: the file is missing or empty, or lists an image twice.
     """
     ids: dict[str, None] = {}
-    for where, name in _lines(file):
+    for where, name in read_lines(file):
         if name in ids:
             raise DataError(f'{where}: {_short(name)} is listed twice')
         ids[_inside(where, name)] = None
@@ -103,7 +103,7 @@ def read_labels(
     """
     file = folder / 'class_labels.txt'
     labels: dict[str, tuple[int, ...]] = dict.fromkeys(ids, ())
-    for where, line in _lines(file):
+    for where, line in read_lines(file):
         name, (label,) = _integers(where, line, 'path,label')
         _check_listed(where, name, labels)
         if not 0 <= label < (num_classes or MAX_CLASSES):
@@ -125,7 +125,7 @@ def read_sizes(file: Path, labels: dict[str, tuple[int, ...]]) -> _Sizes:
         DataError: a line is wrong, or the file lists other images.
     """
     sizes: _Sizes = {}
-    for where, line in _lines(file) if os.path.lexists(file) else ():
+    for where, line in read_lines(file) if os.path.lexists(file) else ():
         name, (width, height) = _integers(where, line, 'path,width,height')
         _check_listed(where, name, labels)
         if width <= 0 or height <= 0:
@@ -156,7 +156,7 @@ def read_localization(
     masks: dict[str, list[_Masks]] = {}
     if not os.path.lexists(file):
         return boxes, masks
-    for where, line in _lines(file):
+    for where, line in read_lines(file):
         if _names_mask(line):
             name, mask, ignore = _fields(where, line, 'path,mask.png,ignore.png')
             pair = (
@@ -218,10 +218,18 @@ def check_complete(file: Path, labels: dict[str, tuple[int, ...]], present: Cont
         )
 
 
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Yield ('file:number', text) for every line that is not blank."""
+def read_lines(file: Path, roots: Sequence[Path] = ()) -> Iterator[tuple[str, str]]:
+    """Yield ('file:number', text) for every line that is not blank.
+
+    Args:
+        file: of text.
+        roots: see `open_file`.
+
+    Raises:
+        DataError: it cannot be read, or is no UTF-8.
+    """
     try:
-        text = read_file(file).decode('utf-8-sig')
+        text = read_file(file, roots).decode('utf-8-sig')
     except OSError as error:
         raise DataError(f'{printable(str(file))}: {reason(error)}') from None
     except UnicodeDecodeError as error:

@@ -1,0 +1,367 @@
+import cmath
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsol_jax.config import Config, DataConfig
+from wsol_jax.data import DataError, Nuscenes, open_source
+from wsol_jax.data.frames import FrameTargets, frame_of, read_points
+from wsol_jax.data.nuscenes import CLASSES
+from wsol_jax.data.nuscenes_tables import CAMERAS, rotation_matrix
+from wsol_jax.points.boxes import points_inside, project
+from wsol_jax.run import open_split
+
+SWEEPS = 12  # 20 a second; two samples: the first sweep and the last
+FIRST, LAST = 0, SWEEPS - 1
+PLACE = (20.0, 3.0, 1.0)  # of an object in the world
+YAW = 0.3
+SIZE = [2.0, 4.0, 1.5]  # width, length, height
+MOUNT = (1.0, 0.0, 1.8)  # of the LiDAR on the vehicle; its y points ahead, its x to the right
+CAMERA = (1.5, 0.0, 1.5)  # looks ahead
+LEVEL = [1.0, 0.0, 0.0, 0.0]
+
+
+def about_z(angle):
+    return [np.cos(angle / 2), 0.0, 0.0, np.sin(angle / 2)]
+
+
+def vehicle(k):
+    """Where it is in the world, and where it heads, at a sweep."""
+    return complex(k, 0.1 * k), 0.05 * k
+
+
+def seen_from(k, place):
+    """A place in the world in the frame of the LiDAR, by hand: complex numbers turn the plane."""
+    at, yaw = vehicle(k)
+    ego = (complex(*place[:2]) - at) * cmath.exp(-1j * yaw)
+    lidar = (ego - MOUNT[0]) * 1j
+    return [lidar.real, lidar.imag, place[2] - MOUNT[2]]
+
+
+def pose(k):
+    at, yaw = vehicle(k)
+    return {'translation': [at.real, at.imag, 0.0], 'rotation': about_z(yaw)}
+
+
+def sample_data(channel, k):
+    is_lidar = channel == 'LIDAR_TOP'
+    return {
+        'token': f'{channel}-{k}',
+        'sample_token': 'sample-0' if k == FIRST else 'sample-1',
+        'ego_pose_token': f'pose-{k}' if is_lidar else f'pose-{k}-later',
+        'calibrated_sensor_token': f'calibrated-{channel}',
+        'filename': f'samples/{channel}/{k}.{"bin" if is_lidar else "jpg"}',
+        'is_key_frame': k in (FIRST, LAST),
+        'timestamp': 1_000_000 + 50_000 * k,
+        'width': 160,
+        'height': 90,
+        'prev': f'{channel}-{k - 1}' if k and is_lidar else '',
+        'next': '',
+    }
+
+
+def annotation(number, category, size=SIZE, points=3, sample='sample-1'):
+    return {
+        'token': f'annotation-{number}',
+        'sample_token': sample,
+        'instance_token': f'instance-{category}',
+        'translation': list(PLACE),
+        'size': list(size),
+        'rotation': about_z(YAW),
+        'num_lidar_pts': points,
+        'num_radar_pts': 0,
+    }
+
+
+def tables():
+    sensors = ['LIDAR_TOP', *CAMERAS]
+    categories = ['vehicle.car', 'vehicle.bicycle', 'static_object.bicycle_rack', 'animal']
+    lidar = {'translation': list(MOUNT), 'rotation': about_z(-np.pi / 2), 'camera_intrinsic': []}
+    camera = {
+        'translation': list(CAMERA),
+        'rotation': [0.5, -0.5, 0.5, -0.5],
+        'camera_intrinsic': [[100, 0, 80], [0, 100, 45], [0, 0, 1]],
+    }
+    mounts = {channel: lidar if channel == 'LIDAR_TOP' else camera for channel in sensors}
+    return {
+        'scene': [{'token': 's', 'name': 'scene-0061', 'first_sample_token': 'sample-0'}],
+        'sample': [
+            {'token': 'sample-0', 'next': 'sample-1', 'scene_token': 's'},
+            {'token': 'sample-1', 'next': '', 'scene_token': 's'},
+        ],
+        'sample_data': [
+            *(sample_data('LIDAR_TOP', k) for k in range(SWEEPS)),
+            *(sample_data(channel, k) for channel in CAMERAS for k in (FIRST, LAST)),
+        ],
+        'ego_pose': [
+            *({'token': f'pose-{k}', **pose(k)} for k in range(SWEEPS)),
+            *({'token': f'pose-{k}-later', **pose(k + 0.5)} for k in (FIRST, LAST)),
+        ],
+        'calibrated_sensor': [
+            {'token': f'calibrated-{channel}', 'sensor_token': f'sensor-{channel}', **mount}
+            for channel, mount in mounts.items()
+        ],
+        'sensor': [{'token': f'sensor-{channel}', 'channel': channel} for channel in sensors],
+        'sample_annotation': [annotation(0, 'vehicle.car'), annotation(1, 'animal')],
+        'instance': [
+            {'token': f'instance-{name}', 'category_token': f'category-{name}'}
+            for name in categories
+        ],
+        'category': [{'token': f'category-{name}', 'name': name} for name in categories],
+    }
+
+
+def write(root, found):
+    folder = root / 'v1.0-mini'
+    folder.mkdir(exist_ok=True)
+    for name, rows in found.items():
+        (folder / f'{name}.json').write_text(json.dumps(rows))
+
+
+@pytest.fixture
+def root(tmp_path):
+    write(tmp_path, tables())
+    for row in tables()['sample_data']:
+        file = tmp_path / row['filename']
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == '.bin':
+            k = int(file.stem)
+            rows = [[*seen_from(k, PLACE), 51, 7], [0.5, -0.5, 0, 255, 7]]
+            file.write_bytes(np.array(rows, np.float32).tobytes())
+        else:
+            Image.new('RGB', (160, 90), 'red').save(file)
+    return tmp_path
+
+
+def test_quaternions_turn_as_they_are_written():
+    turn = rotation_matrix([2 * np.cos(0.3), 0, 0, 2 * np.sin(0.3)])
+    expected = [[np.cos(0.6), -np.sin(0.6), 0], [np.sin(0.6), np.cos(0.6), 0], [0, 0, 1]]
+    np.testing.assert_allclose(turn, expected, atol=1e-12)
+    # A third of a turn about (1, 1, 1) takes x to y, y to z, z to x.
+    third = rotation_matrix([0.5, 0.5, 0.5, 0.5])
+    np.testing.assert_allclose(third, [[0, 0, 1], [1, 0, 0], [0, 1, 0]], atol=1e-12)
+
+
+def test_ten_sweeps_lie_in_the_frame_of_the_last(root):
+    """A thing that stands still is where it is, however the vehicle came there."""
+    source = open_source('nuscenes', root, 'train')
+    assert [record.image_id for record in source] == ['sample-0', 'sample-1']
+    frame = frame_of(source[1])
+    points = read_points(frame)
+    assert points.shape == (10, 5)  # ten of twelve sweeps; the other points are the vehicle
+    expected = np.tile(seen_from(LAST, PLACE), (10, 1))
+    np.testing.assert_allclose(points[:, :3], expected, atol=1e-5)
+    np.testing.assert_allclose(points[:, 3], 0.2, rtol=1e-6)
+    np.testing.assert_allclose(points[:, 4], 0.05 * np.arange(10), atol=1e-6)
+    assert read_points(frame_of(source[0])).shape == (1, 5)  # the scene begins there
+    assert pickle.loads(pickle.dumps(source))[1] == source[1]
+
+
+def test_boxes_are_in_the_frame_of_the_lidar(root):
+    source = Nuscenes(root, 'train')
+    frame = frame_of(source[1])
+    assert source.class_names[:2] == ('car', 'truck') and source.num_classes == 10
+    assert frame.classes == source[1].labels == (0,)  # no animals
+    (box,) = frame.boxes
+    np.testing.assert_allclose(box[:3], seen_from(LAST, PLACE), atol=1e-5)
+    np.testing.assert_allclose(box[3:6], [4, 2, 1.5])
+    assert box[6] == pytest.approx(YAW - vehicle(LAST)[1] + np.pi / 2, abs=1e-5)
+    assert frame_of(source[0]).boxes == () == source[0].labels and source.most_boxes == 1
+
+
+def test_six_cameras_see_from_where_the_vehicle_was_when_they_did(root):
+    record = Nuscenes(root, 'train')[1]
+    frame = frame_of(record)
+    assert record.image == root / f'samples/CAM_FRONT/{LAST}.jpg' and record.size == (160, 90)
+    assert [camera.image.parent.name for camera in frame.cameras] == list(CAMERAS)
+    at, yaw = vehicle(LAST + 0.5)
+    ego = (complex(*PLACE[:2]) - at) * cmath.exp(-1j * yaw) - CAMERA[0]
+    pixels, depth = project([frame.boxes[0][:3]], frame.cameras[3].projection)
+    assert depth[0] == pytest.approx(ego.real, rel=1e-5)
+    down = CAMERA[2] - PLACE[2]
+    expected = [80 - 100 * ego.imag / ego.real, 45 + 100 * down / ego.real]
+    np.testing.assert_allclose(pixels[0], expected, rtol=1e-4)
+
+
+def test_boxes_without_points_and_bikes_in_racks_are_left_out(root):
+    bike = 'vehicle.bicycle'
+    found = [annotation(0, 'vehicle.car', points=0), annotation(1, bike)]
+    write(root, {'sample_annotation': found})
+    assert frame_of(Nuscenes(root, 'train')[1]).classes == (5,)
+    found.append(annotation(2, 'static_object.bicycle_rack', points=0))
+    write(root, {'sample_annotation': found})
+    assert frame_of(Nuscenes(root, 'train')[1]).classes == ()
+
+
+def scene(name, sample):
+    return {'token': name, 'name': name, 'first_sample_token': sample}
+
+
+def test_splits_are_lists_of_scenes(root):
+    found = [scene('scene-0103', 'sample-1'), scene('scene-0061', 'sample-0')]
+    write(
+        root,
+        {
+            'scene': found,
+            'sample': [{'token': 'sample-0', 'next': ''}, {'token': 'sample-1', 'next': ''}],
+        },
+    )
+    ids = {s: [record.image_id for record in Nuscenes(root, s)] for s in ('train', 'val')}
+    assert ids == {'train': ['sample-0'], 'val': ['sample-1']}  # those of v1.0-mini
+    (root / 'splits').mkdir()
+    (root / 'splits/train.txt').write_text('scene-0103\nscene-0061\n')
+    assert len(Nuscenes(root, 'train')) == 2
+    half = Nuscenes(root, 'train', labelled=0.5)
+    assert sum(frame_of(record).labelled for record in half) == 1
+
+
+def test_the_experiment_opens_it(root):
+    data = DataConfig('nuscenes', str(root), 'v1.0-mini')
+    source = open_split(Config(data=data), 'train')
+    found = FrameTargets(20, 2, num_cameras=6, camera_size=(9, 16))(source[1])
+    assert found['cameras'].shape == (6, 9, 16, 3) and found['points_valid'].sum() == 10
+
+
+def no_table(root):
+    (root / 'v1.0-mini/ego_pose.json').unlink()
+    return f'{root}/v1.0-mini/ego_pose.json: no such file'
+
+
+def no_json(root):
+    (root / 'v1.0-mini/sensor.json').write_text('[{')
+    return f'{root}/v1.0-mini/sensor.json: Expecting property name'
+
+
+def no_rows(root):
+    write(root, {'instance': {'a': 1}})
+    return f'{root}/v1.0-mini/instance.json: is no list of rows with tokens'
+
+
+def no_pose(root):
+    write(root, {'ego_pose': tables()['ego_pose'][1:]})
+    return f"{root}/v1.0-mini/ego_pose.json: has no row 'pose-0', which row 'LIDAR_TOP-0'"
+
+
+def no_sample(root):
+    write(root, {'sample': tables()['sample'][:1]})
+    return f"{root}/v1.0-mini/sample.json: has no row 'sample-1', which row 'sample-0'"
+
+
+def no_camera(root):
+    rows = [row for row in tables()['sample_data'] if row['token'] != 'CAM_BACK-0']
+    write(root, {'sample_data': rows})
+    return f'{root}/v1.0-mini/sample_data.json: sample sample-0 has no CAM_BACK'
+
+
+def no_value(root):
+    rows = tables()['ego_pose']
+    del rows[0]['rotation']
+    write(root, {'ego_pose': rows})
+    return f"{root}/v1.0-mini: sample sample-0: a row has no 'rotation'"
+
+
+def unknown_category(root):
+    rows = tables()['category']
+    rows[0]['name'] = 'vehicle.cat'
+    write(root, {'category': rows})
+    return (
+        f"{root}/v1.0-mini/category.json: unknown class 'vehicle.cat'; did you mean 'vehicle.car'"
+    )
+
+
+def negative_size(root):
+    write(root, {'sample_annotation': [annotation(0, 'vehicle.car', size=(2, -4, 1.5))]})
+    return f'{root}/v1.0-mini/sample_annotation.json: annotation-0: a box of -4 x 2 x 1.5 m'
+
+
+def elsewhere(root):
+    rows = tables()['sample_data']
+    rows[0]['filename'] = '../secret.bin'
+    write(root, {'sample_data': rows})
+    return f"{root}/v1.0-mini/sample_data.json: '../secret.bin' leads out of the data set"
+
+
+def two_versions(root):
+    (root / 'v1.0-trainval').mkdir()
+    (root / 'v1.0-trainval/scene.json').write_text('[]')
+    return f'{root}: has v1.0-mini, v1.0-trainval; name one by config.data.name'
+
+
+def no_tables(root):
+    (root / 'v1.0-mini').rename(root / 'mini')
+    return f'{root}: no folder v1.0-trainval or the like with scene.json in it, nor info.json'
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        *(no_table, no_json, no_rows, no_pose, no_sample, no_camera, no_value, unknown_category),
+        *(negative_size, elsewhere, two_versions, no_tables),
+    ],
+)
+def test_what_is_wrong_is_named(root, spoil):
+    said = spoil(root)
+    with pytest.raises(DataError) as error:
+        Nuscenes(root, 'train')
+    assert str(error.value).startswith(said) and '\n' not in str(error.value)
+
+
+def test_unknown_splits_and_scenes_are_named(root):
+    with pytest.raises(DataError, match=r'splits/test\.txt: no such file; it lists the scenes'):
+        Nuscenes(root, 'test')
+    (root / 'splits').mkdir()
+    (root / 'splits/val.txt').write_text('scene-0062\n')
+    with pytest.raises(DataError, match=r"val\.txt: unknown scene 'scene-0062'; did you mean"):
+        Nuscenes(root, 'val')
+
+
+@pytest.fixture(scope='module')
+def real():
+    if 'WSOL_DATA' not in os.environ:
+        pytest.skip('WSOL_DATA is not set: no real frame')
+    return Path(os.environ['WSOL_DATA']) / 'nuscenes_1frame'
+
+
+def info(real):
+    content = json.loads((real / 'info.json').read_text())
+    return list(content['metainfo']['categories']), content['data_list'][0]
+
+
+def test_a_real_frame_has_the_points_that_its_list_counts(real):
+    """The counts are those of nuScenes, whose boxes also lean; ours stand upright."""
+    (record,) = Nuscenes(real, 'train')
+    frame = frame_of(record)
+    names, row = info(real)
+    counted = [i for i in row['instances'] if i['bbox_label'] >= 0]
+    counted = [i for i in counted if i['num_lidar_pts'] + i['num_radar_pts'] > 0]
+    assert [CLASSES[k] for k in frame.classes] == [names[i['bbox_label']] for i in counted]
+    inside = points_inside(read_points(frame), frame.boxes).sum(1)
+    wanted = np.array([i['num_lidar_pts'] for i in counted])
+    assert len(inside) == 65 and (inside == wanted).sum() >= 56
+    assert (abs(inside - wanted) <= np.maximum(1, 0.11 * wanted)).all()
+
+
+def test_real_cameras_see_the_objects_where_they_are_listed(real):
+    (record,) = Nuscenes(real, 'train')
+    frame = frame_of(record)
+    assert record.size == (1600, 900) and len(frame.cameras) == 6
+    _, row = info(real)
+    off = []
+    for name, camera in zip(CAMERAS, frame.cameras, strict=True):
+        listed = [i for i in row['cam_instances'][name] if i['bbox_label'] >= 0]
+        pixels, depth = project([box[:3] for box in frame.boxes], camera.projection)
+        for found in listed:
+            distance = np.hypot(*(pixels - found['center_2d']).T) + abs(depth - found['depth'])
+            off.append(distance.min())
+    assert len(off) > 70 and np.median(off) < 0.1 and np.mean(np.array(off) < 1) > 0.9
+
+
+def test_bad_lists_are_named(tmp_path):
+    (tmp_path / 'info.json').write_text('{"metainfo": {}}')
+    with pytest.raises(DataError, match=r"info\.json: a row has no 'categories'"):
+        Nuscenes(tmp_path, 'train')

@@ -1,0 +1,185 @@
+"""nuScenes: LiDAR sweeps, six cameras and 3D boxes, of its tables or of a list of single frames."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsol_jax.data.decode import stored_size
+from wsol_jax.data.files import printable, stays_below
+from wsol_jax.data.frames import (
+    Camera,
+    Frame,
+    ListedFrames,
+    Sweep,
+    as_box,
+    as_matrix,
+    check_box,
+    frame_record,
+    labelled_share,
+)
+from wsol_jax.data.metadata import read_list
+from wsol_jax.data.nuscenes_tables import (
+    CAMERAS,
+    FULL,
+    NEAR,
+    NuscenesTables,
+    read_json,
+    well_formed,
+)
+from wsol_jax.data.records import MAX_PIXELS, DataError, Decoding, Record, is_displayed
+from wsol_jax.names import shown, unknown_name
+
+CLASSES = (
+    *('car', 'truck', 'trailer', 'bus', 'construction_vehicle', 'bicycle', 'motorcycle'),
+    *('pedestrian', 'traffic_cone', 'barrier'),
+)
+MINI = 'v1.0-mini'
+MINI_VAL = ('scene-0103', 'scene-0916')  # of the devkit; its other scenes are train
+SWEEPS = 10
+
+
+class Nuscenes(ListedFrames):
+    """A split of nuScenes, without its devkit.
+
+    Either a folder with tables, such as `v1.0-trainval/scene.json`, and the files that they name:
+    a frame is a sample, with ten sweeps up to it and six cameras. `splits/<split>.txt` lists the
+    scenes of a split, one a line; v1.0-mini has 'train' and 'val' without. Or a folder with
+    `info.json`, a list of frames of one sweep in the form of mmdetection3d, and the files beside
+    it: every split has all of them. Boxes of other classes, and those that neither LiDAR nor radar
+    has a point of, are left out; points on the vehicle itself, too.
+
+    The LiDAR frame has x to the right and y ahead.
+
+    Args:
+        root: the folder with the tables' folder, or with info.json.
+        split: such as 'train' or 'val'.
+        orientation: 'displayed' or 'stored', which 'auto' is; see `is_displayed`.
+        max_pixels: see `Decoding`.
+        labelled: share of the scenes whose boxes training knows, see `labelled_share`.
+        seed: of the draw of these.
+        name: of the tables' folder; '' for the only one.
+
+    Raises:
+        DataError: a table is missing or malformed, refers to what there is not, or has a class
+            that nuScenes has not.
+    """
+
+    class_names = CLASSES
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        orientation: str = 'auto',
+        max_pixels: int = MAX_PIXELS,
+        labelled: float = 1.0,
+        seed: int = 0,
+        name: str = '',
+    ) -> None:
+        root = Path(root)
+        decoding = Decoding(is_displayed(orientation, 'stored'), max_pixels, _roots(root))
+        if (root / 'info.json').exists():
+            listed = _listed(root, decoding)
+        else:
+            listed = _of_tables(root, split, _version(root, name), decoding)
+        scenes = sorted({scene for scene, _ in listed})
+        known = labelled_share(len(scenes), labelled, seed)
+        are_known = dict(zip(scenes, known.tolist(), strict=True))
+        self._records = [
+            frame_record(image_id, replace(frame, labelled=are_known[scene]), decoding)
+            for scene, (image_id, frame) in listed
+        ]
+
+
+_Listed = list[tuple[str, tuple[str, Frame]]]  # scene, image id, frame
+
+
+def _roots(root: Path) -> tuple[Path, ...]:
+    parts = (root, root / 'samples', root / 'sweeps', *sorted(root.glob('v1.0-*')))
+    return tuple(dict.fromkeys(part.resolve() for part in parts))
+
+
+def _version(root: Path, name: str) -> str:
+    found = sorted(path.parent.name for path in root.glob('v1.0-*/scene.json'))
+    if (name and name not in found) or not found:
+        wanted = name or 'v1.0-trainval or the like'
+        raise DataError(f'{root}: no folder {wanted} with scene.json in it, nor info.json')
+    if len(found) > 1 and not name:
+        raise DataError(f'{root}: has {", ".join(found)}; name one by config.data.name')
+    return name or found[0]
+
+
+def _of_tables(root: Path, split: str, version: str, decoding: Decoding) -> _Listed:
+    tables = NuscenesTables(root, version, CLASSES, decoding.roots)
+    names = _scenes(root, split, version, tables.scenes)
+    return [
+        (scene, (token, tables.frame(token, SWEEPS)))
+        for scene in names
+        for token in tables.samples(scene)
+    ]
+
+
+def _scenes(root: Path, split: str, version: str, known: Sequence[str]) -> list[str]:
+    """The scenes of a split."""
+    file = root / 'splits' / f'{split}.txt'
+    if file.exists():
+        names = read_list(file)
+        if unknown := [name for name in names if name not in known]:
+            raise DataError(f'{file}: {unknown_name("scene", unknown[0], known)}')
+        return names
+    if version != MINI or split not in ('train', 'val'):
+        raise DataError(f'{file}: no such file; it lists the scenes of {split!r}, one a line')
+    return [name for name in known if (name in MINI_VAL) == (split == 'val')]
+
+
+def _listed(root: Path, decoding: Decoding) -> _Listed:
+    """The frames of info.json."""
+    file = root / 'info.json'
+    content = read_json(file, decoding.roots)
+    with well_formed(printable(str(file))):
+        names = {index: name for name, index in content['metainfo']['categories'].items()}
+        found = [_of_info(file, row, names, decoding) for row in content['data_list']]
+    return [(image_id, (image_id, frame)) for image_id, frame in found]
+
+
+def _of_info(
+    file: Path, row: Mapping[str, Any], names: Mapping[int, str], decoding: Decoding
+) -> tuple[str, Frame]:
+    objects = [found for found in row['instances'] if _counts(found)]
+    where = f'{printable(str(file))}: frame {shown(row["token"])}'
+    for found in objects:
+        check_box(found['bbox_3d'], where)
+        if names.get(found['bbox_label_3d']) not in CLASSES:
+            raise DataError(f'{where}: unknown class {shown(found["bbox_label_3d"])}')
+    lidar = row['lidar_points']
+    sweep = Sweep(_beside(file, lidar['lidar_path']), lidar['num_pts_feats'], FULL, NEAR)
+    frame = Frame(
+        sweeps=(sweep,),
+        cameras=tuple(_camera(file, row['images'][name], decoding) for name in CAMERAS),
+        boxes=tuple(as_box(found['bbox_3d']) for found in objects),
+        classes=tuple(CLASSES.index(names[found['bbox_label_3d']]) for found in objects),
+        roots=decoding.roots,
+    )
+    return str(row['token']), frame
+
+
+def _counts(found: Mapping[str, Any]) -> bool:
+    """Whether an object is of a class that is detected, and has points."""
+    points = found.get('num_lidar_pts', 1) + found.get('num_radar_pts', 0)
+    return bool(found['bbox_label_3d'] >= 0 and points > 0)
+
+
+def _camera(file: Path, row: Mapping[str, Any], decoding: Decoding) -> Camera:
+    image = _beside(file, row['img_path'])
+    projection = np.array(row['cam2img'], float) @ np.array(row['lidar2cam'], float)[:3]
+    size = stored_size(Record(image.name, image, (), None, decoding=decoding))
+    return Camera(image, as_matrix(projection), size)
+
+
+def _beside(file: Path, name: str) -> Path:
+    if not stays_below(name):
+        raise DataError(f'{printable(str(file))}: {shown(name)} leads out of the data set')
+    return file.parent / name
