@@ -34,6 +34,7 @@ OCTAGON = 8 * np.tan(np.pi / 8)
         (box(), box(x=0.5, y=1), 1.5),
         (box(yaw=TURN), box(x=2**-0.5, y=2**-0.5, yaw=TURN), 2),  # half a side along the heading
         (box(l=6, w=2, yaw=np.pi / 2), box(y=3), 2),
+        (box(), box(x=1.9, y=1.9), 0.01),
         (box(), box(x=2), 0),  # a side is shared
         (box(), box(x=2, y=2), 0),  # a corner is
         (box(), box(x=1 + 2**0.5, yaw=TURN), 0),
