@@ -26,7 +26,13 @@ from wsol_jax.training.trained import load_network, probability_of, trained_netw
 from wsol_jax.workdir import check_same, locked, open_workdir, run_id
 
 Splits = Callable[[str], Source]
-ROOTED = ('voc', 'coco', 'kitti', 'nuscenes')  # sources, beside folders, with a root
+ROOTED = (
+    'voc',
+    'coco',
+    'coco_expressions',
+    'kitti',
+    'nuscenes',
+)  # sources, beside folders, with a root
 FRAMES = ('lidar_scenes', 'kitti', 'nuscenes')  # sources of LiDAR frames
 TASKS = {'localization': LOCALIZATION, 'segmentation': SEGMENTATION}  # by `config.task`
 

@@ -45,7 +45,9 @@ class DataConfig:
         "'lidar_scenes' (generated, LiDAR sweeps with 3D boxes), "
         "'kitti', 'nuscenes' (their layouts), "
         "'wsol_folder', 'class_folder' (class/image.jpg), 'voc' (PASCAL VOC's layout), 'coco' (MS "
-        "COCO's), 'tfds' (prepared by TensorFlow Datasets) or 'image_folder' (no labels)",
+        "COCO's), 'coco_expressions' (VOC's layout and boxes, of which expressions are made), "
+        "'refcoco' (MS COCO with expressions that people said), 'tfds' (prepared by TensorFlow "
+        "Datasets) or 'image_folder' (no labels)",
         'checkpoints',
     )
     root: str = setting(

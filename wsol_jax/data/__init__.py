@@ -28,12 +28,14 @@ from wsol_jax.names import lazy, unknown_name
 if TYPE_CHECKING:
     from wsol_jax.data.check import Report, check_folder, check_training
     from wsol_jax.data.coco import Coco
+    from wsol_jax.data.coco_expressions import CocoExpressions
     from wsol_jax.data.expressions import Expression, generate_expressions
     from wsol_jax.data.kitti import Kitti
     from wsol_jax.data.lidar_scenes import LidarScenes
     from wsol_jax.data.loader import Batch, evaluation_batches, training_batches
     from wsol_jax.data.nuscenes import Nuscenes
     from wsol_jax.data.order import steps_per_epoch
+    from wsol_jax.data.refcoco import RefCoco, convert_refs
     from wsol_jax.data.relations import Relations
     from wsol_jax.data.scenes import Scenes
     from wsol_jax.data.shapes import Shapes
@@ -45,6 +47,7 @@ __all__ = [
     'Batch',
     'ClassFolder',
     'Coco',
+    'CocoExpressions',
     'DataError',
     'Decoding',
     'Expression',
@@ -54,6 +57,7 @@ __all__ = [
     'LidarScenes',
     'Nuscenes',
     'Record',
+    'RefCoco',
     'Relations',
     'Report',
     'Scenes',
@@ -64,6 +68,7 @@ __all__ = [
     'WsolFolder',
     'check_folder',
     'check_training',
+    'convert_refs',
     'decode_image',
     'decode_mask',
     'evaluation_batches',
@@ -85,6 +90,7 @@ __getattr__, __dir__ = lazy(
         'check_folder': 'check',
         'check_training': 'check',
         'Coco': 'coco',
+        'CocoExpressions': 'coco_expressions',
         'Expression': 'expressions',
         'generate_expressions': 'expressions',
         'Kitti': 'kitti',
@@ -94,6 +100,8 @@ __getattr__, __dir__ = lazy(
         'Nuscenes': 'nuscenes',
         'steps_per_epoch': 'order',
         'training_batches': 'loader',
+        'RefCoco': 'refcoco',
+        'convert_refs': 'refcoco',
         'Relations': 'relations',
         'Scenes': 'scenes',
         'Shapes': 'shapes',
@@ -141,6 +149,8 @@ _SOURCES: dict[str, Callable[..., Source]] = {
     'tfds': _tfds,
     'voc': _late('Voc'),
     'coco': _late('Coco'),
+    'coco_expressions': _late('CocoExpressions'),
+    'refcoco': _late('RefCoco'),
     'kitti': _late('Kitti'),
     'nuscenes': _late('Nuscenes'),
     'image_folder': lambda root, split, **options: ImageFolder(root, **options),
@@ -152,13 +162,13 @@ def open_source(name: str, root: str | Path, split: str, /, **options: Any) -> S
 
     Args:
         name: 'shapes', 'scenes', 'relations' or 'lidar_scenes' (generated; take no root),
-            'wsol_folder', 'class_folder', 'tfds', 'voc', 'coco', 'kitti', 'nuscenes' or
-            'image_folder' (has no split).
+            'wsol_folder', 'class_folder', 'tfds', 'voc', 'coco', 'coco_expressions',
+            'refcoco', 'kitti', 'nuscenes' or 'image_folder' (has no split).
         root: folder of the data set; for 'tfds' its data_dir.
         split: which part of it.
         **options: further arguments of `Shapes`, `Scenes`, `Relations`, `LidarScenes`,
-            `WsolFolder`, `ClassFolder`, `TfdsSource`, `Voc`, `Coco`, `Kitti`,
-            `Nuscenes` or `ImageFolder`.
+            `WsolFolder`, `ClassFolder`, `TfdsSource`, `Voc`, `Coco`,
+            `CocoExpressions`, `RefCoco`, `Kitti`, `Nuscenes` or `ImageFolder`.
 
     Raises:
         DataError: the name is unknown, or the data are wrong.

@@ -1,4 +1,7 @@
-"""Checks or prepares a data set: `python -m wsol_jax.data check DIR`, `... prepare NAME ...`."""
+"""Checks or prepares a data set: `python -m wsol_jax.data check DIR`, `... prepare NAME ...`.
+
+`... refs PICKLE JSON` makes the refs of RefCOCO readable.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -7,6 +10,7 @@ from wsol_jax.data import tfds_module
 from wsol_jax.data.check import check_folder
 from wsol_jax.data.files import printable
 from wsol_jax.data.records import ORIENTATIONS, DataError
+from wsol_jax.data.refcoco import convert_refs
 from wsol_jax.interrupts import exit_code, readers_may_leave, stop_like_ctrl_c
 
 
@@ -22,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument(
         'root',
         metavar='DIR',
-        help='holds metadata/, ImageSets/ or annotations/, class folders, or images',
+        help='holds metadata/, ImageSets/, annotations/ or refs.json, class folders, or images',
     )
     command.add_argument(
         '--orientation',
@@ -34,11 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument('name', metavar='NAME', help='such as cub200_wsol')
     command.add_argument('root', metavar='ROOT', help='holds metadata/ and images/')
     command.add_argument('data_dir', metavar='DATA_DIR', help='where to store it')
+    command = commands.add_parser('refs', help="store RefCOCO's pickle of refs as JSON")
+    command.add_argument('pickle', metavar='PICKLE', help="such as 'refs(unc).p'")
+    command.add_argument('json', metavar='JSON', help='refs.json of the data set')
     chosen = parser.parse_args(arguments)
     stop_like_ctrl_c()
     try:
         if chosen.command == 'check':
             return _check(chosen.root, chosen.orientation)
+        if chosen.command == 'refs':
+            convert_refs(chosen.pickle, chosen.json)
+            return 0
         tfds_module().prepare(chosen.name, chosen.root, chosen.data_dir)
         return 0
     except KeyboardInterrupt as stop:

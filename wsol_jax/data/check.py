@@ -17,6 +17,7 @@ from wsol_jax.data.coco import Coco, coco_splits
 from wsol_jax.data.files import AGAIN, UNUSABLE, find_images, printable
 from wsol_jax.data.folders import ImageFolder, WsolFolder, split_names
 from wsol_jax.data.records import DataError, Record, Source
+from wsol_jax.data.refcoco import RefCoco, refcoco_splits
 from wsol_jax.data.voc import IMAGES, Voc, is_voc, voc_splits
 
 THREADS = 8
@@ -34,7 +35,7 @@ SEVERAL = 'images with several labels; training a classifier takes one each, or 
 _ONE_LABEL = "training a classifier takes one label an image, unless config.train.loss='sigmoid'"
 
 _GAPS = 'labels must be 0..n-1 without gaps'
-_WITH_LABEL_MAPS = Voc | Coco
+_OF_SEVERAL = Voc | Coco | RefCoco  # classes an image
 
 _Splits = Mapping[str, Source]
 
@@ -82,14 +83,14 @@ def check_training(train: Source, val: Source, several: bool = False) -> None:
     Raises:
         DataError: a class has no training image, an image has several labels or its id is in both
             splits, or none of the image files of a split is there; if some are not, that is told,
-            and so is a class without training images of VOC or COCO, which have a list of them.
+            and so is a class without training images of VOC, COCO or RefCOCO, which list them.
     """
-    folders = WsolFolder | ClassFolder | _WITH_LABEL_MAPS
+    folders = WsolFolder | ClassFolder | _OF_SEVERAL
     if not isinstance(train, folders) or not isinstance(val, folders):
         return
     splits = {'train': train, 'val': val}
     if untrained := _untrained_classes(splits):
-        if not isinstance(train, _WITH_LABEL_MAPS):
+        if not isinstance(train, _OF_SEVERAL):
             raise DataError(f'{untrained[0]}; {_GAPS}')
         logging.warning('%s (%d such classes)', untrained[0], len(untrained))
     found = _several_labels((name, r) for name in splits for r in _records(splits[name]))
@@ -117,8 +118,8 @@ def check_folder(root: str | Path, orientation: str = 'auto') -> Report:
     """Reads every file of a data set and lists all that is wrong with it.
 
     Args:
-        root: a folder in the layout of wsolevaluation if it holds metadata/, of VOC or of COCO if
-            it holds their lists, else class folders, or a folder of images.
+        root: a folder in the layout of wsolevaluation if it holds metadata/, of VOC, COCO or
+            RefCOCO if it holds their lists, else class folders, or a folder of images.
         orientation: as of the source, whose 'auto' is its own.
 
     Raises:
@@ -128,19 +129,19 @@ def check_folder(root: str | Path, orientation: str = 'auto') -> Report:
     faults: list[str] = []
     splits, unread = _open_splits(root, orientation, faults)
     records = [(split, record) for split, source in splits.items() for record in _records(source)]
-    mapped = any(isinstance(source, _WITH_LABEL_MAPS) for source in splits.values())
-    alike = purpose if mapped else str
+    several = any(isinstance(source, _OF_SEVERAL) for source in splits.values())
+    alike = purpose if several else str
     contents, found = _examine_all(records, _classes_on_disk(splits))
     findings = [Finding(UNREAD, line) for line in unread] + found
     findings += [Finding(SHARED, line) for line in _shared_ids(splits, alike)]
     findings += [Finding(SAME, line) for line in _same_contents(contents, alike)]
-    if mapped:
+    if several:
         findings += segmentation_findings(splits, faults, found)
     else:
         findings += _findings_of_labels(splits, records)
     findings += _other_files(_image_folders(root, splits), records, whole=not unread)
     summary = [_summary(split, source) for split, source in splits.items()]
-    if mapped:
+    if several:
         summary += [class_counts(split, source) for split, source in splits.items()]
     problems = _by_kind(found for found in findings if found.harmful)
     notes = _by_kind(found for found in findings if not found.harmful)
@@ -159,6 +160,8 @@ def _open_splits(
         kind, names = partial(Voc, faults=faults), voc_splits(folder)
     elif names := coco_splits(root):
         kind = partial(Coco, faults=faults)
+    elif names := refcoco_splits(root):
+        kind = partial(RefCoco, faults=faults)
     elif _holds_images(root):
         return {'images': ImageFolder(root, orientation=orientation)}, []
     else:
@@ -183,7 +186,8 @@ def _image_folders(root: Path, splits: _Splits) -> list[Path]:
         return [folder / IMAGES]
     if any(isinstance(source, Coco) for source in splits.values()):
         return [root / split for split in splits]
-    return [root / 'images' if (root / 'metadata').is_dir() else root]
+    beside = (root / 'metadata').is_dir() or refcoco_splits(root)
+    return [root / 'images' if beside else root]
 
 
 def _holds_images(root: Path) -> bool:
@@ -299,6 +303,7 @@ def _summary(split: str, source: Source) -> str:
         'labels': sum(len(record.labels) for record in records),
         'boxes': sum(len(record.boxes) for record in records),
         'masks': sum(len(record.masks) for record in records),
+        'expressions': sum(len(record.extra.get('expressions', ())) for record in records),
         'label maps': sum('segmentation' in record.extra for record in records),
     }
     return f'{split}: ' + ', '.join(f'{count} {name}' for name, count in counts.items() if count)

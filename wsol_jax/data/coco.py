@@ -1,8 +1,7 @@
 """The format of MS COCO: images, and the objects in them as polygons and runs of pixels."""
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 
 from wsol_jax.data.decode import IGNORED
 from wsol_jax.data.drawing import png
-from wsol_jax.data.files import printable, read_file, reason, stays_below
+from wsol_jax.data.files import printable, stays_below
+from wsol_jax.data.metadata import read_json
 from wsol_jax.data.records import (
     MAX_PIXELS,
     DataError,
@@ -67,10 +67,10 @@ class Coco(ListedRecords):
         _pycocotools()  # if it is missing that is told before anything is computed
         split = _named(root, split)
         file = _file(root, split)
-        listed = _listed(file)
-        label_of = _labels(file, listed['categories'])
+        listed = read_lists(file, _compact)
+        label_of = category_labels(file, listed['categories'])
         self.class_names = tuple(label_of[key][1] for key in sorted(label_of))
-        images = _images(file, listed['images'], max_pixels)
+        images = listed_images(file, listed['images'], max_pixels)
         objects, found = _objects(file, listed['annotations'], images, label_of)
         roots = (root.resolve(), (root / split).resolve())
         decoding = Decoding(is_displayed(orientation, 'stored'), max_pixels, roots)
@@ -191,16 +191,21 @@ def _file(root: Path, split: str) -> Path:
     return file
 
 
-def _listed(file: Path) -> _Dict:
-    """The lists of a file, what is of use in them."""
-    where = printable(str(file))
-    try:
-        listed = json.loads(read_file(file), object_hook=_compact)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f'{where}: {reason(error)}') from None
+def read_lists(file: Path, hook: Callable[[_Dict], _Dict]) -> _Dict:
+    """The lists of a file: images, annotations and categories, each of objects.
+
+    Args:
+        file: such as instances_train2014.json.
+        hook: what is kept of each object.
+
+    Raises:
+        DataError: the file is missing or malformed.
+    """
+    listed = read_json(file, hook)
     for name in _LISTS:
         found = listed.get(name) if isinstance(listed, dict) else None
         if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+            where = printable(str(file))
             raise DataError(f'{where}: expected lists of objects {", ".join(_LISTS)}; no {name}')
     return listed
 
@@ -223,12 +228,16 @@ def _packed(polygon: Any) -> bytes | None:
     return corners.tobytes() if corners.ndim == 1 else None
 
 
-def _labels(file: Path, categories: Sequence[_Dict]) -> dict[int, tuple[int, str]]:
-    """(label, name) by id of the category."""
+def category_labels(file: Path, categories: Sequence[_Dict]) -> dict[int, tuple[int, str]]:
+    """(label, name) by id of the category.
+
+    Raises:
+        DataError: a category has no id of its own or no name, or there are too many.
+    """
     names: dict[int, str] = {}
     for each in categories:
         key, name = each.get('id'), each.get('name')
-        if not _is_integer(key) or key in names or not isinstance(name, str) or not name:
+        if not is_integer(key) or key in names or not isinstance(name, str) or not name:
             raise DataError(
                 f'{file}: category {shown(key)}: each needs an id of its own and a name'
             )
@@ -239,23 +248,27 @@ def _labels(file: Path, categories: Sequence[_Dict]) -> dict[int, tuple[int, str
     return {key: (label, names[key]) for label, key in enumerate(sorted(names))}
 
 
-def _images(
+def listed_images(
     file: Path, listed: Sequence[_Dict], max_pixels: int
 ) -> dict[int, tuple[str, tuple[int, int]]]:
-    """(name, (width, height)) of every image by its id."""
+    """(name, (width, height)) of every image by its id.
+
+    Raises:
+        DataError: an image has no id, name or size that is right.
+    """
     images: dict[int, tuple[str, tuple[int, int]]] = {}
     names: set[str] = set()
     for each in listed:
         key, name, width, height = (each.get(field) for field in _OF_IMAGE)
         where = f'{file}: image {shown(key)}'
-        if not _is_integer(key) or key in images:
+        if not is_integer(key) or key in images:
             raise DataError(f'{where}: not a whole number, or that of another image')
         if not isinstance(name, str) or not name or not stays_below(name) or name in names:
             raise DataError(
                 f'{where}: file_name {shown(name)} is missing, leaves its folder or is that of '
                 'another image'
             )
-        if not (_is_integer(width) and _is_integer(height) and 0 < width * height <= max_pixels):
+        if not (is_integer(width) and is_integer(height) and 0 < width * height <= max_pixels):
             raise DataError(
                 f'{where}: width {shown(width)} and height {shown(height)} must be whole numbers, '
                 f'of 1..{max_pixels} pixels (config.data.max_pixels)'
@@ -280,9 +293,9 @@ def _objects(
         where = f'{file}: annotation {shown(each.get("id"))}'
         image, category = each.get('image_id'), each.get('category_id')
         try:
-            if not _is_integer(image) or image not in images:
+            if not is_integer(image) or image not in images:
                 raise ValueError(f'there is no image {shown(image)}')
-            if not _is_integer(category) or category not in label_of:
+            if not is_integer(category) or category not in label_of:
                 raise ValueError(f'there is no category {shown(category)}')
             shape = _shape(each.get('segmentation'), images[image][1])
             objects[image].append(Object(label_of[category][0], bool(each.get('iscrowd')), **shape))
@@ -318,7 +331,7 @@ def _runs(found: _Dict, size: tuple[int, int]) -> bytes:
         raise ValueError(f'size {shown(found.get("size"))} is not {expected}')
     counts = found.get('counts')
     runs = _unpacked(counts) if isinstance(counts, str) else counts
-    if not isinstance(runs, list) or not all(_is_integer(run) and run >= 0 for run in runs):
+    if not isinstance(runs, list) or not all(is_integer(run) and run >= 0 for run in runs):
         raise ValueError('counts are neither whole numbers nor their compressed form')
     if sum(runs) != size[0] * size[1]:
         raise ValueError(f'counts are of {sum(runs)} pixels, the image has {size[0] * size[1]}')
@@ -348,5 +361,6 @@ def _unpacked(text: str) -> list[int]:
     return runs
 
 
-def _is_integer(value: Any) -> TypeGuard[int]:
+def is_integer(value: Any) -> TypeGuard[int]:
+    """Whether a value of JSON is a whole number; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -7,7 +7,9 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import floor, isfinite
 from operator import itemgetter
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.random import Generator
@@ -79,6 +81,26 @@ def check_proposals(
             raise DataError(
                 f'box {(x0, y0, x1, y1)}: class {shown(label)} is not one of 0..{num_classes - 1}'
             )
+
+
+def is_box(values: Any, length: int = 4) -> TypeGuard[list[float]]:
+    """Whether what a file has of a box is a list of so many finite numbers."""
+    return (
+        isinstance(values, list)
+        and len(values) == length
+        and all(isinstance(value, int | float) and isfinite(value) for value in values)
+    )
+
+
+def pixel_box(corners: Sequence[float]) -> Box:
+    """The nearest box in whole pixels, which has one pixel at least; annotated ones are finer."""
+    x, y = (_pixels(*corners[k::2]) for k in (0, 1))
+    return x[0], y[0], x[1], y[1]
+
+
+def _pixels(low: float, high: float) -> tuple[int, int]:
+    start, stop = round(low), round(high)
+    return (start, stop) if start < stop else (floor(low), floor(low) + 1)
 
 
 def generate_expressions(

@@ -1,9 +1,11 @@
 """The metadata files of wsolevaluation: every line is checked, every fault named."""
 
+import json
 import os
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from wsol_jax.data.files import printable, read_file, reason, stays_below
 from wsol_jax.data.records import Box, DataError, Encoded
@@ -86,6 +88,22 @@ def read_list(file: Path) -> list[str]:
     if not ids:
         raise DataError(f'{file}: lists no image')
     return list(ids)
+
+
+def read_json(file: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        file: the file.
+        hook: what is kept of each object in it, while it is read.
+
+    Raises:
+        DataError: the file is missing, or no JSON.
+    """
+    try:
+        return json.loads(read_file(file), object_hook=hook)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f'{printable(str(file))}: {reason(error)}') from None
 
 
 def read_labels(

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from wsol_jax.data.records import DataError
 from wsol_jax.names import shown
 
+UNKNOWN = 'unk'  # what GloVe's files call any other word
 _NOUN, _WORD, _RELATIVE, _PLACE, _COLOUR, _SIZE, _OTHER = range(7)
 
 
@@ -216,6 +217,17 @@ def triad_of(text: str, nouns: Mapping[str, str]) -> tuple[str, str, str]:
     Raises:
         DataError: the sentence has no noun.
     """
+    subject, relation, thing = triad_or_unknown(text, nouns)
+    if subject == UNKNOWN:
+        raise DataError(f'{shown(text)}: no noun in it; a sentence names what it refers to')
+    return subject, relation, thing
+
+
+def triad_or_unknown(text: str, nouns: Mapping[str, str]) -> tuple[str, str, str]:
+    """As `triad_of`, but the subject of a sentence without a noun is `UNKNOWN`, and so its object.
+
+    People say 'second from left' of what both see.
+    """
     parts = _parts([word for word in tokens(text) if word not in _ARTICLES], nouns)
     for k, part in enumerate(parts):
         if part.kind == _RELATIVE:
@@ -223,9 +235,7 @@ def triad_of(text: str, nouns: Mapping[str, str]) -> tuple[str, str, str]:
             thing = _head([*takewhile(lambda p: p.kind != _RELATIVE, parts[k + 1 :])])
             if subject and thing:
                 return subject, part.text, thing
-    subject = _head(parts)
-    if not subject:
-        raise DataError(f'{shown(text)}: no noun in it; a sentence names what it refers to')
+    subject = _head(parts) or UNKNOWN
     told = (p.text for kind in (_PLACE, _COLOUR, _SIZE) for p in parts if p.kind == kind)
     return subject, next(told, ''), subject
 

@@ -72,7 +72,7 @@ class Voc(ListedRecords):
         faults: list[str] | None = None,
     ) -> None:
         folder = voc_folder(Path(root))
-        ids = _ids(folder, split)
+        ids = split_ids(folder, split)
         self.class_names = _classes(folder / 'class_names.txt')
         parts = (folder, *(folder / name for name in (IMAGES, *LABEL_MAPS, 'Annotations')))
         roots = tuple(dict.fromkeys(part.resolve() for part in parts))
@@ -118,7 +118,16 @@ def voc_splits(folder: Path) -> list[str]:
     return sorted(file.stem for file in (folder / 'ImageSets/Segmentation').glob('[!.]*.txt'))
 
 
-def _ids(folder: Path, split: str) -> list[str]:
+def split_ids(folder: Path, split: str) -> list[str]:
+    """The images of a split, in order.
+
+    Args:
+        folder: with ImageSets/Segmentation.
+        split: such as 'train'.
+
+    Raises:
+        DataError: there is no such split, or its file is malformed.
+    """
     splits = folder / 'ImageSets' / 'Segmentation'
     named = (splits / f'{name}.txt' for name in _SAME.get(split, (split,)))
     file = next((f for f in named if f.stem in voc_splits(folder)), splits / f'{split}.txt')

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from wsol_jax.data.expressions import Expression
 from wsol_jax.data.files import open_file, printable, reason
 from wsol_jax.data.records import DataError, Source
-from wsol_jax.data.triads import tokens
+from wsol_jax.data.triads import UNKNOWN, tokens
 from wsol_jax.names import shown
 
-UNKNOWN = 'unk'  # what GloVe's files call any other word; index 0 of a vocabulary
 NO_RELATION = 'no relation'
 
 Words = Callable[[str], NDArray[np.float32]]  # a word or phrase -> its vector [d]
@@ -128,10 +127,13 @@ def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def phrases_of(source: Source) -> tuple[str, ...]:
-    """All subjects, relations and objects of the expressions of a source, sorted; '' is none."""
+    """All subjects, relations and objects of the expressions of a source, sorted.
+
+    '' and `UNKNOWN` are none.
+    """
     said = [each for k in range(len(source)) for each in _expressions(source, k)]
     parts = {part for each in said for part in (each.subject, each.relation, each.object)}
-    return tuple(sorted(parts - {''}))
+    return tuple(sorted(parts - {'', UNKNOWN}))
 
 
 def words_of(source: Source) -> set[str]:
