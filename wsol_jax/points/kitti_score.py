@@ -11,13 +11,13 @@ from itertools import product
 
 import numpy as np
 
+from wsol_jax.data.kitti import CLASSES
 from wsol_jax.points.rotated_iou import bev_iou, iou_3d
 from wsol_jax.points.tables import FrameTable
 
 Array = np.ndarray
 
-CLASSES = ('Car', 'Pedestrian', 'Cyclist')
-LEAST_IOU = (0.7, 0.5, 0.5)  # above which a detection is right
+LEAST_IOU = (0.7, 0.5, 0.5)  # of each class, above which a detection is right
 # So like the class that a detection of one is neither right nor wrong.
 NEIGHBOURS = ('Van', 'Person_sitting', '')
 DIFFICULTIES = ('easy', 'moderate', 'hard')

@@ -195,7 +195,7 @@ def _average_precision(right: Array, objects: int) -> float:
     found = np.cumsum(right)
     precision = found / np.arange(1, len(right) + 1)
     at_recalls = np.interp(_RECALLS, found / objects, precision, right=0)
-    return float(np.clip(at_recalls[_FIRST:] - LOWEST, 0, None).mean() / (1 - LOWEST))
+    return float(np.clip((at_recalls[_FIRST:] - LOWEST) / (1 - LOWEST), 0, 1).mean())
 
 
 def _mean_errors(scores: Array, right: Array, errors: Array, objects: int) -> Array:
