@@ -365,3 +365,68 @@ def test_bad_lists_are_named(tmp_path):
     (tmp_path / 'info.json').write_text('{"metainfo": {}}')
     with pytest.raises(DataError, match=r"info\.json: a row has no 'categories'"):
         Nuscenes(tmp_path, 'train')
+
+
+def list_of_one(root):
+    """A frame of info.json, with its files."""
+    for name in CAMERAS:
+        Image.new('RGB', (16, 9)).save(root / f'{name}.png')
+    (root / 'points.bin').write_bytes(np.full(10, 5, np.float32).tobytes())
+    camera = {'cam2img': np.eye(3).tolist(), 'lidar2cam': np.eye(4).tolist()}
+    box = {'bbox_3d': [9, 8, 0, 4, 2, 1.5, 0.3], 'bbox_label_3d': 0, 'num_lidar_pts': 3}
+    return {
+        'token': 'abc',
+        'lidar_points': {'lidar_path': 'points.bin', 'num_pts_feats': 5},
+        'images': {name: {'img_path': f'{name}.png', **camera} for name in CAMERAS},
+        'instances': [{**box, 'num_radar_pts': 0}],
+    }
+
+
+def write_list(root, *rows):
+    content = {'metainfo': {'categories': {'car': 0}}, 'data_list': rows}
+    (root / 'info.json').write_text(json.dumps(content))
+
+
+def test_a_list_of_single_frames(tmp_path):
+    write_list(tmp_path, list_of_one(tmp_path))
+    (record,) = Nuscenes(tmp_path, 'train')
+    frame = frame_of(record)
+    np.testing.assert_allclose(frame.boxes, [[9, 8, 0, 4, 2, 1.5, 0.3]], rtol=1e-6)
+    np.testing.assert_allclose(read_points(frame)[:, :4], [[5, 5, 5, 5 / 255]] * 2)
+
+
+def columns(value):
+    def spoil(row):
+        row['lidar_points']['num_pts_feats'] = value
+
+    return spoil
+
+
+def projection(name, value):
+    def spoil(row):
+        row['images']['CAM_BACK'][name] = value
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'said'),
+    [
+        *((columns(value), 'num_pts_feats is') for value in (0, 3, -5, '5', 5.5, None)),
+        (projection('cam2img', [[float('nan')] * 3] * 3), '3 rows of 4 numbers'),
+        (projection('lidar2cam', np.eye(3).tolist()), '3 rows of 4 numbers'),
+    ],
+)
+def test_what_is_wrong_in_a_list_is_named(tmp_path, spoil, said):
+    row = list_of_one(tmp_path)
+    spoil(row)
+    write_list(tmp_path, row)
+    with pytest.raises(DataError, match=rf'info\.json: .*{said}'):
+        Nuscenes(tmp_path, 'train')
+
+
+def test_a_frame_that_is_listed_twice_is_named(tmp_path):
+    row = list_of_one(tmp_path)
+    write_list(tmp_path, row, row)
+    with pytest.raises(DataError, match=r"info\.json: frame 'abc' is listed twice"):
+        Nuscenes(tmp_path, 'train')

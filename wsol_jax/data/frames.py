@@ -115,8 +115,15 @@ class ListedFrames(ListedRecords):
 
 
 def as_matrix(values: ArrayLike) -> Matrix:
-    """A matrix as it stands in frames."""
-    return tuple(tuple(row) for row in np.asarray(values, np.float64).tolist())
+    """A matrix [3, 4] as it stands in frames.
+
+    Raises:
+        ValueError: it has another shape, or holds what is no number.
+    """
+    matrix = np.asarray(values, np.float64)
+    if matrix.shape != (3, 4) or not np.isfinite(matrix).all():
+        raise ValueError(f'a matrix is {matrix.tolist()}; it is 3 rows of 4 numbers')
+    return tuple(tuple(row) for row in matrix.tolist())
 
 
 def as_box(values: ArrayLike) -> Box3D:

@@ -1,5 +1,6 @@
 """nuScenes: LiDAR sweeps, six cameras and 3D boxes, of its tables or of a list of single frames."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -142,6 +143,9 @@ def _listed(root: Path, decoding: Decoding) -> _Listed:
     with well_formed(printable(str(file))):
         names = {index: name for name, index in content['metainfo']['categories'].items()}
         found = [_of_info(file, row, names, decoding) for row in content['data_list']]
+    for token, count in Counter(token for token, _ in found).items():
+        if count > 1:
+            raise DataError(f'{printable(str(file))}: frame {shown(token)} is listed twice')
     return [(image_id, (image_id, frame)) for image_id, frame in found]
 
 
@@ -154,16 +158,21 @@ def _of_info(
         check_box(found['bbox_3d'], where)
         if names.get(found['bbox_label_3d']) not in CLASSES:
             raise DataError(f'{where}: unknown class {shown(found["bbox_label_3d"])}')
-    lidar = row['lidar_points']
-    sweep = Sweep(_beside(file, lidar['lidar_path']), lidar['num_pts_feats'], FULL, NEAR)
     frame = Frame(
-        sweeps=(sweep,),
+        sweeps=(_sweep(file, row['lidar_points'], where),),
         cameras=tuple(_camera(file, row['images'][name], decoding) for name in CAMERAS),
         boxes=tuple(as_box(found['bbox_3d']) for found in objects),
         classes=tuple(CLASSES.index(names[found['bbox_label_3d']]) for found in objects),
         roots=decoding.roots,
     )
     return str(row['token']), frame
+
+
+def _sweep(file: Path, row: Mapping[str, Any], where: str) -> Sweep:
+    columns = row['num_pts_feats']
+    if not isinstance(columns, int) or columns < 4:
+        raise DataError(f'{where}: num_pts_feats is {shown(columns)}; a point has 4 or more')
+    return Sweep(_beside(file, row['lidar_path']), columns, FULL, NEAR)
 
 
 def _counts(found: Mapping[str, Any]) -> bool:
