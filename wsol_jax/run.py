@@ -17,6 +17,7 @@ from wsol_jax.localization.task import LOCALIZATION
 from wsol_jax.maps.elsewhere import claim
 from wsol_jax.models import Network, as_network, local_weights
 from wsol_jax.offline import check_origin
+from wsol_jax.points.task import POINTS
 from wsol_jax.segmentation.task import SEGMENTATION
 from wsol_jax.task import Task
 from wsol_jax.training.loop import train
@@ -34,7 +35,8 @@ ROOTED = (
     'nuscenes',
 )  # sources, beside folders, with a root
 FRAMES = ('lidar_scenes', 'kitti', 'nuscenes')  # sources of LiDAR frames
-TASKS = {'localization': LOCALIZATION, 'segmentation': SEGMENTATION}  # by `config.task`
+# By `config.task`.
+TASKS = {'localization': LOCALIZATION, 'segmentation': SEGMENTATION, 'points': POINTS}
 
 
 def run(config: Config, workdir: Path, task: Task | None = None) -> None:

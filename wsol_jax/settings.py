@@ -445,10 +445,10 @@ class Config:
     stages: tuple[str, ...] = setting(STAGES, 'which stages to run, in this order', 'nothing')
     task: str = setting(
         'localization',
-        "what maps are made for: 'localization' (boxes) or 'segmentation' (label maps from image "
-        'labels)',
+        "what maps are made for: 'localization' (boxes), 'segmentation' (label maps from image "
+        "labels) or 'points' (boxes in 3D from points)",
         'scores',
-        choices=('localization', 'segmentation'),
+        choices=('localization', 'segmentation', 'points'),
     )
     seed: int = setting(0, 'of everything random', 'checkpoints', SEEDS)
     parallel: str = setting(

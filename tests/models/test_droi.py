@@ -99,7 +99,7 @@ def test_heads_start_by_looking_around():
 
 
 # x forward, y left, z up; a focal length of 100 pixels, an image of 200 x 100.
-CAMERA = np.array([[[100, -100, 0, 0], [50, 0, -100, 0], [1, 0, 0, 0]]], np.float32)
+CAMERA = np.array([[[99.5, -100, 0, 0], [49.5, 0, -100, 0], [1, 0, 0, 0]]], np.float32)
 IMAGE = np.array([[200.0, 100.0]], np.float32)
 
 

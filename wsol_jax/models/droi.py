@@ -157,7 +157,8 @@ def projected(
     found = found + projection[:, :, 3].reshape(*shape[:-1], 3)
     front = found[..., 2] > _NEAREST
     depth = jnp.where(front, found[..., 2], 1.0)
-    shares = found[..., :2] / depth[..., None] / jnp.maximum(size, 1).reshape(shape)
+    pixels = found[..., :2] / depth[..., None] + 0.5  # their centres are at whole numbers
+    shares = pixels / jnp.maximum(size, 1).reshape(shape)
     return jnp.where(front[..., None], shares, _ASIDE), front
 
 

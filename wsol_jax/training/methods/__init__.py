@@ -20,12 +20,14 @@ from wsol_jax.training.methods.acol import ACoL
 from wsol_jax.training.methods.adl import ADL
 from wsol_jax.training.methods.bas import BAS
 from wsol_jax.training.methods.bas_wsss import BASWSSS
+from wsol_jax.training.methods.center_point import CenterPoint3D
 from wsol_jax.training.methods.cutmix import CutMix
 from wsol_jax.training.methods.esol import ESOL
 from wsol_jax.training.methods.has import HaS
 from wsol_jax.training.methods.irn import IRN
 from wsol_jax.training.methods.mars import MARS
 from wsol_jax.training.methods.ornet import ORNet
+from wsol_jax.training.methods.point_detr3d import PointDETR3D
 from wsol_jax.training.methods.sat import SAT
 from wsol_jax.training.methods.segmenter import Segmenter
 from wsol_jax.training.methods.spg import SPG
@@ -49,6 +51,8 @@ METHODS: Mapping[str, type[TrainedMethod]] = {
     'irn': IRN,
     'segmenter': Segmenter,
     'mars': MARS,
+    'point_detr3d': PointDETR3D,
+    'center_point': CenterPoint3D,
 }
 _HEADS = 0x4EAD  # sets the weights that heads start from apart from those of the network
 

@@ -1,0 +1,112 @@
+"""Files of boxes that somebody found in frames: one JSON a frame, of a teacher or of anybody."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsol_jax.data.files import printable
+from wsol_jax.data.frames import FrameTargets, check_box, frame_of
+from wsol_jax.data.records import UNLABELLED, DataError, Record
+from wsol_jax.names import unknown_name
+from wsol_jax.workdir import write_text
+
+TRUTH = 'truth'  # in place of a folder: the boxes of the data set
+FOLDER = 'pseudo_labels'  # in maps/<split>
+
+
+def write_pseudo_labels(
+    path: Path, boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray, names: tuple[str, ...]
+) -> None:
+    """Writes the boxes of a frame.
+
+    Args:
+        path: of the file.
+        boxes: [n,7], rows x, y, z, l, w, h, yaw.
+        classes: int [n].
+        scores: [n].
+        names: of the classes.
+    """
+    found = {
+        'boxes': np.round(boxes.astype(float), 4).tolist(),
+        'classes': [names[k] for k in classes],
+        'scores': np.round(scores.astype(float), 6).tolist(),
+    }
+    write_text(path, json.dumps(found) + '\n')
+
+
+def read_pseudo_labels(path: Path, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [n,7] and classes int32 [n] of a file.
+
+    Raises:
+        DataError: it is missing or no such file, or has another class or a box that is none.
+    """
+    where = printable(str(path))
+    try:
+        found = json.loads(path.read_text())
+        boxes = np.array(found['boxes'], np.float32).reshape(-1, 7)
+        given = [str(name) for name in found['classes']]
+    except OSError:
+        raise DataError(
+            f'{where}: no such file; the stage localize of a teacher writes one a frame'
+        ) from None
+    except (ValueError, TypeError, KeyError):
+        raise DataError(
+            f'{where}: must be JSON with boxes, rows of 7 numbers, and classes'
+        ) from None
+    if len(given) != len(boxes):
+        raise DataError(f'{where}: has {len(boxes)} boxes and {len(given)} classes')
+    for name in given:
+        if name not in names:
+            raise DataError(f'{where}: {unknown_name("class", name, names)}')
+    for box in boxes:
+        check_box(box, where)
+    return boxes, np.array([names.index(name) for name in given], np.int32)
+
+
+@dataclass(frozen=True)
+class StudentTargets:
+    """What a batch carries of a frame for a student; see `FrameTargets`.
+
+    'point_classes' int32 [N] are those of annotated points. Where training knows no boxes, 'boxes'
+    and 'box_classes' are those of a folder, and 'labelled' is true.
+
+    Attributes:
+        frames: targets of frames.
+        labels: a folder of pseudo labels; 'truth' for the true boxes of all; '' for none.
+        names: of the classes.
+    """
+
+    frames: FrameTargets
+    labels: str
+    names: tuple[str, ...]
+
+    def __call__(self, record: Record) -> dict[str, NDArray[Any]]:
+        """The targets of a record.
+
+        Raises:
+            DataError: see `FrameTargets` and `read_pseudo_labels`; or there are too many boxes.
+        """
+        found = self.frames(record)
+        found['point_classes'] = found['box_classes']
+        if self.labels and not frame_of(record).labelled:
+            found['labelled'] = np.array(True)
+            if self.labels != TRUTH:
+                found |= self._pseudo(record)
+        return found
+
+    def _pseudo(self, record: Record) -> dict[str, NDArray[Any]]:
+        path = Path(self.labels) / f'{record.image_id}.json'
+        boxes, classes = read_pseudo_labels(path, self.names)
+        most = self.frames.most_boxes
+        if len(boxes) > most:
+            where = printable(str(path))
+            raise DataError(f'{where}: has {len(boxes)} boxes, but a frame can have {most} here')
+        rows = ((0, most - len(boxes)), (0, 0))
+        return {
+            'boxes': np.pad(boxes, rows),
+            'box_classes': np.pad(classes, rows[:1], constant_values=UNLABELLED),
+        }

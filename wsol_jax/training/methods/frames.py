@@ -1,0 +1,121 @@
+"""What methods that learn boxes in 3D of frames of LiDAR and camera have in common."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+
+from wsol_jax.config import ConfigError
+from wsol_jax.data.frames import FrameTargets
+from wsol_jax.data.records import Source, Targets
+from wsol_jax.fields import Range, documented, setting
+from wsol_jax.models.pillars import Grid
+from wsol_jax.training.method import TrainedMethod
+
+_COUNT = Range(1, 100_000)
+
+
+class Boxes(NamedTuple):
+    """Boxes of B frames, M each.
+
+    Attributes:
+        boxes: [B,M,7], in metres in the frame of the LiDAR.
+        scores: [B,M], 0 to 1.
+        classes: int32 [B,M]; -1 for none.
+    """
+
+    boxes: jax.Array
+    scores: jax.Array
+    classes: jax.Array
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class FrameMethod(TrainedMethod):
+    """What methods that learn boxes in 3D of frames have in common."""
+
+    best: ClassVar[tuple[str, Literal['max', 'min']]] = ('loss', 'min')
+    limits: tuple[float, ...] = setting(
+        (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
+        'x0, y0, z0, x1, y1, z1 in metres of what is looked at',
+        'checkpoints',
+        Range(-1000, 1000),
+    )
+    pillar: float = setting(0.2, 'side of a pillar in metres', 'checkpoints', Range(0.01, 100))
+    points: int = setting(
+        30_000, 'most LiDAR points of a frame; of more some are drawn', 'checkpoints', _COUNT
+    )
+    widths: tuple[int, ...] = setting(
+        (64, 128, 256, 256),
+        "channels of the stages of the bird's-eye view, each of half the sides of the one before",
+        'checkpoints',
+        Range(1, 65_536),
+    )
+    sizes: tuple[tuple[float, ...], ...] = setting(
+        (),
+        'mean (l, w, h) in metres of each class; () where they are not known',
+        'checkpoints',
+        Range(0, 1000, '(]'),
+    )
+    views: bool = setting(True, 'mirror, turn, scale and move the world in training', 'checkpoints')
+
+    @property
+    def grid(self) -> Grid:
+        """What is looked at.
+
+        Raises:
+            ConfigError: that is no box of six numbers, or less than a pillar.
+        """
+        try:
+            return Grid.of(self.limits, self.pillar)
+        except ValueError as error:
+            raise ConfigError(f'config.train.options.limits {error}') from None
+
+    def num_logits(self, train: Source) -> int:
+        """One a class.
+
+        Raises:
+            ConfigError: there is none, or there are not as many mean sizes.
+        """
+        count = train.num_classes
+        if count < 1:
+            raise ConfigError('training needs frames of at least 1 class, found none')
+        if self.sizes and [len(size) for size in self.sizes] != [3] * count:
+            raise ConfigError(
+                f'config.train.options.sizes must be (l, w, h) of each of the {count} classes, '
+                f'got {self.sizes}'
+            )
+        return count
+
+    def targets(self, source: Source, required: bool) -> Targets:
+        """Points, boxes, annotated points and projections of a frame, see `FrameTargets`.
+
+        Raises:
+            ConfigError: the data set has no frames.
+        """
+        del required
+        return self.frame_targets(source)
+
+    def frame_targets(self, source: Source) -> FrameTargets:
+        """See `targets`."""
+        most = getattr(source, 'most_boxes', 0)
+        if not most:
+            raise ConfigError(
+                "config.data.source must be one of LiDAR frames, such as 'lidar_scenes', with "
+                'config.train.method of this kind'
+            )
+        return FrameTargets(self.points, most, region=self.limits)
+
+    def most_found(self, source: Source) -> int:
+        """How many boxes `boxes` gives of each frame."""
+        raise NotImplementedError
+
+    def boxes(self, extras: Mapping[str, jax.Array], targets: Mapping[str, Any]) -> Boxes:
+        """The boxes that the heads found.
+
+        Args:
+            extras: of the heads.
+            targets: what was given of the frames.
+        """
+        raise NotImplementedError
