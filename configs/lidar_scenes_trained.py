@@ -1,0 +1,68 @@
+r"""3D detection from points on generated streets: teachers of one point an object, and students.
+
+    python -m wsol_jax.main --config configs/lidar_scenes_trained.py:teacher --workdir DIR
+    python -m wsol_jax.main --config configs/lidar_scenes_trained.py:student --workdir DIR2 \
+        --config.train.options.labels=DIR/maps/train/pseudo_labels
+
+The variant is a name of VARIANTS. Cars, pedestrians and cyclists stand up to 40 m ahead of a LiDAR
+and a camera; of a tenth of the frames of train boxes are known, of the others one point an object.
+`teacher` makes boxes of the points with both sensors, `teacher_lidar` without the camera,
+`teacher_random` with learnt queries in place of those at points. `student` sees LiDAR alone and
+learns of the known boxes and those of a teacher; as it stands here it has none (`labels`), and
+learns of the known ones; `student_alone` does without the comparison of two views, too, and
+`student_truth` knows all boxes. `experiments/points.py` goes through all of it.
+
+Not measured.
+"""
+
+from ml_collections import ConfigDict
+
+from wsol_jax.config import ConfigError, default_config
+from wsol_jax.names import unknown_name
+
+_SCENE = {
+    'limits': (0.0, -24.0, -4.0, 40.0, 24.0, 2.0),
+    'pillar': 0.5,
+    'points': 4096,
+    'widths': (24, 32, 48),
+    'sizes': ((4.2, 1.8, 1.5), (0.7, 0.7, 1.75), (1.8, 0.7, 1.7)),
+}
+_TEACHER = {**_SCENE, 'width': 48, 'heads_count': 4, 'samples': 4, 'side': 5, 'hidden': 96}
+_STUDENT = {**_SCENE, 'width': 32, 'detections': 40}
+# Variant -> train.method and its options.
+_METHODS = {
+    'teacher': ('point_detr3d', _TEACHER),
+    'teacher_lidar': ('point_detr3d', {**_TEACHER, 'camera': False}),
+    'teacher_random': ('point_detr3d', {**_TEACHER, 'queries': 30}),
+    'student': ('center_point', _STUDENT),
+    'student_alone': ('center_point', {**_STUDENT, 'consistency': 0.0}),
+    'student_truth': ('center_point', {**_STUDENT, 'consistency': 0.0, 'labels': 'truth'}),
+}
+VARIANTS = tuple(_METHODS)
+
+
+def get_config(variant: str = 'teacher') -> ConfigDict:
+    """The experiment with one of VARIANTS."""
+    if variant not in VARIANTS:
+        raise ConfigError(unknown_name('variant', variant, VARIANTS))
+    config = default_config()
+    config.task = 'points'
+    config.data.source = 'lidar_scenes'
+    config.data.shapes_size = 96
+    config.data.shapes_counts = (800, 80, 160)
+    config.data.labelled = 0.1
+    config.augment.crop = 'whole'
+    config.augment.flip = False
+    config.network.name = 'resnet10'
+    config.network.options = {'width': 16}
+    config.network.input_size = 128
+    config.train.method, config.train.options = _METHODS[variant]
+    config.train.epochs = 12
+    config.train.batch_size = 8
+    config.train.optimizer = 'adamw'
+    config.train.learning_rate = 1e-3
+    config.train.weight_decay = 0.01
+    config.train.clip = 35.0
+    config.localize.splits = ('train', 'val', 'test')
+    config.localize.batch_size = 8
+    return config
