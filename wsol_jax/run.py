@@ -11,6 +11,7 @@ from flax import nnx
 
 from wsol_jax.config import Config, ConfigError, flatten
 from wsol_jax.data import Source, open_source
+from wsol_jax.grounding.task import GROUNDING
 from wsol_jax.hosts import barrier, end_together, first_of_all, is_first
 from wsol_jax.interrupts import readers_may_leave
 from wsol_jax.localization.task import LOCALIZATION
@@ -36,7 +37,12 @@ ROOTED = (
 )  # sources, beside folders, with a root
 FRAMES = ('lidar_scenes', 'kitti', 'nuscenes')  # sources of LiDAR frames
 # By `config.task`.
-TASKS = {'localization': LOCALIZATION, 'segmentation': SEGMENTATION, 'points': POINTS}
+TASKS = {
+    'localization': LOCALIZATION,
+    'segmentation': SEGMENTATION,
+    'points': POINTS,
+    'grounding': GROUNDING,
+}
 
 
 def run(config: Config, workdir: Path, task: Task | None = None) -> None:

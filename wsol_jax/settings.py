@@ -445,10 +445,11 @@ class Config:
     stages: tuple[str, ...] = setting(STAGES, 'which stages to run, in this order', 'nothing')
     task: str = setting(
         'localization',
-        "what maps are made for: 'localization' (boxes), 'segmentation' (label maps from image "
-        "labels) or 'points' (boxes in 3D from points)",
+        "what is computed of each image: 'localization' (maps and boxes), 'segmentation' (label "
+        "maps from image labels), 'points' (boxes in 3D from points) or 'grounding' (the box that "
+        'a sentence means)',
         'scores',
-        choices=('localization', 'segmentation', 'points'),
+        choices=('localization', 'segmentation', 'points', 'grounding'),
     )
     seed: int = setting(0, 'of everything random', 'checkpoints', SEEDS)
     parallel: str = setting(

@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 
 from wsol_jax.models.grounding import (
+    FACTORS,
     GroundingHeads,
     ScaledNorm,
     attended_pairs,
-    pair_scores,
     roi_align,
 )
 
@@ -30,7 +30,7 @@ NETWORK = SimpleNamespace(shapes={'layer': (6, 8, K)})
 
 
 def heads_of(**options):
-    made = {'class_share': 0.9, 'place': True, 'attention': 'raw', **options}
+    made = {'place': True, 'attention': 'raw', 'factors': FACTORS, **options}
     heads = GroundingHeads(NETWORK, 'layer', D, WIDTH, **made, rngs=nnx.Rngs(0))
     heads.norm.scale[...] = jnp.asarray(RNG.uniform(1, 2, K), jnp.float32)
     for name in ('single', 'pair'):  # no bias may be zero, where a test looks at all of it
@@ -158,7 +158,7 @@ def compare(found, heads, softmax=False):
         count = int(PROPOSALS[b].sum())
         for name, value in expected(heads, b, s, softmax).items():
             own = np.asarray(found[name])[b, s]
-            if name.endswith('scores'):
+            if name.endswith('_scores'):
                 outside = own.copy()
                 outside[(slice(count),) * own.ndim] = 0
                 assert not outside.any()
@@ -176,7 +176,7 @@ def test_attention_may_be_shares_and_places_be_left_out():
 
 
 def test_the_pair_is_chosen_by_all_three_scores(found):
-    scores = np.asarray(pair_scores(found, PROPOSALS))
+    scores = np.asarray(found['scores'])
     for b, s, i, j in np.ndindex(scores.shape):
         parts = [found[f'{name}_scores'][b, s] for name in ('subject', 'object', 'pair')]
         there = PROPOSALS[b, i] and PROPOSALS[b, j]

@@ -1,5 +1,6 @@
 """Words as numbers: vectors of GloVe for phrases, and a vocabulary for a learned embedding."""
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from wsol_jax.data.triads import UNKNOWN, tokens
 from wsol_jax.names import shown
 
 NO_RELATION = 'no relation'
+SIZE = 300  # of a vector, as that of the published model
 
 Words = Callable[[str], NDArray[np.float32]]  # a word or phrase -> its vector [d]
 
@@ -76,6 +78,40 @@ def read_glove(path: str | Path, words: Collection[str]) -> dict[str, NDArray[np
             f'{shown(min(words, default=""))}; expected lines of a word and its numbers'
         )
     return found
+
+
+def glove_size(path: str | Path) -> int:
+    """d of a file that `read_glove` reads.
+
+    Raises:
+        DataError: the file cannot be read, or its first line is no word and numbers.
+    """
+    try:
+        with open_file(Path(path)) as lines:
+            numbers = lines.readline().split()[1:]
+    except OSError as error:
+        raise DataError(f'{printable(str(path))}: {reason(error)}') from None
+    return len(_vector(numbers, max(len(numbers), 1), f'{printable(str(path))}:1'))
+
+
+def random_vectors(words: Collection[str], size: int = SIZE) -> dict[str, NDArray[np.float32]]:
+    """A vector for each word in place of GloVe's: of the word alone, the same in every run.
+
+    No two words are alike. Components are normal with variance 1.
+
+    Args:
+        words: any.
+        size: d.
+
+    Returns:
+        {word: float32 [d]}.
+    """
+    return {word: _random_vector(word, size) for word in words}
+
+
+def _random_vector(word: str, size: int) -> NDArray[np.float32]:
+    seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], 'big')
+    return np.random.default_rng(seed).standard_normal(size, np.float32)
 
 
 def _is_one_word(fields: Sequence[bytes], size: int) -> bool:

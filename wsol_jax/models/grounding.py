@@ -18,7 +18,10 @@ SAMPLES = 2  # along each side of such a place
 SCALE = 20.0  # of normalised features, as it starts
 PLACE = 5  # numbers that tell where a proposal lies
 SUBJECT, CLASS, OBJECT, RELATION = range(4)  # what is known of a sentence, in this order
+CLASS_SHARE = 0.9  # of what a subject is looked for by
+FACTORS = (2.0, 1.0, 1.0)  # of the scores of subject, object and pair
 ATTENTIONS = ('raw', 'softmax')
+_LOWEST = -1e30  # score of what is not there
 _LEAST = 1e-12  # squared length from which on a vector has a direction
 
 
@@ -34,9 +37,9 @@ class GroundingHeads(Heads):
         layer: the endpoint whose features the proposals have.
         words: D, the length of the vectors.
         width: of all hidden layers; the first of the reconstructions is twice as wide.
-        class_share: how much of the subject is its class: e_f = (1 - share) e_s + share e_c.
         place: whether pairs know where their proposals lie.
         attention: 'raw' weighs by the scores themselves, 'softmax' by shares that add up to 1.
+        factors: of the scores of subject, object and pair, by the sum of which a pair is chosen.
         rngs: for the initial weights.
     """
 
@@ -46,13 +49,13 @@ class GroundingHeads(Heads):
         layer: str,
         words: int,
         width: int,
-        class_share: float,
         place: bool,
         attention: str,
+        factors: tuple[float, float, float],
         rngs: nnx.Rngs,
     ):
         self.reads = (layer,)
-        self.class_share, self.attention = class_share, attention
+        self.attention, self.factors = attention, factors
         features = network.shapes[layer][-1]
         of_one = features + width if place else features
         self.norm = ScaledNorm(features)
@@ -85,11 +88,12 @@ class GroundingHeads(Heads):
 
         Returns:
             'subject_scores' [B,S,N], 'object_scores' [B,S,N] and 'pair_scores' [B,S,N,N], 0 where
-            there is no proposal; 'subject', 'object' and 'relation' [B,S,D], the words told.
+            there is no proposal; 'scores' [B,S,N,N], their sum, -inf there; and 'subject', 'object'
+            and 'relation' [B,S,D], the words told.
         """
         seen = self.seen(features, boxes)
         one = seen if self.place is None else jnp.concatenate([seen, self.place(boxes)], axis=-1)
-        subject = self.subjects(phrases)
+        subject = subjects(phrases)
         second, relation = phrases[:, :, OBJECT], phrases[:, :, RELATION]
         triads = jnp.concatenate([subject, second, relation], axis=-1)
         there = proposals[:, None]
@@ -106,6 +110,7 @@ class GroundingHeads(Heads):
             'subject_scores': of_subject,
             'object_scores': of_object,
             'pair_scores': of_pair,
+            'scores': jnp.where(pairs, self.summed(of_subject, of_object, of_pair), -jnp.inf),
             'subject': self.told(attended(by_subject, seen)),
             'object': self.told(attended(by_object, seen)),
             'relation': self.related(attended_pairs(by_pair, one)),
@@ -115,17 +120,19 @@ class GroundingHeads(Heads):
         """The feature of each proposal: [B,H,W,K], [B,N,4] -> [B,N,K]."""
         return jnp.mean(self.norm(roi_align(features, boxes)), axis=(2, 3))
 
-    def subjects(self, phrases: jax.Array) -> jax.Array:
-        """e_f, the subject with its class: [B,S,4,D] -> [B,S,D]."""
-        share = self.class_share
-        return (1 - share) * phrases[:, :, SUBJECT] + share * phrases[:, :, CLASS]
+    def summed(self, subject: jax.Array, second: jax.Array, pair: jax.Array) -> jax.Array:
+        """2 a_sub + a_obj + a_pair, as it was published: [B,S,N], [B,S,N], [B,S,N,N]."""
+        of_subject, of_object, of_pair = self.factors
+        both = of_subject * subject[..., :, None] + of_object * second[..., None, :]
+        return both + of_pair * pair
 
     def _weights(self, scores: jax.Array, there: jax.Array) -> jax.Array:
         """What proposals, or pairs, are summed up by, from the third axis on."""
         if self.attention == 'raw':
             return scores
         axes = tuple(range(2, scores.ndim))
-        return jax.nn.softmax(scores, axes, where=there)
+        # No infinity: where nothing is there, shares are finite, and then 0.
+        return jnp.where(there, jax.nn.softmax(jnp.where(there, scores, _LOWEST), axes), 0)
 
 
 class ScaledNorm(nnx.Module):
@@ -146,7 +153,7 @@ class Place(nnx.Module):
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.norm = ScaledNorm(PLACE)
-        self.linear = nnx.Linear(PLACE, width, rngs=rngs)
+        self.linear = _linear(PLACE, width, rngs)
 
     def __call__(self, boxes: jax.Array) -> jax.Array:
         """[B,N,4], shares of the image -> [B,N,width]."""
@@ -170,15 +177,11 @@ class SimAttention(nnx.Module):
 
     def __init__(self, words: int, parts: tuple[int, ...], width: int, *, rngs: nnx.Rngs):
         total = words + sum(parts)  # what the first layer sees
-        init = nnx.initializers.normal((2 / total) ** 0.5)
-        self.words = nnx.Linear(words, width, kernel_init=init, rngs=rngs)
-        layers = [
-            nnx.Linear(size, width, use_bias=False, kernel_init=init, rngs=rngs) for size in parts
-        ]
+        self.words = _linear(words, width, rngs, of=total)
+        layers = [_linear(size, width, rngs, of=total, use_bias=False) for size in parts]
         self.parts = nnx.List(layers)
-        hidden = nnx.initializers.he_normal()
-        self.hidden = nnx.Linear(width, width, kernel_init=hidden, rngs=rngs)
-        self.score = nnx.Linear(width, 1, rngs=rngs)
+        self.hidden = _linear(width, width, rngs)
+        self.score = _linear(width, 1, rngs)
 
     def __call__(self, words: jax.Array, *parts: jax.Array) -> jax.Array:
         """Words [B,S,D] and as many features [B,N,.] as it was made for -> [B,S,N] or [B,S,N,N]."""
@@ -194,14 +197,38 @@ class Reconstruction(nnx.Module):
     """Words told from what is attended to: two hidden layers with ReLU."""
 
     def __init__(self, features: int, words: int, width: int, *, rngs: nnx.Rngs):
-        init = nnx.initializers.he_normal()
-        self.first = nnx.Linear(features, 2 * width, kernel_init=init, rngs=rngs)
-        self.second = nnx.Linear(2 * width, width, kernel_init=init, rngs=rngs)
-        self.words = nnx.Linear(width, words, rngs=rngs)
+        self.first = _linear(features, 2 * width, rngs)
+        self.second = _linear(2 * width, width, rngs)
+        self.words = _linear(width, words, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[...,K] -> [...,D]."""
         return self.words(nnx.relu(self.second(nnx.relu(self.first(x)))))
+
+
+def _linear(
+    features: int, width: int, rngs: nnx.Rngs, of: int = 0, use_bias: bool = True
+) -> nnx.Linear:
+    """A linear layer whose weights start uniform within 1 / sqrt(n), as the authors' code has it.
+
+    Sums over all pairs and vectors of length 20 are large: with larger weights the first steps are
+    spent on making them smaller.
+
+    Args:
+        features: that it reads.
+        width: of what it gives.
+        rngs: for the weights.
+        of: n, where it is a part of a layer that reads more; 0 for `features`.
+        use_bias: which starts at 0.
+    """
+    scale = features / (of or features) / 3
+    init = nnx.initializers.variance_scaling(scale, 'fan_in', 'uniform')
+    return nnx.Linear(features, width, use_bias=use_bias, kernel_init=init, rngs=rngs)
+
+
+def subjects(phrases: jax.Array) -> jax.Array:
+    """e_f = 0.1 e_s + 0.9 e_c, the subject with its class: [B,S,4,D] -> [B,S,D]."""
+    return (1 - CLASS_SHARE) * phrases[:, :, SUBJECT] + CLASS_SHARE * phrases[:, :, CLASS]
 
 
 def attended(weights: jax.Array, features: jax.Array) -> jax.Array:
@@ -246,19 +273,3 @@ def _tents(low: jax.Array, high: jax.Array, count: int, side: int, samples: int)
     points = jnp.clip(points * count - 0.5, 0, count - 1)
     tents = jnp.maximum(1 - jnp.abs(points[..., None] - jnp.arange(count)), 0)
     return jnp.mean(tents.reshape(*low.shape, side, samples, count), axis=3)
-
-
-def pair_scores(found: Mapping[str, jax.Array], proposals: jax.Array) -> jax.Array:
-    """What the pair of subject and object is chosen by: 2 a_sub + a_obj + a_pair.
-
-    Args:
-        found: of `GroundingHeads.ground`.
-        proposals: bool [B,N], which boxes are there.
-
-    Returns:
-        [B,S,N,N], -inf where one of the two is not there.
-    """
-    subject, second = found['subject_scores'], found['object_scores']
-    scores = 2 * subject[..., :, None] + second[..., None, :] + found['pair_scores']
-    pairs = proposals[:, None, :, None] & proposals[:, None, None, :]
-    return jnp.where(pairs, scores, -jnp.inf)

@@ -22,6 +22,7 @@ from wsol_jax.training.methods.bas import BAS
 from wsol_jax.training.methods.bas_wsss import BASWSSS
 from wsol_jax.training.methods.center_point import CenterPoint3D
 from wsol_jax.training.methods.cutmix import CutMix
+from wsol_jax.training.methods.dtmr import DTMR
 from wsol_jax.training.methods.esol import ESOL
 from wsol_jax.training.methods.has import HaS
 from wsol_jax.training.methods.irn import IRN
@@ -53,6 +54,7 @@ METHODS: Mapping[str, type[TrainedMethod]] = {
     'mars': MARS,
     'point_detr3d': PointDETR3D,
     'center_point': CenterPoint3D,
+    'dtmr': DTMR,
 }
 _HEADS = 0x4EAD  # sets the weights that heads start from apart from those of the network
 
