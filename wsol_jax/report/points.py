@@ -1,17 +1,44 @@
-"""The page of boxes in 3D: scores by class and by distance."""
+"""The page of boxes in 3D: scores by class and by distance, frames from above and in cameras."""
 
+import base64
+import io
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
 
 from wsol_jax.config import Config
-from wsol_jax.data import Source
-from wsol_jax.report.frame import write_tables
-from wsol_jax.workdir import read_json
+from wsol_jax.data import Source, evenly_spaced
+from wsol_jax.data.frames import annotated_points
+from wsol_jax.evaluation.split import StoredSplit
+from wsol_jax.maps.columns import Store
+from wsol_jax.points.detections import frame_method
+from wsol_jax.points.drawing import frame_picture
+from wsol_jax.points.score import found_boxes
+from wsol_jax.report.frame import rendered
+from wsol_jax.workdir import read_json, write_text
 
+LEAST_SCORE = 0.3  # of the boxes that pictures show
 _SHOWN = ('mAP', 'NDS', 'mATE', 'mASE', 'mAOE')
 _OF_CLASS = ('boxes', 'AP', 'AP_0.5', 'AP_1', 'AP_2', 'AP_4', 'ATE', 'ASE', 'AOE')
+_QUALITY = 80  # of JPEGs
+
+
+class Picture(NamedTuple):
+    """A frame on the page.
+
+    Attributes:
+        name: of the frame.
+        jpeg: base64.
+        size: (width, height) in pixels.
+    """
+
+    name: str
+    jpeg: str
+    size: tuple[int, int]
 
 
 def report_boxes(config: Config, source: Source, workdir: Path) -> str:
@@ -20,24 +47,48 @@ def report_boxes(config: Config, source: Source, workdir: Path) -> str:
     Args:
         config: the experiment.
         source: the last split.
-        workdir: with metrics.json.
+        workdir: with metrics.json, and the boxes of the last split.
 
     Returns:
         The text for the terminal.
     """
-    del source
     rows = read_json(workdir / 'metrics.json')['detection']
-    tables: dict[str, list[dict[str, Any]]] = {'Scores': [_scores(row) for row in rows]}
-    last = rows[-1]
+    tables, last = {'Scores': [_scores(row) for row in rows]}, rows[-1]
     tables[f'Classes of {last["split"]}'] = [_of_class(row) for row in last['by_class']]
     if last['by_distance']:
         tables[f'Distances of {last["split"]}'] = [_ring(row) for row in last['by_distance']]
     facts = {'network': config.network.name, 'method': config.train.method}
     facts |= {'made': time.strftime('%Y-%m-%d')}
-    write_tables(workdir, f'Boxes of {config.data.source}', facts, tables)
-    return '\n'.join(
-        ' '.join(f'{k}: {_text(v)}' for k, v in row.items()) for row in tables['Scores']
+    page = rendered(
+        'points.html',
+        title=f'Boxes of {config.data.source}',
+        facts=facts,
+        tables=tables,
+        pictures=list(_pictures(config, source, workdir)),
+        least=LEAST_SCORE,
     )
+    write_text(workdir / 'report.html', page)
+    lines = [{name: _text(value) for name, value in row.items()} for row in tables['Scores']]
+    return '\n'.join(' '.join(f'{name}: {value}' for name, value in row.items()) for row in lines)
+
+
+def _pictures(config: Config, source: Source, workdir: Path) -> Iterator[Picture]:
+    """Frames of the last split with the boxes that were found, evenly spaced."""
+    name = config.localize.splits[-1]
+    split = StoredSplit(name, source, Store(workdir / 'maps' / name))
+    columns = {column: split.store.fact(column) for column in split.store.names}
+    for i in evenly_spaced(split.readable, config.report.images).tolist():
+        boxes, _, scores = found_boxes(columns, i)
+        record, shown = source[i], boxes[scores >= LEAST_SCORE]
+        region, points = frame_method(config).limits, annotated_points(record)
+        yield _picture(record.image_id, frame_picture(record, region, shown, points))
+
+
+def _picture(name: str, pixels: np.ndarray) -> Picture:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, 'JPEG', quality=_QUALITY)
+    height, width = pixels.shape[:2]
+    return Picture(name, base64.b64encode(stream.getvalue()).decode('ascii'), (width, height))
 
 
 def _scores(row: Mapping[str, Any]) -> dict[str, Any]:

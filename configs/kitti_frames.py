@@ -1,0 +1,53 @@
+r"""Point-DETR3D's teacher on a few real frames of KITTI, which it learns by heart.
+
+    python -m wsol_jax.main --config configs/kitti_frames.py --workdir DIR
+
+The folder WSOL_DATA/kitti has KITTI's layout (`training/velodyne` and its like); without ImageSets
+every split has all frames. It shows that files, projections and boxes fit together on real data,
+and nothing of how well frames are told that training has not seen: those scored are those that are
+trained on.
+
+Not measured.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+from wsol_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """The experiment."""
+    config = default_config()
+    config.task = 'points'
+    config.data.source = 'kitti'
+    config.data.root = f'{os.environ.get("WSOL_DATA", "data")}/kitti'
+    config.augment.crop = 'whole'
+    config.augment.flip = False
+    config.network.name = 'resnet10'
+    config.network.options = {'width': 16}
+    config.network.input_size = 192
+    config.train.method = 'point_detr3d'
+    config.train.options = {
+        'limits': (0.0, -32.0, -3.0, 64.0, 32.0, 2.0),
+        'pillar': 0.5,
+        'points': 16_000,
+        'widths': (24, 32, 48),
+        'sizes': ((3.9, 1.6, 1.56), (0.8, 0.6, 1.73), (1.76, 0.6, 1.73)),
+        'width': 48,
+        'heads_count': 4,
+        'samples': 4,
+        'side': 5,
+        'hidden': 96,
+        'views': False,
+    }
+    config.train.epochs = 120
+    config.train.batch_size = 4
+    config.train.optimizer = 'adamw'
+    config.train.learning_rate = 2e-3
+    config.train.weight_decay = 0.0
+    config.train.clip = 35.0
+    config.localize.splits = ('train', 'val')
+    config.localize.batch_size = 4
+    return config
