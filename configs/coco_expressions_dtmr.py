@@ -1,0 +1,39 @@
+r"""Weakly supervised grounding (DTMR) on 250 COCO images with sentences made from their boxes.
+
+    WSOL_DATA=DATA python -m wsol_jax.main --config configs/coco_expressions_dtmr.py --workdir DIR
+
+DATA holds `weights/mobilenet_v1.safetensors` and `coco_seg/`. Nobody said the sentences: they are
+made by rule from the annotated boxes, which are the proposals, too. MobileNetV1 keeps its ImageNet
+weights. Scores weigh as shares, see configs/relations_dtmr.py.
+
+Published: nothing on these images.
+Not measured here.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+from wsol_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """The experiment."""
+    data = os.environ.get('WSOL_DATA', 'data')
+    config = default_config()
+    config.task = 'grounding'
+    config.data.source = 'coco_expressions'
+    config.data.root = f'{data}/coco_seg'
+    config.augment.crop = 'whole'
+    config.augment.flip = False
+    config.network.name = 'mobilenet_v1'
+    config.network.weights = f'{data}/weights/mobilenet_v1.safetensors'
+    config.network.input_size = 320
+    config.train.method = 'dtmr'
+    config.train.options = {'layer': 'pw_11', 'width': 128, 'attention': 'softmax'}
+    config.train.epochs = 20
+    config.train.batch_size = 10
+    config.train.optimizer = 'adamw'
+    config.train.learning_rate = 1e-3
+    config.localize.batch_size = 10
+    return config
