@@ -1,4 +1,4 @@
-"""CenterPoint (Yin et al., CVPR 2021, arXiv 2006.11275) as Point-DETR3D's student."""
+"""CenterPoint, the student of Point-DETR3D (Yin et al., CVPR 2021, arXiv 2006.11275)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Point-DETR3D (Gao et al., AAAI 2024, arXiv 2403.15317): the teacher of boxes from points."""
+"""Point-DETR3D, the teacher of boxes from points (Gao et al., AAAI 2024, arXiv 2403.15317)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
