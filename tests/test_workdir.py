@@ -296,12 +296,14 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path):
     unfinished = [tmp_path / n for n in ('.metrics.json.7', 'boxes/.val.csv.31', 'maps/t/.a.csv.5')]
+    maps = ('label_maps/cam/late/test/.0.png.png.9', 'maps/t/label_maps/t/.1.png.12')
+    unfinished += [tmp_path / name for name in maps]
     others = [tmp_path / n for n in ('boxes/val.csv', 'boxes/.val.csv', 'note.7', 'maps/t/top/0.0')]
     for file in (*unfinished, *others):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     with locked(tmp_path):
-        assert [file.exists() for file in unfinished] == [False] * 3
+        assert [file.exists() for file in unfinished] == [False] * 5
         assert all(file.exists() for file in others)
 
 

@@ -79,7 +79,8 @@ def locked(path: Path) -> Iterator[None]:
 
 def _remove_unfinished(path: Path) -> None:
     """Removes what killed processes were writing: under the lock there is nobody else."""
-    for folder in ('.', 'boxes', 'figures', 'checkpoints', 'maps/*'):
+    flat = ('.', 'boxes', 'figures', 'checkpoints', 'maps/*')
+    for folder in (*flat, 'label_maps/**', 'maps/*/label_maps/**'):
         for file in path.glob(f'{folder}/.*'):
             if _UNFINISHED.fullmatch(file.name) and file.is_file():
                 file.unlink(missing_ok=True)
