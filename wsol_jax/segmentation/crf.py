@@ -24,6 +24,8 @@ from wsol_jax.data.records import Pixels
 
 _FLOOR = 1e-5  # of probabilities, so that their logarithms are finite
 _STEP = 32  # pixels: single images are filled up to multiples of it
+_CLASSES = 8  # they are filled up to a power of two, or to multiples of this
+_NOWHERE = np.iinfo(np.int32).max
 _AXES = 5  # of the lattice: x, y, red, green, blue
 _CORNERS = _AXES + 1  # of one of its cells
 _J = np.arange(1, _CORNERS)
@@ -95,12 +97,14 @@ def dense_crf(
     _check(images, probabilities, setting, valid)
     if valid is None:
         valid = jnp.ones(images.shape[:3], bool)
-    *kernels, iterations = astuple(setting)
-    return _refine(images, probabilities, valid, (*map(float, kernels), iterations))
+    return _refine(images, probabilities, valid, _numbers(setting))
 
 
 def refine_image(image: Pixels, probabilities: np.ndarray) -> np.ndarray:
     """`dense_crf` of one image with the setting of IRN; images of all sizes share a few programs.
+
+    Its lattice is counted first: it seldom has a third of the points that it could have, and most
+    of the time goes into summing over them.
 
     Args:
         image: uint8 [H,W,3], RGB.
@@ -111,12 +115,31 @@ def refine_image(image: Pixels, probabilities: np.ndarray) -> np.ndarray:
     """
     height, width, count = probabilities.shape
     padding = [(0, -side % _STEP) for side in (height, width)]
-    absent = (1 << (count - 1).bit_length()) - count
-    filled = np.pad(probabilities, [*padding, (0, absent)])
-    valid = np.pad(np.ones((height, width), bool), padding)
-    pixels = np.pad(image, [*padding, (0, 0)])
-    batch, unaries, inside = (jnp.asarray(a[None]) for a in (pixels, filled, valid))
-    return np.asarray(dense_crf(batch, unaries, IRN, inside)[0, :height, :width, :count])
+    absent = -count % min(1 << (count - 1).bit_length(), _CLASSES)
+    filled = jnp.asarray(np.pad(probabilities, [*padding, (0, absent)]))
+    valid = jnp.asarray(np.pad(np.ones((height, width), bool), padding))
+    pixels = jnp.asarray(np.pad(image, [*padding, (0, 0)]))
+    _check(pixels[None], filled[None], IRN, valid[None])
+    setting = _numbers(IRN)
+    cells = _cells_of(pixels, setting)
+    room = _room(np.asarray(_numbered(cells[0], valid)), valid)
+    found = _mean_field(cells, filled, valid, setting, room)
+    return np.asarray(found)[:height, :width, :count]
+
+
+def _room(numbers: np.ndarray, valid: jax.Array) -> int:
+    """A length of the lattice that is enough; one of four, for each is a program of its own."""
+    count, most = len(np.unique(numbers)) + 1, _most_points(valid)
+    return next(room for room in (most // 8, most // 4, most // 2, most) if room >= count)
+
+
+def _most_points(valid: jax.Array) -> int:
+    return _CORNERS * valid.size + 1
+
+
+def _numbers(setting: DenseCRF) -> tuple:
+    *kernels, iterations = astuple(setting)
+    return (*map(float, kernels), iterations)
 
 
 def _check(
@@ -156,9 +179,17 @@ def _refine(
 def _refine_one(
     image: jax.Array, probabilities: jax.Array, valid: jax.Array, setting: tuple
 ) -> jax.Array:
-    weight, xy, rgb, spatial_weight, spatial_xy, iterations = setting
+    cells = _cells_of(image, setting)
+    return _mean_field(cells, probabilities, valid, setting, _most_points(valid))
+
+
+@partial(jax.jit, static_argnames='room')
+def _mean_field(
+    cells: '_Cells', probabilities: jax.Array, valid: jax.Array, setting: tuple, room: int
+) -> jax.Array:
+    weight, _, _, spatial_weight, spatial_xy, iterations = setting
     logits = _logits(probabilities.astype(jnp.float32), valid)
-    bilateral = _normalized(_bilateral(image, valid, xy, rgb), valid)
+    bilateral = _normalized(_bilateral(_lattice(cells, valid.ravel(), room)), valid)
     spatial = _normalized(_spatial(valid.shape, spatial_xy), valid)
 
     def message(labels: jax.Array) -> jax.Array:
@@ -182,6 +213,7 @@ def _logits(probabilities: jax.Array, valid: jax.Array) -> jax.Array:
     return jnp.where(present | ~present.any(), jnp.log(jnp.maximum(known, _FLOOR)), -jnp.inf)
 
 
+_Cells = tuple[jax.Array, jax.Array]  # of `_cells`
 _Filter = Callable[[jax.Array], jax.Array]  # [H,W,C] -> [H,W,C]
 
 
@@ -203,17 +235,22 @@ def _gaussian(side: int, sigma: jax.Array) -> jax.Array:
     return jnp.exp(-0.5 * ((places[:, None] - places) / sigma) ** 2)
 
 
-def _bilateral(image: jax.Array, valid: jax.Array, xy: jax.Array, rgb: jax.Array) -> _Filter:
-    height, width = valid.shape
+@jax.jit
+def _cells_of(image: jax.Array, setting: tuple) -> '_Cells':
+    """`_cells` of the pixels of an image [H,W,3]."""
+    height, width, _ = image.shape
     y, x = jnp.mgrid[:height, :width]
     features = jnp.concatenate([x[..., None], y[..., None], image.astype(jnp.float32)], -1)
-    features = features.reshape(-1, _AXES) / jnp.stack(_sigmas(xy, rgb))
-    lattice = _lattice(features, valid.ravel())
-    return lambda v: _blur(lattice, v.reshape(height * width, -1)).reshape(v.shape)
+    _, xy, rgb, *_ = setting
+    return _cells(features.reshape(-1, _AXES) / jnp.stack(_sigmas(xy, rgb)))
+
+
+def _bilateral(lattice: '_Lattice') -> _Filter:
+    return lambda v: _blur(lattice, v.reshape(-1, v.shape[-1])).reshape(v.shape)
 
 
 class _Lattice(NamedTuple):
-    """The points of the lattice that N pixels lie between, one more than there can be.
+    """The points of the lattice that N pixels lie between, and at least one that is none.
 
     Attributes:
         corners: [N,6] which points each pixel lies between.
@@ -242,14 +279,22 @@ def _sum_along(points: jax.Array, neighbours: jax.Array) -> tuple[jax.Array, Non
     return points + 0.5 * (points[before] + points[after]), None
 
 
-def _lattice(features: jax.Array, valid: jax.Array) -> _Lattice:
-    """The lattice of features [N,5], in units of the kernel's standard deviation."""
-    corners, weights = _cells(features)
-    number = _numbering(corners)
-    nowhere = jnp.iinfo(jnp.int32).max
-    numbers = jnp.where(valid[:, None], number(corners), nowhere)
+@jax.jit
+def _numbered(corners: jax.Array, valid: jax.Array) -> jax.Array:
+    """Numbers [N,6] of corners [N,6,5], the same where points are; the last of all at padding."""
+    return jnp.where(valid.reshape(-1, 1), _numbering(corners)(corners), _NOWHERE)
+
+
+def _lattice(cells: '_Cells', valid: jax.Array, room: int) -> _Lattice:
+    """The lattice of cells with this number of points, more than it has."""
+    corners, weights = cells
+    number, nowhere = _numbering(corners), _NOWHERE
     points, first, which = jnp.unique(
-        numbers, size=numbers.size + 1, fill_value=nowhere, return_index=True, return_inverse=True
+        _numbered(corners, valid),
+        size=room,
+        fill_value=nowhere,
+        return_index=True,
+        return_inverse=True,
     )
     corner_of = corners.reshape(-1, _AXES)[first]
     last = len(points) - 1
