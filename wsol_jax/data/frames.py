@@ -132,6 +132,49 @@ def as_box(values: ArrayLike) -> Box3D:
     return x, y, z, length, width, height, yaw
 
 
+@dataclass(frozen=True)
+class SomeFrames:
+    """A `FrameSource` of some frames of another one.
+
+    Attributes:
+        source: the other one.
+        index: positions there.
+    """
+
+    source: FrameSource
+    index: tuple[int, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Those of the other one."""
+        return self.source.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Of the other one."""
+        return self.source.num_classes
+
+    @property
+    def most_labels(self) -> int:
+        """The most labels that an image of the other one has."""
+        return self.source.most_labels
+
+    def class_name(self, label: int) -> str:
+        """See `Source`."""
+        return self.source.class_name(label)
+
+    @property
+    def most_boxes(self) -> int:
+        """The most boxes that a frame of the other one has."""
+        return self.source.most_boxes
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[self.index[index]]
+
+
 def frame_record(image_id: str, frame: Frame, decoding: Decoding) -> Record:
     """The record of a frame: the image of its first camera, and the classes in it."""
     return Record(

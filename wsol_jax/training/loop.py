@@ -90,9 +90,10 @@ def train(
             or network fails again and again.
         CheckpointError: a checkpoint cannot be written, or none can be read.
     """
+    method = method or make_method(config.train)
+    train_source = method.learns_from(train_source)
     epoch_steps = steps_per_epoch(len(train_source), config.train.batch_size)
     total = config.train.epochs * epoch_steps
-    method = method or make_method(config.train)
     devices = all_devices(config.parallel)
     with (
         devices.stopping_together() as stop,

@@ -164,6 +164,14 @@ class TrainedMethod:
             if getattr(self, name):
                 raise ConfigError(f'config.train.{name}: {what}')
 
+    def learns_from(self, train: Source) -> Source:
+        """The records of train that an epoch goes through: here all.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        return train
+
     def targets(self, source: Source, required: bool) -> Targets:
         """What a batch carries of a record for `loss`: here its label, or labels.
 

@@ -1,5 +1,6 @@
 """Losses of teacher and student by hand on few cells; what wrong settings are told."""
 
+from dataclasses import replace
 from functools import cache, partial
 
 import jax
@@ -7,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import Listed
 
 from wsol_jax.config import Config, ConfigError, TrainConfig
+from wsol_jax.data import open_source
+from wsol_jax.data.frames import frame_of
 from wsol_jax.models.box_codes import codes_of
 from wsol_jax.models.center_point import heatmap_loss, true_heatmap
 from wsol_jax.models.heads import Outputs
@@ -166,3 +170,18 @@ def test_wrong_limits_are_one_line(name, options, message):
 def test_the_task_needs_a_method_of_frames():
     with pytest.raises(ConfigError, match=r"^config.train.method must be 'point_detr3d' or 'cente"):
         frame_method(Config(task='points'))
+
+
+def test_a_teacher_goes_through_frames_of_known_boxes():
+    source = open_source('lidar_scenes', '', 'train', count=6, size=32, seed=0, labelled=0.5)
+    own = TEACHER.learns_from(source)
+    known = [record for record in source if record.extra['frame'].labelled]
+    assert [record.image_id for record in own] == [record.image_id for record in known]
+    assert len(own) == 3 and own.most_boxes == source.most_boxes
+    assert (own.class_names, own.num_classes) == (source.class_names, 3)
+    assert STUDENT.learns_from(source) is source
+    none = Listed(
+        [replace(r, extra={'frame': replace(frame_of(r), labelled=False)}) for r in known]
+    )
+    with pytest.raises(ConfigError, match=r'^point_detr3d learns from boxes, and no frame'):
+        TEACHER.learns_from(none)

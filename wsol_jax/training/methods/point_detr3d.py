@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from wsol_jax.config import ConfigError
+from wsol_jax.data.frames import FrameSource, SomeFrames, frame_of
 from wsol_jax.data.records import Source
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models import Network
@@ -31,9 +32,9 @@ class PointDETR3D(FrameMethod):
     Every query is an annotated point: what is learnt of its class, where it is, how large its class
     is on average. It looks at a bird's-eye view of the LiDAR's points and at the image of the front
     camera, by deformable attention and on a grid on its region of interest, at first a box of
-    5 x 5 x 4 m. Predictions are matched with true boxes one to one (focal loss and L1). Frames
-    without boxes, those with one point an object alone, have no loss here: the stage `localize`
-    gives them boxes, of which `center_point` learns.
+    5 x 5 x 4 m. Predictions are matched with true boxes one to one (focal loss and L1). It
+    learns of the frames whose boxes are known; to the others, which have one point an object alone,
+    the stage `localize` gives boxes, of which `center_point` learns.
 
     Here pillars take the place of voxels, and no weights of another detector are started from.
 
@@ -59,6 +60,19 @@ class PointDETR3D(FrameMethod):
     samples: int = setting(16, 'deformable samples of each head and level', 'checkpoints', _COUNT)
     side: int = setting(7, 'of the grid on a region of interest', 'checkpoints', Range(1, 100))
     hidden: int = setting(512, 'channels of the feed-forward layers', 'checkpoints', _COUNT)
+
+    def learns_from(self, train: Source) -> Source:
+        """Frames whose boxes are known; the others have no loss.
+
+        Raises:
+            ConfigError: no boxes are known.
+        """
+        known = [i for i in range(len(train)) if frame_of(train[i]).labelled]
+        if not known:
+            raise ConfigError(
+                'point_detr3d learns from boxes, and no frame of train has known ones'
+            )
+        return SomeFrames(cast(FrameSource, train), tuple(known))
 
     def heads(self, network: Network, rngs: nnx.Rngs) -> Heads:
         """The detector.
