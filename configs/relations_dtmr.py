@@ -4,10 +4,12 @@ r"""Weakly supervised grounding (DTMR) on generated scenes of coloured shapes.
 
 Up to eight shapes of two or three classes; a sentence tells one of them by its class, a superlative
 or how it stands to another. The network is random and frozen: colours and edges are all that it
-has to see. Scores weigh as shares ('softmax'); the raw ones of the paper let the words be told by
-the size of a score, and the classes are not found.
+has to see. Scores weigh as shares ('softmax'), not raw as in the paper.
 
-Not measured here yet.
+Measured (seed 0, test, 300 images, 1749 sentences): accuracy 45.6 %, where chance gives 17.5, the
+largest box 18.0, and guessing in the subject's class 41.7. The class is found (85.5 where it has
+one box), the relation is not: nothing tells which box of a pair is the subject. With a relation to
+another class 36.5 (guessing in the class: 36.6), among boxes of one class 43.4 (36.7).
 """
 
 from ml_collections import ConfigDict

@@ -194,6 +194,21 @@ def test_padding_changes_nothing(heads, found):
         np.testing.assert_allclose(padded[name][inside], value, rtol=1e-5, atol=1e-5)
 
 
+def test_nothing_tells_which_of_a_pair_is_the_subject(heads, found):
+    """Exchanged in the scores and in what tells the relation, the words told are the same."""
+    heads = nnx.clone(heads)
+    first, second = heads.pair.parts
+    kernels = first.kernel[...], second.kernel[...]
+    second.kernel[...], first.kernel[...] = kernels
+    told = heads.related.first.kernel
+    told[...] = jnp.concatenate(jnp.split(told[...], 2)[::-1])
+    swapped = ground(heads, SEEN, BOXES, PROPOSALS, PHRASES)
+    np.testing.assert_allclose(swapped['relation'], found['relation'], rtol=1e-4, atol=1e-4)
+    turned = jnp.swapaxes(found['pair_scores'], 2, 3)
+    np.testing.assert_allclose(swapped['pair_scores'], turned, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(turned, found['pair_scores'], atol=1e-3)
+
+
 def test_the_weighted_sum_of_pairs_is_never_made_of_pairs():
     weights, features = RNG.normal(size=(1, 1, 3, 3)), RNG.normal(size=(1, 3, 2))
     wanted = sum(
