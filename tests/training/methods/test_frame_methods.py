@@ -179,9 +179,11 @@ def test_a_teacher_goes_through_frames_of_known_boxes():
     assert [record.image_id for record in own] == [record.image_id for record in known]
     assert len(own) == 3 and own.most_boxes == source.most_boxes
     assert (own.class_names, own.num_classes) == (source.class_names, 3)
-    assert STUDENT.learns_from(source) is source
+    alone = method('center_point', consistency=0.0)
+    assert len(alone.learns_from(source)) == 3 and STUDENT.learns_from(source) is source
+    assert replace(alone, labels='truth').learns_from(source) is source
     none = Listed(
         [replace(r, extra={'frame': replace(frame_of(r), labelled=False)}) for r in known]
     )
-    with pytest.raises(ConfigError, match=r'^point_detr3d learns from boxes, and no frame'):
+    with pytest.raises(ConfigError, match=r'^training needs frames whose boxes'):
         TEACHER.learns_from(none)

@@ -73,6 +73,11 @@ class CenterPoint3D(FrameMethod):
     )
     detections: int = setting(100, 'most boxes of a frame', 'maps', Range(1, 10_000))
 
+    @property
+    def needs_boxes(self) -> bool:
+        """Where nothing else is learnt of the other frames."""
+        return not (self.labels or (self.consistency and self.views))
+
     def targets(self, source: Source, required: bool) -> Targets:
         """Those of frames, with boxes of `labels`.
 

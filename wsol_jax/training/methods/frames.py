@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import jax
 
 from wsol_jax.config import ConfigError
-from wsol_jax.data.frames import FrameTargets
+from wsol_jax.data.frames import FrameSource, FrameTargets, SomeFrames, frame_of
 from wsol_jax.data.records import Source, Targets
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models.pillars import Grid
@@ -87,6 +87,24 @@ class FrameMethod(TrainedMethod):
                 f'got {self.sizes}'
             )
         return count
+
+    @property
+    def needs_boxes(self) -> bool:
+        """Whether frames whose boxes are not known have no loss."""
+        return False
+
+    def learns_from(self, train: Source) -> Source:
+        """All frames, or those whose boxes are known, where the others have no loss.
+
+        Raises:
+            ConfigError: no boxes are known.
+        """
+        if not self.needs_boxes:
+            return train
+        known = [i for i in range(len(train)) if frame_of(train[i]).labelled]
+        if not known:
+            raise ConfigError('training needs frames whose boxes are known, and train has none')
+        return SomeFrames(cast(FrameSource, train), tuple(known))
 
     def targets(self, source: Source, required: bool) -> Targets:
         """Points, boxes, annotated points and projections of a frame, see `FrameTargets`.

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from wsol_jax.config import ConfigError
-from wsol_jax.data.frames import FrameSource, SomeFrames, frame_of
 from wsol_jax.data.records import Source
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models import Network
@@ -61,18 +60,10 @@ class PointDETR3D(FrameMethod):
     side: int = setting(7, 'of the grid on a region of interest', 'checkpoints', Range(1, 100))
     hidden: int = setting(512, 'channels of the feed-forward layers', 'checkpoints', _COUNT)
 
-    def learns_from(self, train: Source) -> Source:
-        """Frames whose boxes are known; the others have no loss.
-
-        Raises:
-            ConfigError: no boxes are known.
-        """
-        known = [i for i in range(len(train)) if frame_of(train[i]).labelled]
-        if not known:
-            raise ConfigError(
-                'point_detr3d learns from boxes, and no frame of train has known ones'
-            )
-        return SomeFrames(cast(FrameSource, train), tuple(known))
+    @property
+    def needs_boxes(self) -> bool:
+        """Always: frames without have no loss."""
+        return True
 
     def heads(self, network: Network, rngs: nnx.Rngs) -> Heads:
         """The detector.
