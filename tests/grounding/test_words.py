@@ -6,9 +6,12 @@ from conftest import Listed
 
 from wsol_jax.data import DataError, Expression, Record
 from wsol_jax.grounding.words import (
+    SIZE,
     WordVectors,
+    glove_size,
     nearest_class,
     phrases_of,
+    random_vectors,
     read_glove,
     vocabulary,
     words_of,
@@ -95,3 +98,21 @@ def test_the_vocabulary_of_a_source():
     known = vocabulary(source())
     assert known == {'no relation': 1, 'dog': 2, 'left of': 3, 'red disc': 4}
     assert known.get('zebra', 0) == 0
+
+
+def test_the_length_of_vectors_is_told_by_the_first_line(file, tmp_path):
+    assert glove_size(file) == len(next(iter(read_glove(file, ['dog']).values())))
+    (tmp_path / 'text').write_text('a dog is here\n')
+    with pytest.raises(DataError, match=r"text:1: 'dog' is no finite number"):
+        glove_size(tmp_path / 'text')
+    with pytest.raises(DataError, match='missing: no such file'):
+        glove_size(tmp_path / 'missing')
+
+
+def test_random_vectors_are_of_the_word_alone():
+    found, again = random_vectors({'dog', 'cat'}), random_vectors(['cat'])
+    np.testing.assert_array_equal(found['cat'], again['cat'])
+    together = np.concatenate([found['cat'], found['dog']])
+    assert found['dog'].shape == (SIZE,) and together.dtype == np.float32
+    assert abs(together.mean()) < 0.15 and abs(together.std() - 1) < 0.15
+    assert abs(np.corrcoef(found['cat'], found['dog'])[0, 1]) < 0.2

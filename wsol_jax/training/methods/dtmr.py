@@ -1,4 +1,4 @@
-"""Discriminative triad matching and reconstruction (DTMR; Sun et al., T-PAMI, arXiv 2106.04053)."""
+"""Discriminative triad matching and reconstruction (DTMR; Sun et al. 2021, arXiv 2106.04053)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
