@@ -42,8 +42,8 @@ class DTMR(TrainedMethod):
     'grounded' is the percentage of sentences whose proposal has an IoU of .5 with the true box; the
     best epoch is that of the least loss, which reads no true box.
 
-    Weak where a sentence tells what the boxes do not show: the words may be told from the scores'
-    sizes alone.
+    Weak where a relation tells two boxes of one class apart: nothing says which box of a pair is
+    the subject, so that its opposite may be found; and raw scores may have the other sign.
     """
 
     best: ClassVar[tuple[str, Literal['max', 'min']]] = ('loss', 'min')
