@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
+from wsol_jax.data.boxes_3d import in_box_frame
 from wsol_jax.data.frames import (
     Camera,
     Frame,
@@ -20,7 +21,6 @@ from wsol_jax.data.frames import (
 )
 from wsol_jax.data.loader import evaluation_batches
 from wsol_jax.data.records import DataError, Decoding, Record
-from wsol_jax.points.boxes import in_box_frame
 
 BOXES = ((10.0, 2.0, 0.5, 4.0, 2.0, 1.5, 0.7), (-30.0, 0.0, 1.0, 0.6, 0.6, 1.8, 0.0))
 PROJECTION = ((1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0), (9.0, 10.0, 11.0, 12.0))

@@ -8,8 +8,8 @@ from PIL import Image
 
 from wsol_jax.config import Config, ConfigError, DataConfig
 from wsol_jax.data import DataError, Kitti, decode_image, open_source
+from wsol_jax.data.boxes_3d import corners, points_inside, project
 from wsol_jax.data.frames import frame_of, read_points
-from wsol_jax.points.boxes import corners, points_inside, project
 from wsol_jax.run import open_split
 
 NAMES = ('000003', '000007', '000011')

@@ -5,6 +5,7 @@ import pytest
 
 from wsol_jax.config import Config, ConfigError, DataConfig
 from wsol_jax.data import DataError, LidarScenes, decode_image, open_source
+from wsol_jax.data.boxes_3d import axes, corners, in_box_frame, points_inside, project
 from wsol_jax.data.frames import frame_of, read_points
 from wsol_jax.data.lidar_scenes import (
     AZIMUTHS,
@@ -20,7 +21,6 @@ from wsol_jax.data.lidar_scenes import (
     _pictured,
     _projection,
 )
-from wsol_jax.points.boxes import axes, corners, in_box_frame, points_inside, project
 from wsol_jax.run import open_split
 
 COUNT = 12

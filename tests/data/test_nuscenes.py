@@ -10,10 +10,10 @@ from PIL import Image
 
 from wsol_jax.config import Config, DataConfig
 from wsol_jax.data import DataError, Nuscenes, open_source
+from wsol_jax.data.boxes_3d import points_inside, project
 from wsol_jax.data.frames import FrameTargets, frame_of, read_points
 from wsol_jax.data.nuscenes import CLASSES
 from wsol_jax.data.nuscenes_tables import CAMERAS, rotation_matrix
-from wsol_jax.points.boxes import points_inside, project
 from wsol_jax.run import open_split
 
 SWEEPS = 12  # 20 a second; two samples: the first sweep and the last

@@ -1,7 +1,7 @@
 """A LiDAR sweep, the cameras around it and the boxes in it: what `extra['frame']` of a record is.
 
 The image of such a record is that of the first camera. Boxes and points are in the LiDAR frame of
-the sweep, in metres; `wsol_jax.points.boxes` says what the numbers of a box are.
+the sweep, in metres; `wsol_jax.data.boxes_3d` says what the numbers of a box are.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
+from wsol_jax.data.boxes_3d import Array, as_boxes, axes
 from wsol_jax.data.decode import decode_image, resize_image
 from wsol_jax.data.files import printable, read_file, reason
 from wsol_jax.data.records import (
@@ -28,7 +29,6 @@ from wsol_jax.data.records import (
     Source,
 )
 from wsol_jax.names import shown
-from wsol_jax.points.boxes import Array, as_boxes, axes
 
 Matrix = tuple[tuple[float, ...], ...]
 Box3D = tuple[float, float, float, float, float, float, float]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wsol_jax.data.boxes_3d import kitti_to_lidar
 from wsol_jax.data.decode import stored_size
 from wsol_jax.data.files import printable
 from wsol_jax.data.frames import (
@@ -33,7 +34,6 @@ from wsol_jax.data.records import (
     is_displayed,
 )
 from wsol_jax.names import shown, unknown_name
-from wsol_jax.points.boxes import kitti_to_lidar
 
 CLASSES = ('Car', 'Pedestrian', 'Cyclist')
 UNUSED = ('Van', 'Truck', 'Person_sitting', 'Tram', 'Misc')  # labelled, and not detected

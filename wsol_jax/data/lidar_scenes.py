@@ -14,6 +14,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
+from wsol_jax.data.boxes_3d import axes, corners, project
 from wsol_jax.data.drawing import png
 from wsol_jax.data.frames import (
     Box3D,
@@ -28,7 +29,6 @@ from wsol_jax.data.frames import (
 )
 from wsol_jax.data.generated import Generated
 from wsol_jax.data.records import Decoding, Pixels, Record
-from wsol_jax.points.boxes import axes, corners, project
 
 Array = NDArray[np.float32]
 CLASSES = ('car', 'pedestrian', 'cyclist')

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wsol_jax.data.boxes_3d import points_inside
 from wsol_jax.data.files import printable, read_file, reason, stays_below
 from wsol_jax.data.frames import Box3D, Camera, Frame, Sweep, as_box, as_matrix, check_box
 from wsol_jax.data.records import DataError
 from wsol_jax.names import shown, unknown_name
-from wsol_jax.points.boxes import points_inside
 
 TABLES = (
     *('scene', 'sample', 'sample_data', 'ego_pose', 'calibrated_sensor', 'sensor'),

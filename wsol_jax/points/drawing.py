@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wsol_jax.data.boxes_3d import EDGES, FACES, NEAREST, Array, as_boxes, corners
 from wsol_jax.data.decode import decode_image, resize_image
 from wsol_jax.data.frames import Camera, frame_of, read_points
 from wsol_jax.data.records import Pixels, Record
-from wsol_jax.points.boxes import EDGES, FACES, NEAREST, Array, as_boxes, corners
 
 # White, and two colours of Okabe and Ito: told apart with any colour vision.
 TRUE, FOUND, ANNOTATED = (255, 255, 255), (230, 159, 0), (86, 180, 233)

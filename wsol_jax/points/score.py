@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from wsol_jax.data.boxes_3d import as_boxes
 from wsol_jax.data.frames import frame_of
 from wsol_jax.data.records import Record
 from wsol_jax.evaluation.split import Results
-from wsol_jax.points.boxes import as_boxes
 from wsol_jax.points.nuscenes_score import DetectionTable, match_frame
 from wsol_jax.points.quality import QualityTable, match_quality
 

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 
-from wsol_jax.points.boxes import (
+from wsol_jax.data.boxes_3d import (
     EDGES,
     FACES,
     corners,
