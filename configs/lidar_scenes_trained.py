@@ -29,7 +29,7 @@ _SCENE = {
     'sizes': ((4.2, 1.8, 1.5), (0.7, 0.7, 1.75), (1.8, 0.7, 1.7)),
 }
 _TEACHER = {**_SCENE, 'width': 48, 'heads_count': 4, 'samples': 4, 'side': 5, 'hidden': 96}
-_STUDENT = {**_SCENE, 'width': 32, 'detections': 40}
+_STUDENT = {**_SCENE, 'width': 32, 'detections': 40, 'labels': ''}
 # Variant -> train.method and its options.
 _METHODS = {
     'teacher': ('point_detr3d', _TEACHER),

@@ -9,8 +9,7 @@ losses, augmentation and schedule are those of the paper. Its LiDAR backbone tak
 and starts from a detector trained on the labelled share, its ResNet-50 sees six cameras; here
 points go through pillars of 0.4 m, nothing in 3D is trained before, and the front camera alone is
 seen. Mean sizes of the classes, which the paper encodes, too, are not known here: give them as
-`config.train.options.sizes`. A share of the frames is labelled where the paper labels a share of
-the scenes.
+`config.train.options.sizes`.
 
 Published (abstract): with 5 % of the labels, more than 90 % of full supervision. Not measured here.
 """
@@ -31,7 +30,7 @@ _SCENE = {
 }
 _METHODS = {
     'teacher': ('point_detr3d', _SCENE),
-    'student': ('center_point', _SCENE),
+    'student': ('center_point', {**_SCENE, 'labels': ''}),
 }
 
 

@@ -13,7 +13,7 @@ from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models.pillars import Grid
 from wsol_jax.training.method import TrainedMethod
 
-_COUNT = Range(1, 100_000)
+_COUNT = Range(1, 1_000_000)
 
 
 class Boxes(NamedTuple):
