@@ -1,6 +1,6 @@
 r"""What each part of DTMR gives, on generated scenes and on COCO images with generated sentences.
 
-    WSOL_DATA=DATA python -m experiments.grounding --workdir DIR [--seeds 3] [--only relations]
+    WSOL_DATA=DATA python -m experiments.grounding --workdir DIR [--seeds 3] [--dataset relations]
 
 The experiments are those of configs/relations_dtmr.py and configs/coco_expressions_dtmr.py; each
 runs in DIR/<source>/<variant>/seed_0, ..., what is finished is not run again. The second needs DATA
@@ -38,7 +38,7 @@ CONFIGS = {
     'relations': relations_dtmr.get_config,
     'coco_expressions': coco_expressions_dtmr.get_config,
 }
-ONLY = flags.DEFINE_enum('only', '', ['', *CONFIGS], 'One of the data sets.')
+DATASET = flags.DEFINE_enum('dataset', '', ['', *CONFIGS], 'One of the data sets.')
 # Variant -> options of the method.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     'dtmr': {},
@@ -134,7 +134,7 @@ def main(_: Sequence[str]) -> None:
     """Runs what is missing, then prints and writes the tables."""
     logging.set_verbosity(logging.WARNING)
     folder, parts = Path(WORKDIR.value), []
-    for source in [ONLY.value] if ONLY.value else CONFIGS:
+    for source in [DATASET.value] if DATASET.value else CONFIGS:
         config = read_config(CONFIGS[source]())
         runs = {
             variant: [

@@ -200,7 +200,8 @@ def test_wrong_config_files(tmp_path, file, message):
         (
             'trian.epochs=3',
             "unknown key in config 'trian'; did you mean 'train'? "
-            'known: augment, data, evaluate, localize, network, parallel, report, seed, stages, ',
+            'known: augment, data, evaluate, localize, network, parallel, report, seed, '
+            'segmentation, stages, ',
         ),
         (
             'train.epoch=3',

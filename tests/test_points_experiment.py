@@ -13,7 +13,7 @@ def test_steps_learn_of_what_they_say(tmp_path):
     taught = str(tmp_path / 'teacher' / 'maps' / 'train' / 'pseudo_labels')
     labels = {step: config.train.options.get('labels') for step, config in found.items()}
     assert labels['student'] == labels['student_boxes'] == taught
-    assert (labels['student_truth'], labels['student_alone']) == ('truth', None)
+    assert (labels['student_truth'], labels['student_alone']) == ('truth', '')
     weights = {s: found[s].train.options.get('consistency') for s in ('student', 'student_boxes')}
     assert weights == {'student': None, 'student_boxes': 0.0}
     assert not found['teacher_lidar'].train.options['camera']
