@@ -8,11 +8,11 @@ positive; of the others a linear SVM on the mean of the network's last layer see
 are positives, drawn at random, and in each further round those that it scored highest (hard
 negatives). Its weights make a map (Zhou et al., CVPR 2016, section 4.4).
 
-Told of each phrase, on test: the average precision of the SVM's scores, beside what chance gives;
-and on the images with the phrase how often the maximum of the map lies in a box of its class,
-beside the share of the image that these boxes take, which is chance. Phrases are by default the
-classes that are the subject in the most images of train. Prints the table and writes it to
-DIR/concepts.md.
+Told of each phrase, on test: the average precision of the SVM's scores (as VOC has it), beside what
+chance gives; and on the images with the phrase how often the maximum of the map lies in a box of
+its class, beside the share of the image that these boxes take, which is chance. Phrases are by
+default the classes that are the subject in the most images of train. Prints the table and writes it
+to DIR/concepts.md.
 """
 
 from collections import Counter
@@ -27,6 +27,7 @@ from experiments.linear_svm import features_of, fit_svm
 from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import ConfigError, read_config
 from wsol_jax.data import Record, Source, decode_image, stored_size
+from wsol_jax.evaluation.multi_label import average_precisions
 from wsol_jax.models import Network, load_network
 from wsol_jax.report.table import markdown
 from wsol_jax.run import open_splits
@@ -96,13 +97,6 @@ def learn(
     return weights[:, 1], float(bias[1])
 
 
-def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
-    """The mean precision at each positive, the highest score first; in percent."""
-    found = positive[np.argsort(-scores, kind='stable')]
-    precision = np.cumsum(found) / np.arange(1, len(found) + 1)
-    return 100 * float(precision[found].mean())
-
-
 def boxes_of(record: Record, label: int) -> np.ndarray:
     """The proposals of a class: [n,4] as shares of the image."""
     pairs = zip(record.boxes, record.extra['proposal_classes'], strict=True)
@@ -145,7 +139,10 @@ def row_of(phrase: str, train: Images, test: Images, label: int | None) -> list[
     rng = np.random.default_rng(0)
     weights, bias = learn(train.maps.mean(axis=(1, 2)), positive, _ROUNDS.value, rng)
     scores = test.maps.mean(axis=(1, 2)) @ weights + bias
-    cells += [f'{average_precision(scores, asked):.1f}', f'{100 * asked.mean():.1f}']
+    cells += [
+        f'{average_precisions(scores[:, None], asked[:, None])[0]:.1f}',
+        f'{100 * asked.mean():.1f}',
+    ]
     if label is None:
         return [*cells, '', '']
     which = np.flatnonzero(asked).tolist()

@@ -109,9 +109,7 @@ def trained(this: Run, variant: str, start: str = '', name: str = '', **changed:
     options = {**config.train.options, **changed}
     setting = {'options': options, 'init_from': str(this.folder / start) if start else ''}
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, **setting))
-    if (
-        variant == 'irn'
-    ):  # how long the walk is, val is to say: boundaries alone, which are no seeds
+    if variant == 'irn':  # boundaries alone, which are no seeds: val says how long the walk is
         localize = dataclasses.replace(config.localize, methods=('irn',))
         setting = {'localize': localize, 'segmentation': SegmentationConfig()}
         config = dataclasses.replace(config, stages=('train', 'localize'), **setting)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from experiments.concepts import Images, average_precision, learn, pointing
+from experiments.concepts import Images, learn, pointing
+from wsol_jax.evaluation.multi_label import average_precisions
 
 
 def test_whole_words_of_captions_count():
@@ -13,7 +14,8 @@ def test_whole_words_of_captions_count():
 
 def test_average_precision_by_hand():
     # In order of the scores: right, wrong, right: (1 + 2/3) / 2.
-    found = average_precision(np.array([0.5, 0.9, 0.1]), np.array([False, True, True]))
+    scores, positive = np.array([0.5, 0.9, 0.1]), np.array([False, True, True])
+    (found,) = average_precisions(scores[:, None], positive[:, None])
     np.testing.assert_allclose(found, 100 * 5 / 6)
 
 

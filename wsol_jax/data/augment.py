@@ -55,6 +55,11 @@ class AugmentConfig:
         (0.5, 1.5), "least and greatest factor of 'scale'", 'checkpoints', Range(0.01, 16)
     )
 
+    @property
+    def keeps_places(self) -> bool:
+        """Whether all of an image is seen as it is, so that boxes stay where they are."""
+        return self.crop == 'whole' and not self.flip
+
 
 class Crop(NamedTuple):
     """A window of a resized part of an image: what is done to its pixels and its label maps alike.

@@ -27,6 +27,7 @@ from wsol_jax.data.records import (
     Pixels,
     Record,
     Source,
+    filled,
 )
 from wsol_jax.names import shown
 
@@ -104,6 +105,10 @@ class FrameSource(Source, Protocol):
     def most_boxes(self) -> int:
         """The most boxes that a frame has, at least 1."""
 
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Of which frames training knows the boxes, [len]; no frame is drawn or read for it."""
+
 
 class ListedFrames(ListedRecords):
     """A `FrameSource` whose records are all there."""
@@ -112,6 +117,11 @@ class ListedFrames(ListedRecords):
     def most_boxes(self) -> int:
         """The most boxes that a frame has, at least 1."""
         return max([1, *(len(frame_of(record).boxes) for record in self._records)])
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Of which frames training knows the boxes, [len]."""
+        return np.array([frame_of(record).labelled for record in self._records], bool)
 
 
 def as_matrix(values: ArrayLike) -> Matrix:
@@ -167,6 +177,11 @@ class SomeFrames:
     def most_boxes(self) -> int:
         """The most boxes that a frame of the other one has."""
         return self.source.most_boxes
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Of which of these frames training knows the boxes, [len]."""
+        return self.source.labelled[list(self.index)]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -308,6 +323,19 @@ def _chance(record: Record, seed: int, stream: int) -> Generator:
     return np.random.default_rng([seed, crc32(record.image_id.encode()), stream])
 
 
+def in_region(rows: Array, region: tuple[float, ...]) -> NDArray[np.bool_]:
+    """Which rows [N, 3+], which begin with x, y, z, lie in a region: [N].
+
+    Args:
+        rows: points, or boxes by their centres, in metres.
+        region: (x0, y0, z0, x1, y1, z1), whose upper ends are outside; () for no bound.
+    """
+    if not region:
+        return np.ones(len(rows), bool)
+    low, high = np.array(region, np.float32).reshape(2, 3)
+    return np.asarray(((rows[:, :3] >= low) & (rows[:, :3] < high)).all(1))
+
+
 @dataclass(frozen=True)
 class FrameTargets:
     """What a batch carries of a frame; see `Targets`.
@@ -362,36 +390,29 @@ class FrameTargets:
 
     def _points(self, record: Record, frame: Frame) -> dict[str, NDArray[Any]]:
         points = read_points(frame)
-        points = points[self._inside(points)]
+        points = points[in_region(points, self.region)]
         if len(points) > self.most_points:
             rng = _chance(record, self.seed, _SAMPLE)
             kept = rng.choice(len(points), self.most_points, replace=False, shuffle=False)
             points = points[np.sort(kept)]
         valid = np.arange(self.most_points) < len(points)
-        return {'points': _padded(points, self.most_points), 'points_valid': valid}
+        return {'points': filled(points, (self.most_points,)), 'points_valid': valid}
 
     def _boxes(self, record: Record, frame: Frame) -> dict[str, NDArray[Any]]:
         boxes = as_boxes(frame.boxes)
-        kept = np.flatnonzero(self._inside(boxes))
+        kept = np.flatnonzero(in_region(boxes, self.region))
         if len(kept) > self.most_boxes:
             raise DataError(
                 f'{printable(record.image_id)}: has {len(kept)} boxes, but can have '
                 f'{self.most_boxes} here'
             )
-        classes = np.full(self.most_boxes, UNLABELLED, np.int32)
-        classes[: len(kept)] = np.array(frame.classes, np.int32)[kept]
+        classes = np.array(frame.classes, np.int32)[kept]
         annotated = annotated_points(record, self.seed)[kept]
         return {
-            'boxes': _padded(boxes[kept], self.most_boxes),
-            'box_classes': classes,
-            'annotated': _padded(annotated, self.most_boxes),
+            'boxes': filled(boxes[kept], (self.most_boxes,)),
+            'box_classes': filled(classes, (self.most_boxes,), UNLABELLED),
+            'annotated': filled(annotated, (self.most_boxes,)),
         }
-
-    def _inside(self, rows: Array) -> NDArray[np.bool_]:
-        if not self.region:
-            return np.ones(len(rows), bool)
-        low, high = np.array(self.region, np.float32).reshape(2, 3)
-        return np.asarray(((rows[:, :3] >= low) & (rows[:, :3] < high)).all(1))
 
     def _cameras_of(self, record: Record, frame: Frame) -> tuple[Camera, ...]:
         if len(frame.cameras) < self.num_cameras:
@@ -406,8 +427,3 @@ class FrameTargets:
         for camera in cameras:
             one = replace(record, image=camera.image, size=camera.size)
             yield resize_image(decode_image(one, max(height, width)), (width, height))
-
-
-def _padded(rows: Array, count: int) -> Array:
-    """[count, C]: the rows, then zeros."""
-    return np.concatenate([rows, np.zeros((count - len(rows), rows.shape[1]), np.float32)])

@@ -96,6 +96,11 @@ class LidarScenes(Generated):
         """The most labels that a frame has; nothing is drawn to know it."""
         return len(CLASSES)
 
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Of which frames training knows the boxes, [len]; nothing is drawn to know it."""
+        return self._labelled
+
     def _draw(self, index: int, rng: Generator) -> Record:
         frame = draw(rng, self.size, bool(self._labelled[index]))
         return frame_record(self.image_id(index), frame, Decoding())

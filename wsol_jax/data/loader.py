@@ -26,6 +26,7 @@ from wsol_jax.data.records import (
     Record,
     Source,
     Targets,
+    filled,
 )
 from wsol_jax.interrupts import deaf_children, end_with_parent
 
@@ -286,6 +287,4 @@ def _targets(items: Sequence[_Item], name: str) -> list[NDArray[Any]]:
 def _padded(rows: Sequence[NDArray[Any]], count: int) -> NDArray[Any]:
     """[count, ...] of at most so many arrays of one shape."""
     found = np.stack(rows)
-    fill = UNLABELLED if found.dtype.kind == 'i' else 0
-    padding = np.full((count - len(found), *found.shape[1:]), fill, found.dtype)
-    return np.concatenate([found, padding])
+    return filled(found, (count,), UNLABELLED if found.dtype.kind == 'i' else 0)

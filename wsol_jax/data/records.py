@@ -179,6 +179,31 @@ class ListedRecords(NamedClasses):
         return self._records[index]
 
 
+class Listed(ListedRecords):
+    """All records of a source, asked for once: generated ones are drawn whenever they are.
+
+    Args:
+        source: with names of its classes, or none.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.class_names = source.class_names
+        self._records = [source[i] for i in range(len(source))]
+
+
+def filled(rows: NDArray[Any], shape: tuple[int, ...], value: int = 0) -> NDArray[Any]:
+    """An array in the first places of a larger one: what targets of one shape are made by.
+
+    Args:
+        rows: [n, ...].
+        shape: of the leading axes of the larger one, none below that of `rows`; the others stay.
+        value: of all other places.
+    """
+    whole = np.full((*shape, *rows.shape[len(shape) :]), value, rows.dtype)
+    whole[tuple(map(slice, rows.shape[: len(shape)]))] = rows
+    return whole
+
+
 def drawn(count: int, split: str) -> NDArray[np.bool_]:
     """Which of `count` images [count] are those of train, or val, where a data set has no val.
 

@@ -22,8 +22,11 @@ from wsol_jax.hosts import barrier, first_of_all, own_share, process, processes
 from wsol_jax.workdir import read_json, write_text, written_whole
 
 _Scores = TypeVar('_Scores')
-_Choice = TypeVar('_Choice')
 _Split = TypeVar('_Split', bound=StoredSplit)
+
+
+def _nothing(_: Any) -> None:
+    """What is chosen where a task has nothing to choose."""
 
 
 def evaluate_splits(
@@ -33,8 +36,8 @@ def evaluate_splits(
     *,
     score: Callable[..., _Scores],
     join: Callable[[Iterable[_Scores]], _Scores],
-    choose: Callable[[_Scores | None], _Choice],
-    summarize: Callable[[Sequence[_Split], Mapping[str, _Scores], _Choice], dict[str, Any]],
+    choose: Callable[[_Scores | None], Any] = _nothing,
+    summarize: Callable[[Sequence[_Split], Mapping[str, _Scores], Any], dict[str, Any]],
 ) -> dict[str, Any]:
     """Scores the results of every split in one pass; writes metrics.json.
 
@@ -50,7 +53,8 @@ def evaluate_splits(
             see `StoredSplit.parts`. Nothing is chosen, None, where the split to choose on is
             scored. It runs in processes of their own, so it lies in a module that needs no JAX.
         join: the scores of parts, at least one, as those of all their images.
-        choose: what is best on the split to choose on; of None, where there is no such split.
+        choose: what is best on the split to choose on; of None, where there is no such split. By
+            default nothing is chosen, None.
         summarize: what metrics.json says of the scores of all splits.
 
     Returns:
@@ -63,7 +67,7 @@ def evaluate_splits(
     others = [split for split in splits if split.name != setting.choose_on]
     with mapper(setting.processes) as over:
 
-        def scores_of(split: _Split, choice: _Choice | None) -> _Scores:
+        def scores_of(split: _Split, choice: Any) -> _Scores:
             own = join(_over_parts(partial(score, setting=setting, chosen=choice), split, over))
             return own if processes() == 1 else join(_of_all(own, workdir / 'scores', split.name))
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from wsol_jax.data import DataError, Record, Source, stored_size
 from wsol_jax.data.expressions import Expression
+from wsol_jax.data.records import filled
 from wsol_jax.evaluation.boxes import box_iou
 from wsol_jax.grounding.words import NO_RELATION, Words, nearest_class
 
@@ -52,15 +53,15 @@ class Sentences:
         classes = np.array([self.class_of[each.subject] for each in said], np.int32)
         phrases = np.array([self._phrases(each) for each in said])
         found = {
-            'boxes': _filled(boxes.astype(np.float32), (self.boxes,)),
+            'boxes': filled(boxes.astype(np.float32), (self.boxes,)),
             'proposals': np.arange(self.boxes) < len(boxes),
-            'phrases': _filled(phrases, (self.sentences,)),
+            'phrases': filled(phrases, (self.sentences,)),
             'sentences': np.arange(self.sentences) < len(said),
-            'classes': _filled(classes, (self.sentences,), -1),
+            'classes': filled(classes, (self.sentences,), -1),
         }
         if self.scored:
             right = overlaps(record) >= RIGHT
-            found['right'] = _filled(right, (self.sentences, self.boxes))
+            found['right'] = filled(right, (self.sentences, self.boxes))
         return found
 
     def _phrases(self, said: Expression) -> NDArray[np.float32]:
@@ -120,10 +121,3 @@ def overlaps(record: Record) -> NDArray[np.float64]:
     inside = np.array([0, 0, 1, 1])  # `box_iou` counts the last pixel
     true = np.array([said.box for said in expressions_of(record)])
     return box_iou(true - inside, np.array(record.boxes) - inside)
-
-
-def _filled(rows: NDArray, shape: tuple[int, ...], value: int = 0) -> NDArray:
-    """Rows in the first places of an array of a larger shape; what follows those is the same."""
-    whole = np.full((*shape, *rows.shape[len(shape) :]), value, rows.dtype)
-    whole[tuple(map(slice, rows.shape[: len(shape)]))] = rows
-    return whole

@@ -145,13 +145,8 @@ def evaluate_grounding(
         workdir,
         score=score_grounding,
         join=joined,
-        choose=_nothing,
         summarize=_summary,
     )
-
-
-def _nothing(found: Grounded | None) -> None:
-    del found
 
 
 def _summary(
@@ -182,7 +177,7 @@ def _method(config: Config) -> DTMR:
 
 def _check(config: Config) -> None:
     """Refuses what would move the boxes, which belong to the whole image."""
-    if config.augment.crop != 'whole' or config.augment.flip:
+    if not config.augment.keeps_places:
         raise ConfigError(
             "config.augment.crop must be 'whole' and config.augment.flip False with "
             f"config.task='grounding', whose boxes are of the whole image, got "

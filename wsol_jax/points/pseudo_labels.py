@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from wsol_jax.data.files import printable
 from wsol_jax.data.frames import FrameTargets, check_box, frame_of
-from wsol_jax.data.records import UNLABELLED, DataError, Record
+from wsol_jax.data.records import UNLABELLED, DataError, Record, filled
 from wsol_jax.names import unknown_name
 from wsol_jax.workdir import write_text
 
@@ -105,8 +105,7 @@ class StudentTargets:
         if len(boxes) > most:
             where = printable(str(path))
             raise DataError(f'{where}: has {len(boxes)} boxes, but a frame can have {most} here')
-        rows = ((0, most - len(boxes)), (0, 0))
         return {
-            'boxes': np.pad(boxes, rows),
-            'box_classes': np.pad(classes, rows[:1], constant_values=UNLABELLED),
+            'boxes': filled(boxes, (most,)),
+            'box_classes': filled(classes, (most,), UNLABELLED),
         }

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from wsol_jax.data.boxes_3d import as_boxes
-from wsol_jax.data.frames import frame_of
+from wsol_jax.data.frames import frame_of, in_region
 from wsol_jax.data.records import Record
 from wsol_jax.evaluation.split import Results
 from wsol_jax.points.nuscenes_score import DetectionTable, match_frame
@@ -34,8 +34,7 @@ def true_boxes(record: Record, region: tuple[float, ...]) -> Truth:
     """Boxes [m,7] and classes [m] of a frame whose centres lie in a region (x0, y0, z0, x1 ..)."""
     frame = frame_of(record)
     boxes, classes = as_boxes(frame.boxes), np.array(frame.classes, int)
-    low, high = np.reshape(region, (2, 3))
-    inside = ((boxes[:, :3] >= low) & (boxes[:, :3] < high)).all(axis=1)
+    inside = in_region(boxes, region)
     return boxes[inside], classes[inside]
 
 

@@ -45,13 +45,8 @@ def evaluate_boxes(
         workdir,
         score=partial(score_frames, names=names, region=region),
         join=joined,
-        choose=_nothing,
         summarize=_summary,
     )
-
-
-def _nothing(scores: FrameScores | None) -> None:
-    del scores
 
 
 def _summary(
@@ -69,7 +64,7 @@ def _row(split: StoredSplit, scores: FrameScores) -> dict[str, Any]:
 
 def _check(config: Config) -> None:
     frame_method(config)
-    if config.augment.crop != 'whole' or config.augment.flip:
+    if not config.augment.keeps_places:
         raise ConfigError(
             "config.task='points' needs config.augment.crop='whole' and config.augment.flip=False: "
             'projections are those of the whole image'

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from wsol_jax.config import Config, EvaluateConfig
 from wsol_jax.data import Record, Source, decode_image, evenly_spaced, resize_image
+from wsol_jax.data.records import Pixels
 from wsol_jax.evaluation.scoring import Rules, score_part
 from wsol_jax.evaluation.split import ImageMaps
 from wsol_jax.evaluation.table import Table, joined
@@ -228,10 +229,16 @@ def jpeg_of(record: Record, side: int) -> tuple[str, tuple[int, int]]:
     Raises:
         DataError: the image cannot be read.
     """
-    pixels, stream = decode_image(record, side), io.BytesIO()
+    pixels = decode_image(record, side)
     size = displayed_size(pixels.shape[1] / pixels.shape[0], side)
-    Image.fromarray(resize_image(pixels, size)).save(stream, 'JPEG', quality=_QUALITY)
-    return base64.b64encode(stream.getvalue()).decode('ascii'), size
+    return jpeg(resize_image(pixels, size)), size
+
+
+def jpeg(pixels: Pixels) -> str:
+    """An image, uint8 RGB [H,W,3], as a JPEG in base64."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, 'JPEG', quality=_QUALITY)
+    return base64.b64encode(stream.getvalue()).decode('ascii')
 
 
 def displayed_size(ratio: float, side: int) -> tuple[int, int]:

@@ -1,14 +1,9 @@
 """The page of boxes in 3D: scores by class and by distance, frames from above and in cameras."""
 
-import base64
-import io
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
-from PIL import Image
 
 from wsol_jax.config import Config
 from wsol_jax.data import Source, evenly_spaced
@@ -19,12 +14,12 @@ from wsol_jax.points.detections import frame_method
 from wsol_jax.points.drawing import frame_picture
 from wsol_jax.points.score import found_boxes
 from wsol_jax.report.frame import rendered
+from wsol_jax.report.gallery import jpeg
 from wsol_jax.workdir import read_json, write_text
 
 LEAST_SCORE = 0.3  # of the boxes that pictures show
 _SHOWN = ('mAP', 'NDS', 'mATE', 'mASE', 'mAOE')
 _OF_CLASS = ('boxes', 'AP', 'AP_0.5', 'AP_1', 'AP_2', 'AP_4', 'ATE', 'ASE', 'AOE')
-_QUALITY = 80  # of JPEGs
 
 
 class Picture(NamedTuple):
@@ -81,14 +76,8 @@ def _pictures(config: Config, source: Source, workdir: Path) -> Iterator[Picture
         boxes, _, scores = found_boxes(columns, i)
         record, shown = source[i], boxes[scores >= LEAST_SCORE]
         region, points = frame_method(config).limits, annotated_points(record)
-        yield _picture(record.image_id, frame_picture(record, region, shown, points))
-
-
-def _picture(name: str, pixels: np.ndarray) -> Picture:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, 'JPEG', quality=_QUALITY)
-    height, width = pixels.shape[:2]
-    return Picture(name, base64.b64encode(stream.getvalue()).decode('ascii'), (width, height))
+        pixels = frame_picture(record, region, shown, points)
+        yield Picture(record.image_id, jpeg(pixels), (pixels.shape[1], pixels.shape[0]))
 
 
 def _scores(row: Mapping[str, Any]) -> dict[str, Any]:

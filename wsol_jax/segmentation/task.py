@@ -130,17 +130,12 @@ def evaluate_predicted(
         workdir,
         score=partial(score_predicted, count=count),
         join=_added,
-        choose=_nothing,
         summarize=_predicted_summary,
     )
 
 
 def _added(parts: Iterable[np.ndarray]) -> np.ndarray:
     return np.sum(list(parts), axis=0)
-
-
-def _nothing(matrix: np.ndarray | None) -> None:
-    del matrix
 
 
 def _predicted_summary(

@@ -22,6 +22,7 @@ from wsol_jax.data import (
     training_batches,
 )
 from wsol_jax.data.loader import ReaderKilled
+from wsol_jax.data.records import Targets
 from wsol_jax.hosts import barrier, gathered, is_first
 from wsol_jax.interrupts import uninterrupted
 from wsol_jax.models import (
@@ -213,6 +214,7 @@ class _Run:
         """Runs every step that is left, with a checkpoint on the way and after each epoch."""
         setting = self._config.train
         total, batch_size = setting.epochs * self._epoch_steps, setting.batch_size
+        val_targets = self._method.targets(val_source, required=False)  # once: they may look at all
         bar = {'total': total * batch_size, 'initial': self._step * batch_size, 'unit': 'image'}
         try:
             shards = self._shards(train_source, size, range(self._step, total))
@@ -221,7 +223,7 @@ class _Run:
                     with uninterrupted():
                         self._one_step(shard, progress)
                     if self._step % self._epoch_steps == 0:
-                        self._end_epoch(val_source, size, last=self._step == total)
+                        self._end_epoch(val_source, val_targets, size, last=self._step == total)
                     stop()
         except (KeyboardInterrupt, DataError, ReaderKilled):
             # Not where an epoch ends: going on from there would leave its evaluation out.
@@ -265,7 +267,7 @@ class _Run:
         if self._step % setting.checkpoint_every == 0 and not ends:
             self._save()
 
-    def _end_epoch(self, source: Source, size: int, last: bool) -> None:
+    def _end_epoch(self, source: Source, targets: Targets, size: int, last: bool) -> None:
         if not self._readable:
             raise DataError(f'no image of train can be read; {self._skipped.path} tells why')
         self._readable = False
@@ -277,7 +279,7 @@ class _Run:
             source,
             size,
             self._config,
-            self._method.targets(source, required=False),
+            targets,
             self._skipped,
         )
         scores = self._score(self._devices.one(self._state))

@@ -12,7 +12,7 @@ from conftest import Listed
 
 from wsol_jax.config import Config, ConfigError, TrainConfig
 from wsol_jax.data import open_source
-from wsol_jax.data.frames import frame_of
+from wsol_jax.data.frames import ListedFrames, frame_of
 from wsol_jax.models.box_codes import codes_of
 from wsol_jax.models.center_point import heatmap_loss, true_heatmap
 from wsol_jax.models.heads import Outputs
@@ -172,6 +172,10 @@ def test_the_task_needs_a_method_of_frames():
         frame_method(Config(task='points'))
 
 
+class ListedFrameRecords(Listed, ListedFrames):
+    """Records of frames."""
+
+
 def test_a_teacher_goes_through_frames_of_known_boxes():
     source = open_source('lidar_scenes', '', 'train', count=6, size=32, seed=0, labelled=0.5)
     own = TEACHER.learns_from(source)
@@ -182,7 +186,7 @@ def test_a_teacher_goes_through_frames_of_known_boxes():
     alone = method('center_point', consistency=0.0)
     assert len(alone.learns_from(source)) == 3 and STUDENT.learns_from(source) is source
     assert replace(alone, labels='truth').learns_from(source) is source
-    none = Listed(
+    none = ListedFrameRecords(
         [replace(r, extra={'frame': replace(frame_of(r), labelled=False)}) for r in known]
     )
     with pytest.raises(ConfigError, match=r'^training needs frames whose boxes'):

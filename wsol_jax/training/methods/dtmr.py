@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from wsol_jax.data.records import Source, Targets
+from wsol_jax.data.records import Listed, Source, Targets
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.grounding.sentences import Sentences, sentences_of
 from wsol_jax.grounding.words import (
@@ -131,9 +131,10 @@ class DTMR(TrainedMethod):
         Raises:
             DataError: an image has no sentences or boxes, or the vectors cannot be read.
         """
-        words = words_of(source)
+        listed = Listed(source)
+        words = words_of(listed)
         vectors = read_glove(self.vectors, words) if self.vectors else random_vectors(words)
-        return sentences_of(source, WordVectors(vectors), self.class_embedding, scored)
+        return sentences_of(listed, WordVectors(vectors), self.class_embedding, scored)
 
     def loss(
         self, outputs: Outputs, batch: Shard, update: Update

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import jax
+import numpy as np
 
 from wsol_jax.config import ConfigError
-from wsol_jax.data.frames import FrameSource, FrameTargets, SomeFrames, frame_of
+from wsol_jax.data.frames import FrameSource, FrameTargets, SomeFrames
 from wsol_jax.data.records import Source, Targets
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models.pillars import Grid
@@ -101,10 +102,11 @@ class FrameMethod(TrainedMethod):
         """
         if not self.needs_boxes:
             return train
-        known = [i for i in range(len(train)) if frame_of(train[i]).labelled]
-        if not known:
+        frames = _frames_of(train)
+        known = np.flatnonzero(frames.labelled)
+        if not known.size:
             raise ConfigError('training needs frames whose boxes are known, and train has none')
-        return SomeFrames(cast(FrameSource, train), tuple(known))
+        return SomeFrames(frames, tuple(known.tolist()))
 
     def targets(self, source: Source, required: bool) -> Targets:
         """Points, boxes, annotated points and projections of a frame, see `FrameTargets`.
@@ -117,13 +119,7 @@ class FrameMethod(TrainedMethod):
 
     def frame_targets(self, source: Source) -> FrameTargets:
         """See `targets`."""
-        most = getattr(source, 'most_boxes', 0)
-        if not most:
-            raise ConfigError(
-                "config.data.source must be one of LiDAR frames, such as 'lidar_scenes', with "
-                'config.train.method of this kind'
-            )
-        return FrameTargets(self.points, most, region=self.limits)
+        return FrameTargets(self.points, _frames_of(source).most_boxes, region=self.limits)
 
     def most_found(self, source: Source) -> int:
         """How many boxes `boxes` gives of each frame."""
@@ -137,3 +133,17 @@ class FrameMethod(TrainedMethod):
             targets: what was given of the frames.
         """
         raise NotImplementedError
+
+
+def _frames_of(source: Source) -> FrameSource:
+    """A source as one of frames.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if not getattr(source, 'most_boxes', 0):
+        raise ConfigError(
+            "config.data.source must be one of LiDAR frames, such as 'lidar_scenes', with "
+            'config.train.method of this kind'
+        )
+    return cast(FrameSource, source)
