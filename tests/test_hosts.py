@@ -1,7 +1,6 @@
 """Several processes that share a run: on loopback, as they would on as many hosts."""
 
 import csv
-import os
 import signal
 import socket
 import threading
@@ -9,12 +8,10 @@ import threading
 import jax
 import numpy as np
 import pytest
-from test_main import CACHE, FORKS, TINY, run_main, write_weights
+from test_main import CACHE, FORKS, TINY, run_told, write_weights
 from test_parallel import saved
 
 import wsol_jax.hosts
-import wsol_jax.offline
-import wsol_jax.training.loop
 from wsol_jax.config import Config, ConfigError
 from wsol_jax.hosts import (
     ProcessDied,
@@ -212,31 +209,10 @@ def test_all_stop_behind_the_same_step():
     signal.signal(signal.SIGINT, before)
 
 
-# Where a process can be sent a signal: after so many batches, or so many steps.
-WORK = {
-    'maps': (wsol_jax.offline, '_add'),
-    'steps': (wsol_jax.training.loop._Run, '_one_step'),
-}
-
-
-def signal_at(place, count, number):
-    owner, name = WORK[place]
-    work, left = getattr(owner, name), iter(range(count))
-
-    def work_until_then(*arguments):
-        if next(left, None) is None:
-            os.kill(os.getpid(), number)
-        return work(*arguments)
-
-    setattr(owner, name, work_until_then)
-
-
 # What a process of a run does, in a folder of its own: files of the run are in the one above.
 def one_of_several(arguments, folder, cache, devices, told):
     jax.config.update('jax_num_cpu_devices', devices)
-    if told:
-        signal_at(*told)
-    run_main(arguments, folder, cache, None)
+    run_told(arguments, folder, cache, None, told)
 
 
 def start(folder, index, *arguments, devices=1, told=None):

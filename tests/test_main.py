@@ -20,7 +20,9 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import wsol_jax.main
+import wsol_jax.offline
 import wsol_jax.run
+import wsol_jax.training.loop
 from wsol_jax.config import Config, ConfigError, read_config
 from wsol_jax.data import Shapes
 from wsol_jax.data.files import MARKER
@@ -79,9 +81,36 @@ def run_main(arguments, folder, cache, failure):
     wsol_jax.main.main()
 
 
-def start(folder, *arguments, failure=None):
-    """Starts the command in a folder; `finish` waits for it."""
-    process = FORKS.Process(target=run_main, args=(arguments, folder, CACHE.name, failure))
+# Where a process can be sent a signal: after so many batches, or so many steps.
+WORK = {
+    'maps': (wsol_jax.offline, '_add'),
+    'steps': (wsol_jax.training.loop._Run, '_one_step'),
+}
+
+
+def signal_at(place, count, number):
+    """This process signals itself before the work behind `count` others, however fast it is."""
+    owner, name = WORK[place]
+    work, left = getattr(owner, name), iter(range(count))
+
+    def work_until_then(*arguments):
+        if next(left, None) is None:
+            os.kill(os.getpid(), number)
+        return work(*arguments)
+
+    setattr(owner, name, work_until_then)
+
+
+def run_told(arguments, folder, cache, failure, told):
+    if told:
+        signal_at(*told)
+    run_main(arguments, folder, cache, failure)
+
+
+def start(folder, *arguments, failure=None, told=None):
+    """Starts the command in a folder, `told` where to signal itself; `finish` waits for it."""
+    facts = arguments, folder, CACHE.name, failure, told
+    process = FORKS.Process(target=run_told, args=facts)
     process.start()
     return process
 

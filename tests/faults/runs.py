@@ -11,8 +11,8 @@ from wsol_jax.maps.columns import CHUNK
 
 SMALL = TINY.replace(
     '    return config',
-    f"""    config.data.shapes_counts = (24, 12, {5 * CHUNK})
-    config.train.epochs = 3
+    f"""    config.data.shapes_counts = (24, 12, {8 * CHUNK})
+    config.train.epochs = 6
     config.train.checkpoint_every = 1
     config.localize.batch_size = 8
     config.localize.methods = ('dgl',)
