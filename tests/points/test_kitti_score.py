@@ -1,16 +1,24 @@
 """Average precision of KITTI by hand, and against plain loops."""
 
+import os
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from wsol_jax.data.frames import Camera, Frame, frame_of, frame_record
+from wsol_jax.data.kitti import CLASSES, Kitti, Label
+from wsol_jax.data.records import Decoding
 from wsol_jax.points import kitti_score
 from wsol_jax.points.kitti_score import (
-    CLASSES,
     Detections,
     KittiTable,
     Labels,
     average_precisions,
+    image_heights,
     match_frame,
+    match_record,
     scores_of,
 )
 from wsol_jax.points.rotated_iou import bev_iou, iou_3d
@@ -359,3 +367,56 @@ def test_scores_do_not_depend_on_parts_or_their_order():
     whole = KittiTable.joined(tables)
     halves = KittiTable.joined(tables[5:]) + KittiTable.joined(tables[:5])
     np.testing.assert_array_equal(average_precisions(whole), average_precisions(halves))
+
+
+# A camera at the origin that looks along x: 100 pixels a metre at 1 m, the middle at (50, 40).
+CAMERA = Camera(b'', ((50.0, -100, 0, 0), (40, 0, -100, 0), (1, 0, 0, 0)), (100, 80))
+
+
+def test_heights_in_the_image_by_hand():
+    """From 0.75 m above to as much below, the front 8 m ahead; then 1 m, behind, and across."""
+    ahead, near, behind = ([x, 0, 0, 4, 2, 1.5, 0] for x in (10, 3, -10))
+    across = [0, 0, 0, 4, 2, 1.5, 0]  # its front alone is seen, 2 m ahead
+    heights = image_heights(np.array([ahead, near, behind, across]), CAMERA)
+    np.testing.assert_allclose(heights, [150 / 8, 80, 0, 75], rtol=1e-5)
+    assert image_heights(np.zeros((0, 7)), CAMERA).shape == (0,)
+
+
+def test_a_frame_of_kitti_is_scored_by_its_labels():
+    """The van is like a car: what finds it is no mistake. The far car is outside of the region."""
+    places = {'Car': 10.0, 'Van': 20.0, 'Pedestrian': 15.0}
+    boxes = {name: (x, 0.0, 0.0, 4.0, 2.0, 4.0, 0.0) for name, x in places.items()}
+    known = [Label(name, 0.0, 0, (0, 0, 9, 50), box) for name, box in boxes.items()]
+    known.append(Label('Car', 0.0, 0, (0, 0, 9, 50), (90.0, 0, 0, 4, 2, 4, 0)))
+    record = frame_record('a', Frame((), (CAMERA,)), Decoding())
+    record = replace(record, extra={**record.extra, 'kitti': tuple(known)})
+    found = np.array([boxes['Car'], boxes['Van']])
+    region = (0, -40, -3, 70, 40, 3)
+    table = match_record(record, found, np.array([0, 0]), np.array([0.5, 0.9]), region)
+    scores = scores_of(table)
+    assert scores['Car_3D_easy_R40'] == 100 and scores['Pedestrian_3D_easy_R40'] == 0
+    assert not any(name.startswith('Cyclist') for name in scores)
+    everywhere = match_record(record, found, np.array([0, 0]), np.array([0.5, 0.9]), ())
+    assert scores_of(everywhere)['Car_3D_easy_R40'] == 50
+
+
+def test_a_frame_of_another_source_counts_nothing():
+    record = frame_record('a', Frame((), (CAMERA,)), Decoding())
+    table = match_record(record, cars(2), np.array([0, 0]), np.array([0.5, 0.9]), ())
+    assert scores_of(table) == {} and len(table.scores) == 0
+
+
+def test_true_boxes_of_real_frames_are_perfect():
+    if 'WSOL_DATA' not in os.environ:
+        pytest.skip('WSOL_DATA is not set: no real frames')
+    tables, close = [], []
+    for record in Kitti(Path(os.environ['WSOL_DATA']) / 'kitti', 'train'):
+        frame = frame_of(record)
+        boxes, classes = np.array(frame.boxes), np.array(frame.classes, int)
+        tables.append(match_record(record, boxes, classes, np.linspace(1, 0.5, len(boxes)), ()))
+        known = [label for label in record.extra['kitti'] if label.name in CLASSES]
+        heights = np.array([label.box_2d[3] - label.box_2d[1] for label in known])
+        close += (abs(image_heights(boxes, frame.cameras[0]) / heights - 1) < 0.2).tolist()
+    scores = scores_of(KittiTable.joined(tables))
+    assert set(scores.values()) == {100.0} and len(scores) >= 12
+    assert np.mean(close) > 0.8  # as a person draws them, and as corners are projected

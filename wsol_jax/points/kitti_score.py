@@ -11,7 +11,10 @@ from itertools import product
 
 import numpy as np
 
+from wsol_jax.data.boxes_3d import NEAREST, corners, project
+from wsol_jax.data.frames import Camera, frame_of, in_region
 from wsol_jax.data.kitti import CLASSES
+from wsol_jax.data.records import Record
 from wsol_jax.points.rotated_iou import bev_iou, iou_3d
 from wsol_jax.points.tables import FrameTable
 
@@ -91,6 +94,52 @@ class KittiTable(FrameTable):
     right: Array
     wrong: Array
     found: Array
+
+
+def match_record(
+    record: Record, boxes: Array, classes: Array, scores: Array, region: tuple[float, ...]
+) -> KittiTable:
+    """Matches what was found in a frame of KITTI with its labels; see `match_frame`.
+
+    Args:
+        record: of the source `kitti`; of another one nothing is matched.
+        boxes: [n, 7] in the frame of the LiDAR.
+        classes: int [n], indices into `CLASSES`.
+        scores: [n].
+        region: labels whose centre lies outside of it do not count, see `in_region`.
+    """
+    if 'kitti' not in record.extra:
+        nothing = np.zeros(0)
+        return match_frame(
+            Detections(np.zeros((0, 7)), (), nothing, nothing),
+            Labels(np.zeros((0, 7)), (), nothing, nothing, nothing),
+        )
+    known = record.extra['kitti']
+    places = np.reshape([label.box for label in known], (-1, 7))
+    inside = in_region(places, region)
+    labels = [label for label, counts in zip(known, inside, strict=True) if counts]
+    heights = image_heights(boxes, frame_of(record).cameras[0])
+    return match_frame(
+        Detections(boxes, [CLASSES[k] for k in classes], scores, heights),
+        Labels(
+            places[inside],
+            [label.name for label in labels],
+            np.array([label.box_2d[3] - label.box_2d[1] for label in labels]),
+            np.array([label.occluded for label in labels]),
+            np.array([label.truncated for label in labels]),
+        ),
+    )
+
+
+def image_heights(boxes: Array, camera: Camera) -> Array:
+    """How high boxes [n, 7] are in an image, in pixels [n]; 0 of those that are not in it."""
+    places = corners(boxes)
+    pixels, depth = project(places.reshape(-1, 3), camera.projection)
+    rows = np.clip(pixels[:, 1], 0, camera.size[1]).reshape(places.shape[:2])
+    front = (depth >= NEAREST).reshape(places.shape[:2])
+    low = np.where(front, rows, np.inf).min(1)
+    high = np.where(front, rows, -np.inf).max(1)
+    return np.where(front.any(1), high - low, 0.0)
 
 
 def match_frame(detections: Detections, labels: Labels) -> KittiTable:

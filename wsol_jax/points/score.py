@@ -10,6 +10,7 @@ from wsol_jax.data.boxes_3d import as_boxes
 from wsol_jax.data.frames import frame_of, in_region
 from wsol_jax.data.records import Record
 from wsol_jax.evaluation.split import Results
+from wsol_jax.points.kitti_score import KittiTable, match_record
 from wsol_jax.points.nuscenes_score import DetectionTable, match_frame
 from wsol_jax.points.quality import QualityTable, match_quality
 
@@ -24,10 +25,12 @@ class FrameScores:
     Attributes:
         detections: as nuScenes scores them.
         quality: of each true box.
+        kitti: as KITTI scores them; empty for frames of other sources.
     """
 
     detections: DetectionTable
     quality: QualityTable
+    kitti: KittiTable
 
 
 def true_boxes(record: Record, region: tuple[float, ...]) -> Truth:
@@ -63,15 +66,23 @@ def score_frames(
         region: see `true_boxes`.
     """
     del setting, chosen
+    nothing = Record('', b'', (), None)
     boxes, classes = np.zeros((0, 7)), np.zeros(0, int)
-    tables = [_scored((boxes, classes, np.zeros(0)), (boxes, classes), names)]
+    tables = [_scored(nothing, (boxes, classes, np.zeros(0)), (boxes, classes), names, region)]
     for i, record in enumerate(part.records):
-        tables.append(_scored(found_boxes(part.columns, i), true_boxes(record, region), names))
+        found, true = found_boxes(part.columns, i), true_boxes(record, region)
+        tables.append(_scored(record, found, true, names, region))
     return joined(tables)
 
 
-def _scored(found: Found, true: Truth, names: tuple[str, ...]) -> FrameScores:
-    return FrameScores(match_frame(*found, *true, names), match_quality(*found, *true))
+def _scored(
+    record: Record, found: Found, true: Truth, names: tuple[str, ...], region: tuple[float, ...]
+) -> FrameScores:
+    return FrameScores(
+        match_frame(*found, *true, names),
+        match_quality(*found, *true),
+        match_record(record, *found, region),
+    )
 
 
 def joined(parts: Iterable[FrameScores]) -> FrameScores:
@@ -80,4 +91,5 @@ def joined(parts: Iterable[FrameScores]) -> FrameScores:
     return FrameScores(
         DetectionTable.joined(part.detections for part in parts),
         QualityTable.joined(part.quality for part in parts),
+        KittiTable.joined(part.kitti for part in parts),
     )

@@ -12,6 +12,7 @@ from wsol_jax.evaluation.split import StoredSplit
 from wsol_jax.maps.columns import Store
 from wsol_jax.models import Network
 from wsol_jax.points.detections import detect_split, frame_method
+from wsol_jax.points.kitti_score import scores_of
 from wsol_jax.points.nuscenes_score import metrics_of
 from wsol_jax.points.quality import quality_rows
 from wsol_jax.points.score import FrameScores, joined, score_frames
@@ -31,7 +32,8 @@ def evaluate_boxes(
         network: not looked at.
 
     Returns:
-        What metrics.json holds: of each split `metrics_of` of nuScenes, and `by_distance`.
+        What metrics.json holds: of each split `metrics_of` of nuScenes, `by_distance`, and for
+        frames of KITTI `kitti`, the average precisions of its benchmark.
 
     Raises:
         DataError: boxes are missing or of other frames.
@@ -59,7 +61,9 @@ def _summary(
 def _row(split: StoredSplit, scores: FrameScores) -> dict[str, Any]:
     facts = {'split': split.name, 'frames': len(split.records)}
     found = metrics_of(scores.detections, split.source.class_names)
-    return facts | found | {'by_distance': quality_rows(scores.quality)}
+    kitti = scores_of(scores.kitti)
+    found |= {'by_distance': quality_rows(scores.quality)} | ({'kitti': kitti} if kitti else {})
+    return facts | found
 
 
 def _check(config: Config) -> None:

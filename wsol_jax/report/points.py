@@ -52,6 +52,8 @@ def report_boxes(config: Config, source: Source, workdir: Path) -> str:
     tables[f'Classes of {last["split"]}'] = [_of_class(row) for row in last['by_class']]
     if last['by_distance']:
         tables[f'Distances of {last["split"]}'] = [_ring(row) for row in last['by_distance']]
+    if 'kitti' in last:
+        tables[f'Average precision of KITTI, {last["split"]}'] = _kitti_rows(last['kitti'])
     facts = {'network': config.network.name, 'method': config.train.method}
     facts |= {'made': time.strftime('%Y-%m-%d')}
     page = rendered(
@@ -92,6 +94,16 @@ def _of_class(row: Mapping[str, Any]) -> dict[str, Any]:
 def _ring(row: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: row.get(name, '') for name in ('boxes', 'recall', 'IoU', 'error')}
     return {'from (m)': row['from'], **values}
+
+
+def _kitti_rows(scores: Mapping[str, float]) -> list[dict[str, Any]]:
+    """A row for each class, view and number of recall points; columns are difficulties."""
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for name, value in scores.items():
+        kind, view, difficulty, points = name.split('_')
+        row = {'class': kind, 'view': view, 'recall points': points.removeprefix('R')}
+        rows.setdefault((kind, view, points), row)[difficulty] = value
+    return list(rows.values())
 
 
 def _text(value: Any) -> str:
