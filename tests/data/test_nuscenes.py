@@ -174,6 +174,12 @@ def test_boxes_are_in_the_frame_of_the_lidar(root):
     assert frame_of(source[0]).boxes == () == source[0].labels and source.most_boxes == 1
 
 
+def test_distances_are_measured_from_the_vehicle(root):
+    """It is a metre behind the LiDAR, whose y points ahead."""
+    for record in Nuscenes(root, 'train'):
+        assert frame_of(record).vehicle == pytest.approx((0, -MOUNT[0]))
+
+
 def test_six_cameras_see_from_where_the_vehicle_was_when_they_did(root):
     record = Nuscenes(root, 'train')[1]
     frame = frame_of(record)
@@ -344,6 +350,8 @@ def test_a_real_frame_has_the_points_that_its_list_counts(real):
     wanted = np.array([i['num_lidar_pts'] for i in counted])
     assert len(inside) == 65 and (inside == wanted).sum() >= 56
     assert (abs(inside - wanted) <= np.maximum(1, 0.11 * wanted)).all()
+    # 0.94 m ahead of it and 1.84 m above, nodding by 0.024: 0.94 - 0.024 * 1.84.
+    assert frame.vehicle == pytest.approx((0, -0.9), abs=0.02)
 
 
 def test_real_cameras_see_the_objects_where_they_are_listed(real):
@@ -402,6 +410,13 @@ def columns(value):
     return spoil
 
 
+def mount(value):
+    def spoil(row):
+        row['lidar_points']['lidar2ego'] = value
+
+    return spoil
+
+
 def projection(name, value):
     def spoil(row):
         row['images']['CAM_BACK'][name] = value
@@ -413,6 +428,9 @@ def projection(name, value):
     ('spoil', 'said'),
     [
         *((columns(value), 'num_pts_feats is') for value in (0, 3, -5, '5', 5.5, None)),
+        (mount(np.eye(3).tolist()), '3 rows of 4 numbers'),
+        (mount([[float('nan')] * 4] * 4), '3 rows of 4 numbers'),
+        (mount(np.zeros((4, 4)).tolist()), 'malformed'),
         (projection('cam2img', [[float('nan')] * 3] * 3), '3 rows of 4 numbers'),
         (projection('lidar2cam', np.eye(3).tolist()), '3 rows of 4 numbers'),
     ],

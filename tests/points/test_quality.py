@@ -61,3 +61,19 @@ def test_frames_are_scored_within_their_region_and_join():
     )
     both = joined([scored, nothing, scored])
     assert both.detections.objects.tolist() == [0, 2] and both.quality.objects == 2
+
+
+def test_ranges_are_measured_from_the_vehicle():
+    """A barrier counts within 30 m: 31 m from the LiDAR it does, from a vehicle 2 m ahead."""
+    camera = Camera(b'', ((1.0, 0, 0, 0),) * 3, (8, 4))
+    columns = {
+        'boxes': np.array([[box(31)]], np.float32),
+        'classes': np.array([[0]]),
+        'scores': np.array([[0.9]]),
+    }
+    for ahead, counted in ((0.0, 0), (2.0, 1)):
+        frame = Frame((), (camera,), (tuple(box(31)),), (0,), vehicle=(ahead, 0.0))
+        part = SimpleNamespace(records=[frame_record('a', frame, Decoding())], columns=columns)
+        scored = score_frames(part, None, None, names=('barrier',), region=REGION)
+        assert scored.detections.objects.tolist() == [counted]
+        assert len(scored.detections.scores) == counted

@@ -87,6 +87,7 @@ class Frame:
         labelled: whether training knows the boxes; else a point and the class of each object.
         roots: real paths of folders, in one of which the files of the sweeps must lie; () for
             anywhere.
+        vehicle: (x, y) of the vehicle's own origin, from where nuScenes measures distances.
     """
 
     sweeps: tuple[Sweep, ...]
@@ -96,6 +97,7 @@ class Frame:
     ignored: tuple[tuple[float, float, float, float], ...] = ()
     labelled: bool = True
     roots: tuple[Path, ...] = ()
+    vehicle: tuple[float, float] = (0.0, 0.0)
 
 
 class FrameSource(Source, Protocol):
@@ -134,6 +136,17 @@ def as_matrix(values: ArrayLike) -> Matrix:
     if matrix.shape != (3, 4) or not np.isfinite(matrix).all():
         raise ValueError(f'a matrix is {matrix.tolist()}; it is 3 rows of 4 numbers')
     return tuple(tuple(row) for row in matrix.tolist())
+
+
+def origin_of(sensor_to_vehicle: ArrayLike) -> tuple[float, float]:
+    """(x, y) of the vehicle's origin in the frame of a sensor that is placed by a [4, 4].
+
+    Raises:
+        ValueError: it is none, or cannot be undone.
+    """
+    matrix = [*as_matrix(np.asarray(sensor_to_vehicle)[:3]), (0.0, 0.0, 0.0, 1.0)]
+    x, y = np.linalg.inv(matrix)[:2, 3].tolist()
+    return x, y
 
 
 def as_box(values: ArrayLike) -> Box3D:

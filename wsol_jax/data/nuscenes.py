@@ -20,6 +20,7 @@ from wsol_jax.data.frames import (
     check_box,
     frame_record,
     labelled_share,
+    origin_of,
 )
 from wsol_jax.data.metadata import read_list
 from wsol_jax.data.nuscenes_tables import (
@@ -164,6 +165,7 @@ def _of_info(
         boxes=tuple(as_box(found['bbox_3d']) for found in objects),
         classes=tuple(CLASSES.index(names[found['bbox_label_3d']]) for found in objects),
         roots=decoding.roots,
+        vehicle=origin_of(row['lidar_points'].get('lidar2ego', np.eye(4))),
     )
     return str(row['token']), frame
 

@@ -13,7 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from wsol_jax.data.boxes_3d import points_inside
 from wsol_jax.data.files import printable, read_file, reason, stays_below
-from wsol_jax.data.frames import Box3D, Camera, Frame, Sweep, as_box, as_matrix, check_box
+from wsol_jax.data.frames import (
+    Box3D,
+    Camera,
+    Frame,
+    Sweep,
+    as_box,
+    as_matrix,
+    check_box,
+    origin_of,
+)
 from wsol_jax.data.records import DataError
 from wsol_jax.names import shown, unknown_name
 
@@ -130,6 +139,7 @@ class NuscenesTables:
             boxes=tuple(box for box, _ in objects),
             classes=tuple(self._class_names.index(name) for _, name in objects),
             roots=self._roots,
+            vehicle=origin_of(self._to_vehicle(lidar)),
         )
 
     def _sweeps(self, now: _Row, world_to_lidar: _Pose) -> Iterator[Sweep]:
@@ -179,8 +189,11 @@ class NuscenesTables:
     def _to_world(self, row: _Row) -> _Pose:
         """[4, 4] from the frame of the sensor of a row of sample_data."""
         ego = self._row('ego_pose', row['ego_pose_token'], row)
-        sensor = self._row('calibrated_sensor', row['calibrated_sensor_token'], row)
-        return _pose(ego) @ _pose(sensor)
+        return _pose(ego) @ self._to_vehicle(row)
+
+    def _to_vehicle(self, row: _Row) -> _Pose:
+        """[4, 4] from the same frame to that of the vehicle."""
+        return _pose(self._row('calibrated_sensor', row['calibrated_sensor_token'], row))
 
     def _channel(self, row: _Row) -> str:
         sensor = self._row('calibrated_sensor', row['calibrated_sensor_token'], row)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from wsol_jax.data.boxes_3d import as_boxes
-from wsol_jax.data.frames import frame_of, in_region
-from wsol_jax.data.records import Record
+from wsol_jax.data.frames import Camera, Frame, frame_of, frame_record, in_region
+from wsol_jax.data.records import Decoding, Record
 from wsol_jax.evaluation.split import Results
 from wsol_jax.points.kitti_score import KittiTable, match_record
 from wsol_jax.points.nuscenes_score import DetectionTable, match_frame
@@ -66,20 +66,20 @@ def score_frames(
         region: see `true_boxes`.
     """
     del setting, chosen
-    nothing = Record('', b'', (), None)
     boxes, classes = np.zeros((0, 7)), np.zeros(0, int)
-    tables = [_scored(nothing, (boxes, classes, np.zeros(0)), (boxes, classes), names, region)]
+    nothing = frame_record('', Frame((), (Camera(b'', (), (1, 1)),)), Decoding())
+    tables = [_scored(nothing, (boxes, classes, np.zeros(0)), names, region)]
     for i, record in enumerate(part.records):
-        found, true = found_boxes(part.columns, i), true_boxes(record, region)
-        tables.append(_scored(record, found, true, names, region))
+        tables.append(_scored(record, found_boxes(part.columns, i), names, region))
     return joined(tables)
 
 
 def _scored(
-    record: Record, found: Found, true: Truth, names: tuple[str, ...], region: tuple[float, ...]
+    record: Record, found: Found, names: tuple[str, ...], region: tuple[float, ...]
 ) -> FrameScores:
+    true = true_boxes(record, region)
     return FrameScores(
-        match_frame(*found, *true, names),
+        match_frame(*found, *true, names, vehicle=frame_of(record).vehicle),
         match_quality(*found, *true),
         match_record(record, *found, region),
     )
