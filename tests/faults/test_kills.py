@@ -45,13 +45,14 @@ SIGNS = {  # that a stage is at work: a number that grows
     'localize': lambda workdir: len([*workdir.glob('maps/*/status/[0-9]*')]),
     'evaluate': lambda workdir: newest(workdir, 'boxes/*.csv'),
     'report': lambda workdir: newest(workdir, 'figures/*.png'),
+    'seeds': lambda workdir: newest(workdir, 'label_maps/*/*/*/*.png'),  # evaluate, of label maps
 }
 
 
 def kill_in(stage, folder, pause, *arguments):
     """Goes on with a run and kills it soon after a sign of life of a stage."""
     workdir, sign = folder / 'W', SIGNS[stage]
-    if stage == 'evaluate':  # may have ended before it was killed
+    if stage in ('evaluate', 'seeds'):  # may have ended before it was killed
         (workdir / 'metrics.json').unlink(missing_ok=True)
     before, deadline = sign(workdir), time.monotonic() + 100
     process = begin(folder, *arguments)
@@ -74,7 +75,7 @@ def assert_same_training(workdir, undisturbed):
 
 def test_twelve_kills_change_nothing(undisturbed, tmp_path):
     folder, rng = tmp_path / 'killed', random.Random(11)
-    for stage in SIGNS:
+    for stage in ('train', 'localize', 'evaluate', 'report'):
         for _ in range(3):
             kill_in(stage, folder, rng.uniform(0, 0.1))
     code, _, err = finish(begin(folder), folder)
@@ -117,3 +118,37 @@ def test_kills_change_nothing_in_two_stages_of_one_method(tmp_path):
         assert finish(begin(killed, *arguments), killed).code == 0
         assert_same_training(killed / 'W', whole / 'W')
         start = killed
+
+
+SEGMENTATION = (
+    '--config.task=segmentation',
+    '--config.data.source=scenes',
+    '--config.train.loss=sigmoid',
+    "--config.network.options={'width': 4}",
+    "--config.localize.methods=('layer_cam',)",
+    "--config.localize.layers=('stage4',)",
+)
+SEGMENTER = {'labels': 'truth', 'head': 'v2', 'rates': (1, 2)}
+# What differs from a plain classifier and its seeds; in which stages it is killed.
+STEPS = {
+    'seeds': ((), ('train', 'localize', 'seeds')),
+    'segmenter': (
+        ('--config.train.method=segmenter', f'--config.train.options={SEGMENTER}'),
+        ('train', 'localize'),
+    ),
+}
+
+
+@pytest.mark.parametrize('step', STEPS)
+def test_kills_change_nothing_in_segmentation(step, tmp_path):
+    (own, stages), rng = STEPS[step], random.Random(5)
+    whole, killed, arguments = tmp_path / 'whole', tmp_path / 'killed', (*SEGMENTATION, *own)
+    assert finish(begin(whole, *arguments), whole).code == 0
+    for stage in stages:
+        kill_in(stage, killed, rng.uniform(0, 0.1), *arguments)
+    assert finish(begin(killed, *arguments), killed).code == 0
+    assert_same_training(killed / 'W', whole / 'W')
+    expected, found = results(whole / 'W'), results(killed / 'W')
+    assert found.keys() == expected.keys()
+    assert len([name for name in found if 'label_maps/' in name]) > 50
+    assert [name for name in found if found[name] != expected[name]] == []
