@@ -14,8 +14,11 @@ PYTEST = $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --
 test: $(VENV)/ready
 	$(PYTEST) -m 'not slow'
 
+# One of several shares of their files by SHARE=2/3.
+SHARE ?= 1/1
+
 test-slow: $(VENV)/ready
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --share $(SHARE)
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -25,6 +25,18 @@ class Listed(ListedRecords):
         self.class_names = tuple(class_names)
 
 
+def pytest_addoption(parser):
+    parser.addoption('--share', default='1/1', help='the I-th of N shares of the test files, I/N')
+
+
+@pytest.hookimpl(trylast=True)  # what is not marked as asked is gone by then
+def pytest_collection_modifyitems(config, items):
+    first, count = map(int, config.getoption('share').split('/'))
+    chosen = set(sorted({item.path for item in items})[first - 1 :: count])
+    config.hook.pytest_deselected(items=[item for item in items if item.path not in chosen])
+    items[:] = [item for item in items if item.path in chosen]
+
+
 def pytest_configure():
     """Small programs that run once or twice: most of the time would go into optimizing them.
 

@@ -74,8 +74,8 @@ def test_all_that_can_be_said_of_a_scene():
         ('the cat', 'cat', '', '', boxes[2], True),
         ('the leftmost dog', 'dog', 'leftmost', '', boxes[0], True),
         ('the rightmost dog', 'dog', 'rightmost', '', boxes[1], True),
-        ('the dog left of another dog', 'dog', 'left of', '', boxes[0], True),
-        ('the dog right of another dog', 'dog', 'right of', '', boxes[1], True),
+        ('the dog left of another dog', 'dog', 'left of', 'dog', boxes[0], True),
+        ('the dog right of another dog', 'dog', 'right of', 'dog', boxes[1], True),
         ('the dog left of the cat', 'dog', 'left of', 'cat', boxes[0], True),
         ('the dog right of the cat', 'dog', 'right of', 'cat', boxes[1], True),
     }

@@ -38,7 +38,8 @@ class Expression:
         text: the sentence.
         subject: what it refers to, a word or phrase.
         relation: how that stands to the object, such as 'left of'; '' where none is told.
-        object: what it is related to; '' where that is the subject itself.
+        object: what it is related to, which may be another of the subject's kind; '' where that is
+            the subject itself.
         box: (x0, y0, x1, y1), the ground truth in pixels as of `Record.boxes`. Scores read it,
             training never does.
         generated: whether it was made from the boxes of an image by rule; else somebody said it.
@@ -187,7 +188,8 @@ def _expression(
     box: Box, names: Sequence[str], label: int, relation: str, other: int, objects: int
 ) -> Expression:
     """Args: `objects` is how many boxes of the class `other` there are."""
-    subject, thing = names[label], '' if other == label else names[other]
+    subject = names[label]
+    thing = names[other] if relation in RELATIONS else ''
     text = f'the {subject}'
     if relation in SUPERLATIVES:
         text = f'the {relation} {subject}'
