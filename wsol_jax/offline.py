@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,9 @@ from tqdm import tqdm
 from wsol_jax.config import Config, ConfigError
 from wsol_jax.data import BadImage, Batch, Record, Source, decode_image, evaluation_batches
 from wsol_jax.hosts import barrier, first_of_all, is_first, own_share, process, processes
-from wsol_jax.maps.columns import DONE, SKIPPED, ChunkWriter, Store
+from wsol_jax.maps.columns import DONE, SKIPPED, ChunkWriter, Column, Store
 from wsol_jax.models import Network
-from wsol_jax.parallel import local_devices, one_ahead
+from wsol_jax.parallel import Devices, local_devices, one_ahead
 from wsol_jax.progress import ProgressLog
 from wsol_jax.workdir import record_origin, remove_scores
 
@@ -43,6 +43,64 @@ class Pass(NamedTuple):
     launch: Callable[[Batch], Any]
     columns: Callable[[Batch, Any, int], dict[str, np.ndarray]]
     first_fault: Callable[[Batch], tuple[int, str]] = all_right
+
+
+# (state, images [B,H,W,3], targets of a batch) -> results with the images as leading axis. Equal
+# ones are compiled once.
+Program = Callable[[Any, jax.Array, Any], Any]
+
+
+def compute_split(
+    config: Config,
+    network: Network,
+    source: Source,
+    split: str,
+    workdir: Path,
+    *,
+    program: Program,
+    targets: Callable[[Record], Mapping[str, np.ndarray]],
+    kinds: Mapping[str, tuple[tuple[int, ...], str]],
+    about: Mapping[str, str],
+    columns: Callable[[Batch, Any, int], dict[str, np.ndarray]],
+) -> Store:
+    """Computes what is not in `maps/<split>` of a workdir yet, with one program.
+
+    Args:
+        config: the experiment.
+        network: whose state the program gets.
+        source: the images of the split.
+        split: its name.
+        workdir: of the run.
+        program: what is computed.
+        targets: see `Pass`.
+        kinds: {column: (shape of a row, dtype)} of the store.
+        about: what its index tells.
+        columns: see `Pass`.
+
+    Returns:
+        The finished store.
+
+    Raises:
+        ConfigError: the results there are of another network.
+        DataError: they are of other images.
+    """
+    folder, devices = workdir / 'maps' / split, local_devices(config.parallel)
+    rows = {name: Column(*kind) for name, kind in kinds.items()}
+    store = Store.prepare(folder, len(source), rows, about)
+    check_origin(network, folder, workdir)
+    compiled, state = _compile(devices, program), devices.replicate(network.state)
+
+    def launch(batch: Batch) -> Any:
+        return compiled(state, *devices.shard((batch.images, batch.targets)))
+
+    size = config.network.input_size or network.input_size
+    fill_store(config, source, split, store, Pass(size, targets, launch, columns), workdir)
+    return store
+
+
+@lru_cache(maxsize=4)
+def _compile(devices: Devices, program: Program) -> Callable[..., Any]:
+    return devices.per_image(program)
 
 
 def fill_store(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ from wsol_jax.data import Batch, Source
 from wsol_jax.evaluation.frame import evaluate_splits
 from wsol_jax.evaluation.split import StoredSplit
 from wsol_jax.grounding.score import Grounded, joined, metrics_of, score_grounding
-from wsol_jax.maps.columns import Column, Store
+from wsol_jax.maps.columns import Store
 from wsol_jax.models import Network, Preprocessing
 from wsol_jax.models.grounding import GroundingHeads
 from wsol_jax.models.heads import Outputs
-from wsol_jax.offline import Pass, check_origin, fill_store
-from wsol_jax.parallel import Devices, local_devices
+from wsol_jax.offline import compute_split
 from wsol_jax.report.grounding import report_grounding
 from wsol_jax.task import Task
 from wsol_jax.training.methods import make_method
@@ -54,28 +52,24 @@ def ground_split(
         DataError: an image has no sentences or boxes, or results are of other images.
     """
     targets = _method(config).sentences(source)
-    columns = {
-        **{
-            name: Column((targets.sentences,), 'int32') for name in ('subject', 'object', 'classes')
-        },
-        'scores': Column((targets.sentences, targets.boxes), 'float32'),
-    }
-    folder, devices = workdir / 'maps' / split, local_devices(config.parallel)
-    store = Store.prepare(folder, len(source), columns, {'grounding': 'pairs'})
-    check_origin(network, folder, workdir)
-    program, state = _compile(devices, _Pairs.of(network)), devices.replicate(network.state)
-    size = config.network.input_size or network.input_size
-
-    def launch(batch: Batch) -> Any:
-        return program(state, devices.shard(batch.images), devices.shard(batch.targets))
-
-    fill_store(config, source, split, store, Pass(size, targets, launch, _columns), workdir)
-    return store
+    kinds = dict.fromkeys(('subject', 'object', 'classes'), ((targets.sentences,), 'int32'))
+    return compute_split(
+        config,
+        network,
+        source,
+        split,
+        workdir,
+        program=_Pairs.of(network),
+        targets=targets,
+        kinds={**kinds, 'scores': ((targets.sentences, targets.boxes), 'float32')},
+        about={'grounding': 'pairs'},
+        columns=_columns,
+    )
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """(state, images [B,H,W,3], targets) -> the columns of `ground_split`, not masked yet."""
+    """A `Program`: the columns of `ground_split`, not masked yet."""
 
     outputs: Callable[..., Outputs]
     preprocessing: Preprocessing
@@ -101,11 +95,6 @@ class _Pairs:
         subject = jnp.argmax(best, axis=-1)
         row = jnp.take_along_axis(scores, subject[..., None, None], axis=2)[:, :, 0]
         return {'subject': subject, 'object': jnp.argmax(row, axis=-1), 'scores': best}
-
-
-@lru_cache(maxsize=4)
-def _compile(devices: Devices, program: _Pairs) -> Callable[..., dict[str, jax.Array]]:
-    return devices.per_image(program)
 
 
 def _columns(batch: Batch, found: dict[str, np.ndarray], step: int) -> dict[str, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,9 @@ import numpy as np
 
 from wsol_jax.config import Config, ConfigError
 from wsol_jax.data import Batch, Source
-from wsol_jax.maps.columns import Column, Store
+from wsol_jax.maps.columns import Store
 from wsol_jax.models import Network, Preprocessing
-from wsol_jax.offline import Pass, check_origin, fill_store
-from wsol_jax.parallel import Devices, local_devices
+from wsol_jax.offline import compute_split
 from wsol_jax.points.pseudo_labels import FOLDER, write_pseudo_labels
 from wsol_jax.training.methods import make_method
 from wsol_jax.training.methods.frames import Boxes, FrameMethod
@@ -61,35 +59,37 @@ def detect_split(
     """
     if network.outputs is None:
         raise ConfigError(f'{network.name} has no heads that detect: train it with this task')
-    method, devices = frame_method(config), local_devices(config.parallel)
-    folder, most = workdir / 'maps' / split, method.most_found(source)
-    kinds = {'boxes': ((most, 7), 'float32'), 'scores': ((most,), 'float32')}
-    kinds |= {'classes': ((most,), 'int32')}
-    columns = {name: Column(*kind) for name, kind in kinds.items()}
-    store = Store.prepare(folder, len(source), columns, _KIND)
-    check_origin(network, folder, workdir)
-    program = _compile(devices, _Detection(network.outputs, network.preprocessing, method))
-    state = devices.replicate(network.state)
+    method = frame_method(config)
+    most, folder = method.most_found(source), workdir / 'maps' / split / FOLDER
+    labels = isinstance(method, PointDETR3D) and method.at_points
 
-    def launch(batch: Batch) -> Boxes:
-        images, targets = devices.shard((batch.images, batch.targets))
-        return program(state, images, targets)
-
-    def written(batch: Batch, found: Boxes, step: int) -> dict[str, np.ndarray]:
+    def columns(batch: Batch, found: Boxes, step: int) -> dict[str, np.ndarray]:
         del step
-        if isinstance(method, PointDETR3D) and method.at_points:
-            _write(folder / FOLDER, batch, found, source.class_names)
+        if labels:
+            _write(folder, batch, found, source.class_names)
         return found._asdict()
 
-    size = config.network.input_size or network.input_size
-    work = Pass(size, method.frame_targets(source), launch, written)
-    fill_store(config, source, split, store, work, workdir)
-    return store
+    return compute_split(
+        config,
+        network,
+        source,
+        split,
+        workdir,
+        program=_Detection(network.outputs, network.preprocessing, method),
+        targets=method.frame_targets(source),
+        kinds={
+            'boxes': ((most, 7), 'float32'),
+            'scores': ((most,), 'float32'),
+            'classes': ((most,), 'int32'),
+        },
+        about=_KIND,
+        columns=columns,
+    )
 
 
 @dataclass(frozen=True)
 class _Detection:
-    """(state, images, targets) -> boxes of each frame."""
+    """A `Program`: the boxes of each frame."""
 
     outputs: Callable[..., Any]
     preprocessing: Preprocessing
@@ -98,11 +98,6 @@ class _Detection:
     def __call__(self, state: Any, images: Any, targets: Any) -> Boxes:
         found = self.outputs(state, self.preprocessing(images), targets)
         return self.method.boxes(found.extras, targets)
-
-
-@lru_cache(maxsize=4)
-def _compile(devices: Devices, program: _Detection) -> Callable[..., Boxes]:
-    return devices.per_image(program)
 
 
 def _write(folder: Path, batch: Batch, found: Boxes, names: tuple[str, ...]) -> None:

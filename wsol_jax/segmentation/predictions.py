@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from wsol_jax.config import Config
 from wsol_jax.data import Batch, Record, Source, stored_size
 from wsol_jax.data.records import Pixels
 from wsol_jax.localization.views import mirrored, scaled
-from wsol_jax.maps.columns import Column, Store
+from wsol_jax.maps.columns import Store
 from wsol_jax.maps.fuse import resize
 from wsol_jax.models import Network, Preprocessing
 from wsol_jax.models.deeplab import SegmentationHeads
-from wsol_jax.offline import Pass, check_origin, fill_store
-from wsol_jax.parallel import Devices, local_devices
+from wsol_jax.offline import compute_split
 from wsol_jax.segmentation.label_maps import write_label_map
 from wsol_jax.segmentation.seed_scores import LABEL_MAPS
 
@@ -61,25 +60,24 @@ def segment_split(
     Raises:
         DataError: the label maps there are of other images.
     """
-    folder, devices = workdir / 'maps' / split, local_devices(config.parallel)
-    columns = {'classes': Column((1 + network.num_classes,), 'uint8')}
-    store = Store.prepare(folder, len(source), columns, _KIND)
-    check_origin(network, folder, workdir)
-    program = _compile(devices, _Probabilities.of(network, config))
-    state = devices.replicate(network.state)
-    size = config.network.input_size or network.input_size
-
-    def launch(batch: Batch) -> jax.Array:
-        return program(state, devices.shard(batch.images))
-
-    work = Pass(size, _size_of, launch, partial(_written, folder / LABEL_MAPS))
-    fill_store(config, source, split, store, work, workdir)
-    return store
+    folder = workdir / 'maps' / split / LABEL_MAPS
+    return compute_split(
+        config,
+        network,
+        source,
+        split,
+        workdir,
+        program=_Probabilities.of(network, config),
+        targets=_size_of,
+        kinds={'classes': ((1 + network.num_classes,), 'uint8')},
+        about=_KIND,
+        columns=partial(_written, folder),
+    )
 
 
 @dataclass(frozen=True)
 class _Probabilities:
-    """(state, images [B,H,W,3]) -> probabilities [B,1+C,h,w], averaged over views of the images."""
+    """A `Program`: probabilities [B,1+C,h,w], averaged over views of the images."""
 
     apply: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
     map_of: Callable[[Any, Mapping[str, jax.Array], jax.Array], jax.Array]
@@ -96,7 +94,8 @@ class _Probabilities:
         facts = network.preprocessing, network.num_classes, setting.scales, mirrors
         return cls(network.apply, network.own_map.function, *facts)
 
-    def __call__(self, state: Any, images: jax.Array) -> jax.Array:
+    def __call__(self, state: Any, images: jax.Array, targets: Any) -> jax.Array:
+        del targets
         inputs = self.preprocessing(images)
         views = [self._of_view(state, inputs, s, m) for s in self.scales for m in self.mirrors]
         height, width = max((v.shape[-2:] for v in views), key=math.prod)
@@ -107,11 +106,6 @@ class _Probabilities:
         every = jnp.arange(-1, self.num_classes)  # the heads take -1 for the background
         asked = jnp.broadcast_to(every, (len(inputs), len(every)))
         return mirrored(self.map_of(state, endpoints, asked), mirror, axis=-1)
-
-
-@lru_cache(maxsize=4)
-def _compile(devices: Devices, program: _Probabilities) -> Callable[..., jax.Array]:
-    return devices.per_image(program)
 
 
 def _size_of(record: Record) -> dict[str, np.ndarray]:
