@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsol_jax.data import DataError, decode_image, open_source
+from wsol_jax.data import DataError, check_folder, decode_image, open_source
+from wsol_jax.data.check_segmentation import LABELS
 from wsol_jax.data.coco_expressions import MOST_EXPRESSIONS, CocoExpressions
 from wsol_jax.run import open_split
 from wsol_jax.settings import Config, DataConfig
@@ -126,3 +127,17 @@ def test_of_real_images():
             for each in record.extra['expressions']:
                 assert each.box in record.boxes and each.subject in source.class_names
     assert decode_image(sources[0][0]).shape[1::-1] == sources[0][0].size
+
+
+def test_data_check_reads_the_boxes_that_expressions_are_made_of(tmp_path):
+    content = sound()
+    content['images']['c']['boxes'].append([0, 0, 10, 10, 1, 0])
+    write(tmp_path, content)
+    for name in 'abc':
+        pixels = np.full((30, 40, 3), ord(name), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f'JPEGImages/{name}.jpg')
+    assert check_folder(tmp_path).problems == {}
+    content['images']['c']['boxes'][1][2] = 41
+    write(tmp_path, content)
+    (line,) = check_folder(tmp_path).problems[LABELS]
+    assert "annotations.json: image 'c': box (0, 0, 41, 10)" in line

@@ -7,8 +7,11 @@ import pytest
 from PIL import Image
 
 from wsol_jax.config import Config, ConfigError, DataConfig
-from wsol_jax.data import DataError, Kitti, decode_image, open_source
+from wsol_jax.data import DataError, Kitti, check_folder, decode_image, open_source
 from wsol_jax.data.boxes_3d import corners, points_inside, project
+from wsol_jax.data.check import UNREAD
+from wsol_jax.data.check_frames import EMPTY, SWEEPS
+from wsol_jax.data.check_images import BROKEN
 from wsol_jax.data.frames import frame_of, read_points
 from wsol_jax.run import open_split
 
@@ -174,6 +177,28 @@ def test_a_sweep_of_a_wrong_length_is_named_when_it_is_read(root):
     file.write_bytes(bytes(20))
     with pytest.raises(DataError, match=f'{file}: has 20 bytes; a sweep has a multiple of 16'):
         read_points(frame_of(Kitti(root, 'train')[0]))
+
+
+def test_data_check_reads_every_sweep_and_image(root):
+    in_box = np.array([[12, -2, -1, 0]], np.float32)  # the car is at 12.3, -1.9, -1.15
+    for name in NAMES[:2]:
+        part(root, 'velodyne', name).write_bytes(in_box.tobytes())
+    report = check_folder(root)
+    assert report.summary[0] == 'all: 3 images, 1 classes, 3 labels, 3 sweeps, 3 boxes in 3D'
+    assert report.problems == {} and report.notes == {EMPTY: ["'000011': 1 of 1 boxes"]}
+    part(root, 'velodyne', NAMES[0]).write_bytes(bytes(20))
+    image = part(root, 'image_2', NAMES[1])
+    image.write_bytes(image.read_bytes()[:-20])
+    problems = check_folder(root).problems
+    assert list(problems) == [BROKEN, SWEEPS]
+    assert problems[SWEEPS][0].startswith(f'{part(root, "velodyne", NAMES[0])}: has 20 bytes')
+    (root / 'ImageSets').mkdir()
+    (root / 'ImageSets/val.txt').write_text('000011\n')
+    report = check_folder(root)
+    assert [line.split(':')[0] for line in report.summary] == ['val', 'val, images of each class']
+    assert report.problems == {} and len(report.notes) == 2  # two images are in no list
+    part(root, 'calib', NAMES[2]).unlink()
+    assert list(check_folder(root).problems) == [UNREAD]
 
 
 @pytest.fixture(scope='module')

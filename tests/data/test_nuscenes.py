@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 
 from wsol_jax.config import Config, DataConfig
-from wsol_jax.data import DataError, Nuscenes, open_source
+from wsol_jax.data import DataError, Nuscenes, check_folder, open_source
 from wsol_jax.data.boxes_3d import points_inside, project
+from wsol_jax.data.check_frames import EMPTY
+from wsol_jax.data.check_frames import SWEEPS as UNREADABLE
+from wsol_jax.data.check_images import BROKEN
 from wsol_jax.data.frames import FrameTargets, frame_of, read_points
 from wsol_jax.data.nuscenes import CLASSES
 from wsol_jax.data.nuscenes_tables import CAMERAS, rotation_matrix
@@ -401,6 +404,27 @@ def test_a_list_of_single_frames(tmp_path):
     frame = frame_of(record)
     np.testing.assert_allclose(frame.boxes, [[9, 8, 0, 4, 2, 1.5, 0.3]], rtol=1e-6)
     np.testing.assert_allclose(read_points(frame)[:, :4], [[5, 5, 5, 5 / 255]] * 2)
+
+
+def test_data_check_reads_every_camera(tmp_path):
+    row = list_of_one(tmp_path)
+    write_list(tmp_path, row)
+    report = check_folder(tmp_path)
+    assert report.summary[0] == 'all: 1 images, 1 classes, 1 labels, 1 sweeps, 1 boxes in 3D'
+    assert report.problems == {} and list(report.notes) == [EMPTY]
+    file = tmp_path / 'CAM_BACK.png'
+    file.write_bytes(file.read_bytes()[:-14])
+    assert list(check_folder(tmp_path).problems) == [BROKEN]
+
+
+def test_data_check_reads_tables(root):
+    report = check_folder(root)
+    # The first sample has one sweep, the last one ten up to it.
+    assert report.summary[0] == 'train: 2 images, 1 classes, 1 labels, 11 sweeps, 1 boxes in 3D'
+    assert report.problems == {}
+    (root / sample_data('LIDAR_TOP', LAST)['filename']).unlink()
+    (problem,) = check_folder(root).problems
+    assert problem == UNREADABLE
 
 
 def columns(value):

@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument(
         'root',
         metavar='DIR',
-        help='holds metadata/, ImageSets/, annotations/ or refs.json, class folders, or images',
+        help='holds metadata/, ImageSets/, annotations/, refs.json, training/velodyne, v1.0-*/ or '
+        'info.json, class folders, or images',
     )
     command.add_argument(
         '--orientation',

@@ -1,5 +1,6 @@
 """Finds what is wrong with a data set: before training, cheaply, or on disk, file by file."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,17 @@ from pathlib import Path
 from absl import logging
 from tqdm import tqdm
 
+from wsol_jax.data.check_frames import camera_records, frame_findings
 from wsol_jax.data.check_images import Finding, examine
 from wsol_jax.data.check_segmentation import class_counts, purpose, segmentation_findings
 from wsol_jax.data.class_folder import ClassFolder, split_folders
 from wsol_jax.data.coco import Coco, coco_splits
+from wsol_jax.data.coco_expressions import ANNOTATIONS, CocoExpressions
 from wsol_jax.data.files import AGAIN, UNUSABLE, find_images, printable
 from wsol_jax.data.folders import ImageFolder, WsolFolder, split_names
+from wsol_jax.data.frames import ListedFrames, frame_of
+from wsol_jax.data.kitti import Kitti, kitti_splits
+from wsol_jax.data.nuscenes import Nuscenes, nuscenes_splits
 from wsol_jax.data.records import DataError, Record, Source
 from wsol_jax.data.refcoco import RefCoco, refcoco_splits
 from wsol_jax.data.voc import IMAGES, Voc, is_voc, voc_splits
@@ -118,8 +124,9 @@ def check_folder(root: str | Path, orientation: str = 'auto') -> Report:
     """Reads every file of a data set and lists all that is wrong with it.
 
     Args:
-        root: a folder in the layout of wsolevaluation if it holds metadata/, of VOC, COCO or
-            RefCOCO if it holds their lists, else class folders, or a folder of images.
+        root: a folder in the layout of wsolevaluation if it holds metadata/, of VOC, COCO,
+            RefCOCO, KITTI or nuScenes if it holds their lists or sweeps, else class folders, or a
+            folder of images. Boxes that expressions are made of are looked at beside VOC's lists.
         orientation: as of the source, whose 'auto' is its own.
 
     Raises:
@@ -128,14 +135,22 @@ def check_folder(root: str | Path, orientation: str = 'auto') -> Report:
     root = Path(root)
     faults: list[str] = []
     splits, unread = _open_splits(root, orientation, faults)
-    records = [(split, record) for split, source in splits.items() for record in _records(source)]
-    several = any(isinstance(source, _OF_SEVERAL) for source in splits.values())
+    records = [
+        (split, image)
+        for split, source in splits.items()
+        for record in _records(source)
+        for image in camera_records(record)
+    ]
+    frames = any(isinstance(source, ListedFrames) for source in splits.values())
+    several = frames or any(isinstance(source, _OF_SEVERAL) for source in splits.values())
     alike = purpose if several else str
     contents, found = _examine_all(records, _classes_on_disk(splits))
     findings = [Finding(UNREAD, line) for line in unread] + found
     findings += [Finding(SHARED, line) for line in _shared_ids(splits, alike)]
     findings += [Finding(SAME, line) for line in _same_contents(contents, alike)]
-    if several:
+    if frames:
+        findings += frame_findings(splits, THREADS)
+    elif several:
         findings += segmentation_findings(splits, faults, found)
     else:
         findings += _findings_of_labels(splits, records)
@@ -158,6 +173,11 @@ def _open_splits(
         kind, names = WsolFolder, split_names(root)
     elif folder := is_voc(root):
         kind, names = partial(Voc, faults=faults), voc_splits(folder)
+        faults += _bad_expressions(root, names, orientation)
+    elif names := kitti_splits(root):
+        kind = Kitti
+    elif names := nuscenes_splits(root):
+        kind = Nuscenes
     elif names := coco_splits(root):
         kind = partial(Coco, faults=faults)
     elif names := refcoco_splits(root):
@@ -176,6 +196,15 @@ def _open_splits(
     return splits, list(dict.fromkeys(unread))
 
 
+def _bad_expressions(root: Path, names: Sequence[str], orientation: str) -> Iterator[str]:
+    """What is wrong with the annotations that expressions are made of, where there are any."""
+    for name in names if os.path.lexists(root / ANNOTATIONS) else ():
+        try:
+            CocoExpressions(root, name, orientation)
+        except DataError as error:
+            yield str(error)
+
+
 def _classes_on_disk(splits: _Splits) -> int:
     """How many classes the files of label maps are of; 0 where there are no such files."""
     return max((s.num_classes for s in splits.values() if isinstance(s, Voc)), default=0)
@@ -186,6 +215,10 @@ def _image_folders(root: Path, splits: _Splits) -> list[Path]:
         return [folder / IMAGES]
     if any(isinstance(source, Coco) for source in splits.values()):
         return [root / split for split in splits]
+    if any(isinstance(source, Nuscenes) for source in splits.values()):
+        return []  # most of its images are of no frame
+    if kitti_splits(root):
+        return [root / 'training' / 'image_2']
     beside = (root / 'metadata').is_dir() or refcoco_splits(root)
     return [root / 'images' if beside else root]
 
@@ -297,6 +330,7 @@ def _other_files(
 
 def _summary(split: str, source: Source) -> str:
     records = _records(source)
+    frames = [frame_of(record) for record in records if 'frame' in record.extra]
     counts = {
         'images': len(records),
         'classes': len({label for record in records for label in record.labels}),
@@ -305,6 +339,8 @@ def _summary(split: str, source: Source) -> str:
         'masks': sum(len(record.masks) for record in records),
         'expressions': sum(len(record.extra.get('expressions', ())) for record in records),
         'label maps': sum('segmentation' in record.extra for record in records),
+        'sweeps': sum(len(frame.sweeps) for frame in frames),
+        'boxes in 3D': sum(len(frame.boxes) for frame in frames),
     }
     return f'{split}: ' + ', '.join(f'{count} {name}' for name, count in counts.items() if count)
 

@@ -107,10 +107,23 @@ class Kitti(ListedFrames):
             self._records = list(pool.map(_Reader(folder, known, decoding), ids))
 
 
+def kitti_splits(root: Path) -> list[str]:
+    """The splits of a folder, 'all' where none are listed; none where it has no sweeps."""
+    if not (root / 'training' / 'velodyne').is_dir():
+        return []
+    sets = _sets(root)
+    return sorted(file.stem for file in sets.glob('[!.]*.txt')) if sets else ['all']
+
+
+def _sets(root: Path) -> Path | None:
+    """The folder with the lists of splits, if there is one."""
+    places = (root / 'ImageSets', root / 'training' / 'ImageSets')
+    return next((place for place in places if place.is_dir()), None)
+
+
 def _ids(root: Path, split: str) -> list[str]:
-    for sets in (root / 'ImageSets', root / 'training' / 'ImageSets'):
-        if sets.is_dir():
-            return read_list(sets / f'{split}.txt')
+    if sets := _sets(root):
+        return read_list(sets / f'{split}.txt')
     ids = sorted(file.stem for file in (root / 'training' / 'velodyne').glob('[!.]*.bin'))
     if not ids:
         raise DataError(f'{root}/training/velodyne: has no sweep (<id>.bin)')

@@ -96,6 +96,15 @@ class Nuscenes(ListedFrames):
         ]
 
 
+def nuscenes_splits(root: Path) -> list[str]:
+    """The splits of a folder, 'all' of a list of frames; none where it has neither nor tables."""
+    if (root / 'info.json').exists():
+        return ['all']
+    versions = {path.parent.name for path in root.glob('v1.0-*/scene.json')}
+    listed = {file.stem for file in (root / 'splits').glob('[!.]*.txt')} if versions else set()
+    return sorted(listed | ({'train', 'val'} if MINI in versions else set()))
+
+
 _Listed = list[tuple[str, tuple[str, Frame]]]  # scene, image id, frame
 
 
