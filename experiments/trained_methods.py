@@ -28,7 +28,7 @@ from wsol_jax.presets import config_file
 from wsol_jax.report.table import heading, markdown
 from wsol_jax.workdir import write_text
 
-_CONFIGS = flags.DEFINE_list('configs', [], 'Config files of several variants.')
+_CONFIGS = flags.DEFINE_list('configs', None, 'Config files of several variants.')
 _VARIANTS = flags.DEFINE_list('variants', [], 'Those to run; all by default.')
 _SCORES = ('GTKnownLoc', 'MaxBoxAccV2', 'Top1Loc')
 _COLOURS = ('#D55E00', '#56B4E9', '#009E73', '#0072B2', '#CC79A7', '#E69F00')
