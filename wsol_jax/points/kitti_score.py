@@ -109,11 +109,8 @@ def match_record(
         region: labels whose centre lies outside of it do not count, see `in_region`.
     """
     if 'kitti' not in record.extra:
-        nothing = np.zeros(0)
-        return match_frame(
-            Detections(np.zeros((0, 7)), (), nothing, nothing),
-            Labels(np.zeros((0, 7)), (), nothing, nothing, nothing),
-        )
+        none = np.zeros(0, int)
+        return KittiTable(np.zeros(_CASES, int), none, none, none, none, none.astype(bool))
     known = record.extra['kitti']
     places = np.reshape([label.box for label in known], (-1, 7))
     inside = in_region(places, region)
