@@ -2,8 +2,9 @@ r"""Segmentation from image labels on PASCAL VOC 2012, with the recipes of the l
 
     WSOL_DATA=DATA python -m wsol_jax.main --config configs/voc2012.py:plain --workdir DIR
 
-DATA/VOC2012 is the folder of VOCdevkit; put the 10,582 names of SBD's list (train_aug) in place of
-ImageSets/Segmentation/train.txt and their label maps, which no loss reads, in SegmentationClassAug.
+DATA/VOC2012 is the folder of VOCdevkit; put the 10,582 names of SBD's list in
+ImageSets/Segmentation/train_aug.txt and their label maps, which no loss reads, in
+SegmentationClassAug; `--config.train.split=train` does without them.
 The variant is a name of VARIANTS: `plain` is the classifier whose CAM IRN starts from, `bas_wsss`
 that of BAS; `irn`, `segmenter` (DeepLabV2) and `mars` (DeepLabV3+) learn from label maps,
 `--config.train.options.labels=FOLDER`: as they stand here from the true ones. The networks start
@@ -70,10 +71,11 @@ def get_config(variant: str = 'plain') -> ConfigDict:
     config.train.schedule, config.train.warmup = 'poly', 0.0
     config.train.head = 1.0 if variant == 'irn' else 10.0
     config.train.weight_decay = 5e-4 if segments else 1e-4
+    config.train.split = 'train_aug'
     config.train.epochs = epochs
     config.train.batch_size = 16
     config.train.ema = 0.999 if variant == 'mars' else 0.0
-    config.localize.splits = ('train', 'val')
+    config.localize.splits = ('train_aug', 'val')
     config.localize.methods = ('segmenter' if segments else method or 'cam',)
     config.localize.layers = ('stage4',)
     config.localize.scales = (0.5, 1.0, 1.5, 2.0)

@@ -162,7 +162,7 @@ def test_help_lists_every_setting_whatever_else_is_wrong(capsys, monkeypatch, fl
     flags = [line.split('=')[0].strip() for line in lines if line.startswith('  --')]
     assert flags == [f'--config.{key}' for key in SETTINGS]
     at = lines.index('  --config.train.epochs=10')
-    meaning = 'passes over the train split; int, 1..100,000; changes checkpoints, maps, scores'
+    meaning = 'passes over the images of it; int, 1..100,000; changes checkpoints, maps, scores'
     assert ' '.join(line.strip() for line in lines[at + 1 : at + 3]) == meaning
     assert "  --config.localize.methods=\"('dgl', 'cam')\"" in lines
     assert "  --config.network.weights=''" in lines and 'report: The figures and the page.' in lines

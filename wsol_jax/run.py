@@ -110,13 +110,13 @@ def _run_stages(config: Config, workdir: Path, task: Task) -> None:
 
 
 def _train(config: Config, workdir: Path, task: Task, splits: Splits) -> None:
-    method = task.method(config)
+    method, split = task.method(config), config.train.split
     if 'localize' in config.stages:
         # A misspelt method, layer, class or split is found before the training, not after it.
-        task.check_network(config, _as_built(config, method, splits('train')))
-        for split in config.localize.splits:
-            splits(split)
-    train_source, val_source = splits('train'), splits('val')
+        task.check_network(config, _as_built(config, method, splits(split)))
+        for name in config.localize.splits:
+            splits(name)
+    train_source, val_source = splits(split), splits('val')
     task.check_sources(config, train_source, val_source)
     train(config, train_source, val_source, workdir, method, task.epoch_score)
     barrier('trained')
@@ -171,10 +171,10 @@ def open_split(config: Config, split: str) -> Source:
 
 
 def _labelled(config: Config, split: str) -> dict[str, float]:
-    """The share of frames whose boxes are known, for a source of frames: all but in train."""
+    """The share of frames whose boxes are known, for a source of frames: all but in training."""
     share, source = config.data.labelled, config.data.source
     if source in FRAMES:
-        return {'labelled': share if split == 'train' else 1.0}
+        return {'labelled': share if split == config.train.split else 1.0}
     if share < 1:
         raise ConfigError(
             f'config.data.labelled={share} has no effect on source {source!r}, only on '

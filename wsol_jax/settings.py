@@ -153,7 +153,10 @@ class TrainConfig:
         "what to start from: a weights file, or another workdir; '' for network.weights",
         'checkpoints',
     )
-    epochs: int = setting(10, 'passes over the train split', 'checkpoints', Range(1, 100_000))
+    split: str = setting(
+        'train', "what is trained on, such as 'train_aug' of VOC, or 'trainval'", 'checkpoints'
+    )
+    epochs: int = setting(10, 'passes over the images of it', 'checkpoints', Range(1, 100_000))
     batch_size: int = setting(32, 'images per step, over all devices', 'checkpoints', _COUNT)
     accumulate: int = setting(
         1,
