@@ -7,10 +7,10 @@ or how it stands to another. The network is random and frozen: colours and edges
 has to see. Scores weigh as shares ('softmax'), not raw as in the paper.
 
 Measured on test (300 images, some 1750 sentences), mean and standard deviation of three seeds:
-accuracy 39.2 ± 5.9 % (45.6, 38.3, 33.8), where chance gives 17.6, the largest box 18.5, and guessing
-in the subject's class 41.6. The class is found (84.7 ± 2.8 where it has one box), the relation is
-not: nothing tells which box of a pair is the subject. With a relation to another class 35.1 ± 2.5
-(guessing in the class: 36.7), among boxes of one class 35.7 ± 7.0 (37.0). Seed 0 with
+accuracy 39.2 ± 5.9 % (45.6, 38.3, 33.8), where chance gives 17.6, the largest box 18.5, and
+guessing in the subject's class 41.6. The class is found (84.7 ± 2.8 where it has one box), the
+relation is not: nothing tells which box of a pair is the subject. With a relation to another class
+35.1 ± 2.5 (guessing in the class: 36.7), among boxes of one class 35.7 ± 7.0 (37.0). Seed 0 with
 --config.train.options.attention=raw: 7.1, for the sign of raw scores is free; with 40 epochs: 48.3,
 and 91.3 where the class has one box.
 """
