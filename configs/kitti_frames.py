@@ -10,7 +10,7 @@ trained on.
 Measured (seed 0, all 9 frames, 27 boxes in the region): KITTI's AP 100 of cars and pedestrians,
 from above and in 3D, easy to hard, with 11 and 40 recall points; the one cyclist, whose occlusion
 is labelled as unknown, does not count. mAP of nuScenes 100, mean IoU 94 to 98 in all distances.
-After half of the epochs cars had 69 in 3D (moderate, 40 points).
+With 120 epochs cars had 69 in 3D (moderate, 40 points).
 """
 
 import os
