@@ -11,6 +11,7 @@ from PIL import Image
 from wsol_jax.config import Config, DataConfig
 from wsol_jax.data import DataError, Nuscenes, check_folder, open_source
 from wsol_jax.data.boxes_3d import points_inside, project
+from wsol_jax.data.check import UNREAD
 from wsol_jax.data.check_frames import EMPTY
 from wsol_jax.data.check_frames import SWEEPS as UNREADABLE
 from wsol_jax.data.check_images import BROKEN
@@ -415,6 +416,19 @@ def test_data_check_reads_every_camera(tmp_path):
     file = tmp_path / 'CAM_BACK.png'
     file.write_bytes(file.read_bytes()[:-14])
     assert list(check_folder(tmp_path).problems) == [BROKEN]
+
+
+def test_data_check_tells_what_info_json_is_by_what_is_in_it(tmp_path):
+    write_list(tmp_path, list_of_one(tmp_path))
+    file = tmp_path / 'info.json'
+    file.write_text(file.read_text()[:-1])
+    report = check_folder(tmp_path)
+    assert list(report.problems) == [UNREAD] and report.notes == {}
+    folder = tmp_path / 'other/train/cat'
+    folder.mkdir(parents=True)
+    Image.new('RGB', (4, 4)).save(folder / 'a.png')
+    (tmp_path / 'other/info.json').write_text('{"license": "by"}')
+    assert check_folder(tmp_path / 'other').summary[0] == 'train: 1 images, 1 classes, 1 labels'
 
 
 def test_data_check_reads_tables(root):

@@ -215,10 +215,10 @@ def _image_folders(root: Path, splits: _Splits) -> list[Path]:
         return [folder / IMAGES]
     if any(isinstance(source, Coco) for source in splits.values()):
         return [root / split for split in splits]
-    if any(isinstance(source, Nuscenes) for source in splits.values()):
-        return []  # most of its images are of no frame
     if kitti_splits(root):
         return [root / 'training' / 'image_2']
+    if nuscenes_splits(root):
+        return []  # most of its images are of no frame
     beside = (root / 'metadata').is_dir() or refcoco_splits(root)
     return [root / 'images' if beside else root]
 

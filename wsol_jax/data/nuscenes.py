@@ -98,11 +98,19 @@ class Nuscenes(ListedFrames):
 
 def nuscenes_splits(root: Path) -> list[str]:
     """The splits of a folder, 'all' of a list of frames; none where it has neither nor tables."""
-    if (root / 'info.json').exists():
+    if _lists_frames(root / 'info.json'):
         return ['all']
     versions = {path.parent.name for path in root.glob('v1.0-*/scene.json')}
     listed = {file.stem for file in (root / 'splits').glob('[!.]*.txt')} if versions else set()
     return sorted(listed | ({'train', 'val'} if MINI in versions else set()))
+
+
+def _lists_frames(file: Path) -> bool:
+    """Whether a file is a list of frames, if a broken one: others may have its name."""
+    if not file.is_file():
+        return False
+    with file.open('rb') as content:
+        return b'"data_list"' in content.read(1 << 20)
 
 
 _Listed = list[tuple[str, tuple[str, Frame]]]  # scene, image id, frame
