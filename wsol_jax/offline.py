@@ -50,32 +50,36 @@ class Pass(NamedTuple):
 Program = Callable[[Any, jax.Array, Any], Any]
 
 
+class Work(NamedTuple):
+    """What a task computes of a split with one program.
+
+    Attributes:
+        program: that computes it; it gets the state of the network.
+        targets: see `Pass`.
+        kinds: {column: (shape of a row, dtype)} of the store.
+        about: what the index of the store tells.
+        columns: see `Pass`.
+    """
+
+    program: Program
+    targets: Callable[[Record], Mapping[str, np.ndarray]]
+    kinds: Mapping[str, tuple[tuple[int, ...], str]]
+    about: Mapping[str, str]
+    columns: Callable[[Batch, Any, int], dict[str, np.ndarray]]
+
+
 def compute_split(
-    config: Config,
-    network: Network,
-    source: Source,
-    split: str,
-    workdir: Path,
-    *,
-    program: Program,
-    targets: Callable[[Record], Mapping[str, np.ndarray]],
-    kinds: Mapping[str, tuple[tuple[int, ...], str]],
-    about: Mapping[str, str],
-    columns: Callable[[Batch, Any, int], dict[str, np.ndarray]],
+    config: Config, network: Network, source: Source, split: str, workdir: Path, work: Work
 ) -> Store:
-    """Computes what is not in `maps/<split>` of a workdir yet, with one program.
+    """Computes what is not in `maps/<split>` of a workdir yet.
 
     Args:
         config: the experiment.
-        network: whose state the program gets.
+        network: that is computed with.
         source: the images of the split.
         split: its name.
         workdir: of the run.
-        program: what is computed.
-        targets: see `Pass`.
-        kinds: {column: (shape of a row, dtype)} of the store.
-        about: what its index tells.
-        columns: see `Pass`.
+        work: what is computed.
 
     Returns:
         The finished store.
@@ -85,16 +89,17 @@ def compute_split(
         DataError: they are of other images.
     """
     folder, devices = workdir / 'maps' / split, local_devices(config.parallel)
-    rows = {name: Column(*kind) for name, kind in kinds.items()}
-    store = Store.prepare(folder, len(source), rows, about)
+    rows = {name: Column(*kind) for name, kind in work.kinds.items()}
+    store = Store.prepare(folder, len(source), rows, work.about)
     check_origin(network, folder, workdir)
-    compiled, state = _compile(devices, program), devices.replicate(network.state)
+    compiled, state = _compile(devices, work.program), devices.replicate(network.state)
 
     def launch(batch: Batch) -> Any:
         return compiled(state, *devices.shard((batch.images, batch.targets)))
 
     size = config.network.input_size or network.input_size
-    fill_store(config, source, split, store, Pass(size, targets, launch, columns), workdir)
+    passed = Pass(size, work.targets, launch, work.columns)
+    fill_store(config, source, split, store, passed, workdir)
     return store
 
 

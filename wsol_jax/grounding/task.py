@@ -18,7 +18,7 @@ from wsol_jax.maps.columns import Store
 from wsol_jax.models import Network, Preprocessing
 from wsol_jax.models.grounding import GroundingHeads
 from wsol_jax.models.heads import Outputs
-from wsol_jax.offline import compute_split
+from wsol_jax.offline import Work, compute_split
 from wsol_jax.report.grounding import report_grounding
 from wsol_jax.task import Task
 from wsol_jax.training.methods import make_method
@@ -53,18 +53,14 @@ def ground_split(
     """
     targets = _method(config).sentences(source)
     kinds = dict.fromkeys(('subject', 'object', 'classes'), ((targets.sentences,), 'int32'))
-    return compute_split(
-        config,
-        network,
-        source,
-        split,
-        workdir,
+    work = Work(
         program=_Pairs.of(network),
         targets=targets,
         kinds={**kinds, 'scores': ((targets.sentences, targets.boxes), 'float32')},
         about={'grounding': 'pairs'},
         columns=_columns,
     )
+    return compute_split(config, network, source, split, workdir, work)
 
 
 @dataclass(frozen=True)

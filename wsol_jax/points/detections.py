@@ -11,7 +11,7 @@ from wsol_jax.config import Config, ConfigError
 from wsol_jax.data import Batch, Source
 from wsol_jax.maps.columns import Store
 from wsol_jax.models import Network, Preprocessing
-from wsol_jax.offline import compute_split
+from wsol_jax.offline import Work, compute_split
 from wsol_jax.points.pseudo_labels import FOLDER, write_pseudo_labels
 from wsol_jax.training.methods import make_method
 from wsol_jax.training.methods.frames import Boxes, FrameMethod
@@ -69,12 +69,7 @@ def detect_split(
             _write(folder, batch, found, source.class_names)
         return found._asdict()
 
-    return compute_split(
-        config,
-        network,
-        source,
-        split,
-        workdir,
+    work = Work(
         program=_Detection(network.outputs, network.preprocessing, method),
         targets=method.frame_targets(source),
         kinds={
@@ -85,6 +80,7 @@ def detect_split(
         about=_KIND,
         columns=columns,
     )
+    return compute_split(config, network, source, split, workdir, work)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from wsol_jax.data.boxes_3d import as_boxes
-from wsol_jax.data.frames import Camera, Frame, frame_of, frame_record, in_region
-from wsol_jax.data.records import Decoding, Record
+from wsol_jax.data.frames import Frame, frame_of, in_region
+from wsol_jax.data.records import Record
 from wsol_jax.evaluation.split import Results
 from wsol_jax.points.kitti_score import KittiTable, match_record
 from wsol_jax.points.nuscenes_score import DetectionTable, match_frame
@@ -67,7 +67,7 @@ def score_frames(
     """
     del setting, chosen
     boxes, classes = np.zeros((0, 7)), np.zeros(0, int)
-    nothing = frame_record('', Frame((), (Camera(b'', (), (1, 1)),)), Decoding())
+    nothing = Record('', b'', (), None, extra={'frame': Frame((), ())})
     tables = [_scored(nothing, (boxes, classes, np.zeros(0)), names, region)]
     for i, record in enumerate(part.records):
         tables.append(_scored(record, found_boxes(part.columns, i), names, region))

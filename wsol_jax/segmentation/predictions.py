@@ -20,7 +20,7 @@ from wsol_jax.maps.columns import Store
 from wsol_jax.maps.fuse import resize
 from wsol_jax.models import Network, Preprocessing
 from wsol_jax.models.deeplab import SegmentationHeads
-from wsol_jax.offline import compute_split
+from wsol_jax.offline import Work, compute_split
 from wsol_jax.segmentation.label_maps import write_label_map
 from wsol_jax.segmentation.seed_scores import LABEL_MAPS
 
@@ -61,18 +61,14 @@ def segment_split(
         DataError: the label maps there are of other images.
     """
     folder = workdir / 'maps' / split / LABEL_MAPS
-    return compute_split(
-        config,
-        network,
-        source,
-        split,
-        workdir,
+    work = Work(
         program=_Probabilities.of(network, config),
         targets=_size_of,
         kinds={'classes': ((1 + network.num_classes,), 'uint8')},
         about=_KIND,
         columns=partial(_written, folder),
     )
+    return compute_split(config, network, source, split, workdir, work)
 
 
 @dataclass(frozen=True)
