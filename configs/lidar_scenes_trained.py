@@ -37,7 +37,7 @@ _STUDENT = {**_SCENE, 'width': 32, 'detections': 40, 'labels': ''}
 # Variant -> train.method and its options.
 _METHODS = {
     'teacher': ('point_detr3d', _TEACHER),
-    'teacher_lidar': ('point_detr3d', {**_TEACHER, 'camera': False}),
+    'teacher_lidar': ('point_detr3d', {**_TEACHER, 'cameras': 0}),
     'teacher_random': ('point_detr3d', {**_TEACHER, 'queries': 30}),
     'student': ('center_point', _STUDENT),
     'student_alone': ('center_point', {**_STUDENT, 'consistency': 0.0}),

@@ -5,10 +5,10 @@ r"""Point-DETR3D's recipe on nuScenes: boxes of a share of the frames, of the ot
         --config.train.options.labels=DIR/maps/train/pseudo_labels
 
 `config.data.root` is a folder of nuScenes, which is not fetched. Range, classes, points, decoder,
-losses, augmentation and schedule are those of the paper. Its LiDAR backbone takes voxels of 0.1 m
-and starts from a detector trained on the labelled share, its ResNet-50 sees six cameras; here
-points go through pillars of 0.4 m, nothing in 3D is trained before, and the front camera alone is
-seen. Mean sizes of the classes, which the paper encodes, too, are not known here: give them as
+losses, augmentation, six cameras and schedule are those of the paper. Its LiDAR backbone takes
+voxels of 0.1 m and starts from a detector trained on the labelled share; here points go through
+pillars of 0.4 m, nothing in 3D is trained before, and images have less than half of their sides.
+Mean sizes of the classes, which the paper encodes, too, are not known here: give them as
 `config.train.options.sizes`.
 
 Published (abstract): with 5 % of the labels, more than 90 % of full supervision. Not measured here.
@@ -29,7 +29,7 @@ _SCENE = {
     'widths': (64, 128, 256, 256),
 }
 _METHODS = {
-    'teacher': ('point_detr3d', _SCENE),
+    'teacher': ('point_detr3d', {**_SCENE, 'cameras': 6}),
     'student': ('center_point', {**_SCENE, 'labels': ''}),
 }
 

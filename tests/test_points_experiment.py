@@ -16,7 +16,7 @@ def test_steps_learn_of_what_they_say(tmp_path):
     assert (labels['student_truth'], labels['student_alone']) == ('truth', '')
     weights = {s: found[s].train.options.get('consistency') for s in ('student', 'student_boxes')}
     assert weights == {'student': None, 'student_boxes': 0.0}
-    assert not found['teacher_lidar'].train.options['camera']
+    assert not found['teacher_lidar'].train.options['cameras']
 
 
 def test_scores_are_those_of_the_last_split(tmp_path):

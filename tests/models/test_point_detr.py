@@ -1,5 +1,6 @@
 """The heads of Point-DETR3D: encodings by hand, and what must not change a prediction."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -11,7 +12,13 @@ from flax import nnx
 from wsol_jax.models import Network, Preprocessing
 from wsol_jax.models.heads import Trunk
 from wsol_jax.models.pillars import Grid
-from wsol_jax.models.point_detr import Decoder, PointDETR, classes_within, sine_encoding
+from wsol_jax.models.point_detr import (
+    Decoder,
+    PointDETR,
+    Scene,
+    classes_within,
+    sine_encoding,
+)
 
 GRID = Grid.of((0, -8, -2, 16, 8, 2), 2.0)
 DECODER = Decoder(width=12, layers=2, heads=2, points=2, side=2, hidden=8)
@@ -60,10 +67,11 @@ ENDPOINTS = {
 }
 
 
-def made(network, layers=('fine', 'coarse'), queries=0):
+def made(network, layers=('fine', 'coarse'), queries=0, cameras=1):
     sizes = ((4, 2, 1.5),) * 4
     decoder = DECODER._replace(layers=1 if queries else 2)
-    module = PointDETR(network, GRID, decoder, (4, 6), layers, sizes, queries, nnx.Rngs(0))
+    parts = (4, 6), layers, cameras, sizes, queries
+    module = PointDETR(network, GRID, decoder, *parts, nnx.Rngs(0))
     rng = np.random.default_rng(1)
     for layer in module.decoder:  # boxes do not start at zero, so that something is to be seen
         kernel = rng.normal(size=layer.codes.kernel.shape, scale=0.3)
@@ -141,6 +149,38 @@ def test_the_image_counts_where_the_camera_looks(heads, plain):
     found, other = found_by(heads, away), found_by(heads, away, darker)
     np.testing.assert_array_equal(found['codes'], other['codes'])
     assert np.isfinite(found['codes']).all()
+
+
+def pyramid_of(inputs):
+    """A network's call."""
+    return None, {'fine': inputs, 'coarse': inputs[:, ::2, ::2]}
+
+
+def test_several_cameras_are_seen_one_by_one_and_weighed_by_each_query(network):
+    heads = made(network, cameras=3)
+    turned = TARGETS['projections'] * jnp.array([1.0, -1, 0.5]).reshape(3, 1, 1)  # one looks back
+    images = jnp.asarray(RNG.integers(0, 256, (2, 3, 4, 12, 3)), jnp.uint8)
+    size = jnp.broadcast_to(jnp.array([12, 4]), (2, 3, 2))
+    given = changed(cameras=images, image_size=size, projections=turned)
+    scene = heads._scene({}, Trunk(pyramid_of, jnp.zeros(()), given))
+    contents, positions, references, _ = heads.queries(given)
+    roi = jnp.concatenate([heads.grid.metres(references), jnp.full((2, 3, 4), 3.0)], axis=-1)
+    layer, asked = heads.decoder[0], (contents + positions, references, roi)
+    found = layer._in_images(layer.image, *asked, scene)
+    expected = 0
+    for k in range(3):  # a scene of that camera alone
+        of_one = [level.reshape(2, 3, *level.shape[1:])[:, k] for level in scene.image]
+        alone = Scene(scene.bev, of_one, given['projections'][:, k], size[:, k].astype(float))
+        seen = layer._in_image(layer.image, *asked, alone)
+        expected += seen * nnx.sigmoid(layer.trust(asked[0]))[..., k : k + 1]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_images_of_several_cameras_are_preprocessed_as_the_network_wants(network):
+    own = dataclasses.replace(network, preprocessing=Preprocessing((10.0,) * 3, (2.0,) * 3))
+    images = jnp.asarray(RNG.integers(0, 256, (2, 2, 4, 6, 3)), jnp.uint8)
+    found = made(own, cameras=2)._seen(Trunk(pyramid_of, jnp.zeros(()), {'cameras': images}))
+    np.testing.assert_allclose(found['fine'][3], (np.asarray(images[1, 1], float) - 10) / 2)
 
 
 def test_points_outside_of_the_grid_are_no_queries():

@@ -1,14 +1,14 @@
 """Point-DETR3D's teacher (Gao et al., AAAI 2024, arXiv 2403.15317): one query an annotated point.
 
 A bird's-eye view of LiDAR points and, where it is asked for, the features of the network on the
-image of the front camera are looked at by D-RoI attention. Here the points go through pillars in
-place of voxels, one camera is seen in place of six, and the pyramids are as large as the settings
-say; the published ones have 4 levels of 256 channels.
+images of cameras are looked at by D-RoI attention. Here the points go through pillars in place of
+voxels, and the pyramids are as large as the settings say; the published ones have 4 levels of 256
+channels.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,13 +49,13 @@ class Decoder(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What queries look at.
+    """What queries look at; of K cameras those of the first frame come first.
 
     Attributes:
         bev: levels [B,h,w,width] of the bird's-eye view.
-        image: levels of the image; () without a camera.
-        projection: [B,3,4] from metres to pixels.
-        size: [B,2], width and height of the image that the projection is for.
+        image: levels [B*K,h,w,width] of the images; () without a camera.
+        projection: [B*K,3,4] from metres to pixels.
+        size: [B*K,2], width and height of the image that the projection is for.
     """
 
     bev: Sequence[jax.Array]
@@ -142,7 +142,8 @@ class Layer(nnx.Module):
     Args:
         grid: of the bird's-eye view.
         decoder: sizes.
-        levels: of the bird's-eye view, and of the image, 0 without a camera.
+        levels: of the bird's-eye view, and of an image.
+        cameras: K; of several, what a query sees in each is weighed by it and added.
         num_classes: of the predictions.
         talk: attention among the queries comes first, which keeps learnt ones apart; those at
             points need none.
@@ -154,19 +155,21 @@ class Layer(nnx.Module):
         grid: Grid,
         decoder: Decoder,
         levels: tuple[int, int],
+        cameras: int,
         num_classes: int,
         talk: bool,
         rngs: nnx.Rngs,
     ):
         width, heads, points, side = decoder.width, decoder.heads, decoder.points, decoder.side
-        self.grid, self.side = grid, side
+        self.grid, self.side, self.cameras = grid, side, cameras
         self.talk = nnx.MultiHeadAttention(heads, width, decode=False, rngs=rngs) if talk else None
         self.talk_norm = nnx.LayerNorm(width, rngs=rngs) if talk else None
         self.bev = DRoIAttention(width, levels[0], heads, points, side, 2, rngs)
         self.image = (
-            DRoIAttention(width, levels[1], heads, points, side, 3, rngs) if levels[1] else None
+            DRoIAttention(width, levels[1], heads, points, side, 3, rngs) if cameras else None
         )
-        self.fusion = _mlp(width * (2 if levels[1] else 1), width, width, rngs)
+        self.trust = nnx.Linear(width, cameras, rngs=rngs) if cameras > 1 else None
+        self.fusion = _mlp(width * (2 if cameras else 1), width, width, rngs)
         self.norm1, self.norm2 = (nnx.LayerNorm(width, rngs=rngs) for _ in range(2))
         self.feed = _mlp(width, decoder.hidden, width, rngs)
         self.classes, self.boxes = (_mlp(width, width, width, rngs) for _ in range(2))
@@ -198,7 +201,7 @@ class Layer(nnx.Module):
         queries = contents + positions
         seen = [self._from_above(queries, references, roi, scene)]
         if self.image is not None:
-            seen.insert(0, self._in_image(self.image, queries, references, roi, scene))
+            seen.insert(0, self._in_images(self.image, queries, references, roi, scene))
         contents = self.norm1(contents + self.fusion(jnp.concatenate(seen, axis=-1)))
         contents = self.norm2(contents + self.feed(contents))
         change = self.codes(nnx.relu(self.boxes(contents)))
@@ -219,6 +222,22 @@ class Layer(nnx.Module):
 
         return self.bev(queries, scene.bev, place, grid, jnp.ones(grid.shape[:-1], bool))
 
+    def _in_images(
+        self,
+        attention: DRoIAttention,
+        queries: jax.Array,
+        references: jax.Array,
+        roi: jax.Array,
+        scene: Scene,
+    ) -> jax.Array:
+        """What the cameras see, added up."""
+        many = [jnp.repeat(x, self.cameras, axis=0) for x in (queries, references, roi)]
+        seen = self._in_image(attention, many[0], many[1], many[2], scene)
+        if self.trust is None:
+            return seen
+        seen = seen.reshape(len(queries), self.cameras, *seen.shape[1:])
+        return jnp.einsum('bknd,bnk->bnd', seen, nnx.sigmoid(self.trust(queries)))
+
     def _in_image(
         self,
         attention: DRoIAttention,
@@ -227,6 +246,7 @@ class Layer(nnx.Module):
         roi: jax.Array,
         scene: Scene,
     ) -> jax.Array:
+        """What each camera sees: as many queries [B*K,N,width] as images -> [B*K,N,width]."""
         metres = self.grid.metres(references)[:, :, None, None, None]
         grid, seen = hull_grid(roi, scene.projection, scene.size, self.side)
 
@@ -237,14 +257,16 @@ class Layer(nnx.Module):
 
 
 class PointDETR(Heads):
-    """Boxes in 3D from annotated points, LiDAR and camera.
+    """Boxes in 3D from annotated points, LiDAR and cameras.
 
     Args:
-        network: whose features of the image are looked at.
+        network: whose features of the images are looked at.
         grid: of the bird's-eye view.
         decoder: sizes.
         widths: channels of the stages of the bird's-eye view.
-        layers: endpoints of the image, the finest first; () without a camera.
+        layers: endpoints of an image, the finest first; () without a camera.
+        cameras: how many are looked at: one is the image of the record, several are 'cameras'
+            [B,K,h,w,3] of what is given beside it.
         sizes: mean (l, w, h) of each class in metres, or ().
         queries: how many learnt ones take the place of those at points; 0 for none.
         rngs: for the initial weights.
@@ -257,12 +279,14 @@ class PointDETR(Heads):
         decoder: Decoder,
         widths: Sequence[int],
         layers: Sequence[str],
+        cameras: int,
         sizes: Sequence[Sequence[float]],
         queries: int,
         rngs: nnx.Rngs,
     ):
         width, count = decoder.width, network.num_classes
-        self.grid, self.reads = grid, tuple(layers)
+        self.grid, self.reads, self.cameras = grid, tuple(layers), cameras
+        self.preprocessing = network.preprocessing
         self.pillars = PillarEncoder(grid, widths[0], rngs=rngs)
         self.pyramid = Pyramid(widths[0], widths, width, rngs=rngs)
         features = [network.shapes[name][-1] for name in layers]
@@ -275,7 +299,8 @@ class PointDETR(Heads):
         )
         levels = len(widths), len(features)
         self.decoder = nnx.List(
-            Layer(grid, decoder, levels, count, queries > 0, rngs) for _ in range(decoder.layers)
+            Layer(grid, decoder, levels, cameras, count, queries > 0, rngs)
+            for _ in range(decoder.layers)
         )
 
     def __call__(
@@ -290,7 +315,7 @@ class PointDETR(Heads):
         del classes
         if 'points' not in trunk.targets:
             return {}
-        scene = self._scene(endpoints, trunk.targets)
+        scene = self._scene(endpoints, trunk)
         contents, positions, references, valid = self.queries(trunk.targets)
         roi = _around(self.grid.metres(references))
         found = []
@@ -302,12 +327,22 @@ class PointDETR(Heads):
         logits, codes = (jnp.stack(part, axis=1) for part in zip(*found, strict=True))
         return {'class_logits': logits, 'codes': codes, 'queries': valid}
 
-    def _scene(self, endpoints: Mapping[str, jax.Array], targets: Mapping[str, Any]) -> Scene:
+    def _scene(self, endpoints: Mapping[str, jax.Array], trunk: Trunk) -> Scene:
+        targets = trunk.targets
         bev = self.pyramid(self.pillars(targets['points'], targets['points_valid']))
+        if self.cameras > 1:
+            endpoints = self._seen(trunk)
         stages = [endpoints[name] for name in self.reads]
         image = merged_levels(stages, self.sides, self.outputs)
-        size = targets['image_size'][:, 0].astype(jnp.float32)
-        return Scene(bev, image, targets['projections'][:, 0], size)
+        projection = targets['projections'].reshape(-1, 3, 4)
+        size = targets['image_size'].reshape(-1, 2).astype(jnp.float32)
+        return Scene(bev, image, projection, size)
+
+    def _seen(self, trunk: Trunk) -> Mapping[str, jax.Array]:
+        """The endpoints of all cameras [B*K,h,w,.]; those of the record's image are not needed."""
+        images = trunk.targets['cameras']
+        inputs = self.preprocessing(images.reshape(-1, *images.shape[2:]))
+        return trunk.module(inputs.astype(trunk.inputs.dtype))[1]
 
 
 def _around(places: jax.Array) -> jax.Array:

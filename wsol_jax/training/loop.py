@@ -103,8 +103,9 @@ def train(
         _check_kept(config, checkpoints, workdir)
         if checkpoints.step() >= total:
             return
-        module = _initial_module(config, method, train_source, again=checkpoints.step() > 0)
-        preprocessing = _preprocessing(config, workdir, again=checkpoints.step() > 0)
+        again = checkpoints.step() > 0
+        preprocessing = _preprocessing(config, workdir, again)
+        module = _initial_module(config, method, train_source, preprocessing, again)
         size, probability = config.network.input_size or None, probability_of(flatten(config))
         network = as_network(config.network.name, module, preprocessing, probability, size)
         _check_shares(config.train, module, devices.size)
@@ -366,7 +367,11 @@ def _is_best(value: float, best: float | None, direction: str) -> bool:
 
 
 def _initial_module(
-    config: Config, method: TrainedMethod, source: Source, again: bool = False
+    config: Config,
+    method: TrainedMethod,
+    source: Source,
+    preprocessing: Preprocessing | None = None,
+    again: bool = False,
 ) -> nnx.Module:
     """The network as training starts; with `again` a checkpoint will fill it."""
     if config.data.class_index:
@@ -375,7 +380,8 @@ def _initial_module(
     other = open_training(start, net.name) if start and start.is_dir() else None
     weights = None if other else start
     classes = method.num_logits(source)
-    module = make_module(net.name, weights, classes, method, config.seed, net.options)
+    facts = (method, config.seed, net.options, preprocessing)
+    module = make_module(net.name, weights, classes, *facts)
     if other:
         values = other.start()
         fill_module(net.name, module, values, other.workdir, strict=False)

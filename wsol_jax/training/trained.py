@@ -122,10 +122,10 @@ class Training:
         values = self.weights(self.config.get('train.keep', 'best'))
         classes = num_classes or zoo.classes_of(name, values, self.workdir)
         options = self.options('network') | options
-        module = make_module(name, None, classes, method or self.method, seed, options)
-        zoo.fill_module(name, module, values, self.workdir, strict=num_classes is None)
         noted = recorded_preprocessing(self.workdir)
         found = zoo.find_preprocessing(name, None, preprocessing) if preprocessing else noted
+        module = make_module(name, None, classes, method or self.method, seed, options, found)
+        zoo.fill_module(name, module, values, self.workdir, strict=num_classes is None)
         probability = probability or probability_of(self.config)
         size = self.config.get('network.input_size') or None
         network = zoo.as_network(name, module, found, probability, size)

@@ -13,6 +13,7 @@ from wsol_jax.fields import converted, value_fault
 from wsol_jax.models import as_network, load_module
 from wsol_jax.models.fits import unusual_options
 from wsol_jax.models.layouts import Read, read_weights
+from wsol_jax.models.preprocessing import Preprocessing
 from wsol_jax.models.zoo import RECIPES
 from wsol_jax.names import unknown_name
 from wsol_jax.training.method import TrainedMethod
@@ -98,6 +99,7 @@ def make_module(
     method: TrainedMethod,
     seed: int,
     options: Mapping[str, Any],
+    preprocessing: Preprocessing | None = None,
 ) -> nnx.Module:
     """A network's module as a method trains it, with its heads; in training mode.
 
@@ -108,6 +110,7 @@ def make_module(
         method: of training.
         seed: of the experiment.
         options: of the network; those of the method come first.
+        preprocessing: of its images; None for that of its random weights.
 
     Raises:
         ConfigError: the network has no option that the method needs.
@@ -126,7 +129,7 @@ def make_module(
     if read:
         _check_said(name, read, options)
     module = load_module(name, read, num_classes, seed=seed, **options)
-    add_heads(name, module, method, seed)
+    add_heads(name, module, method, seed, preprocessing)
     return module
 
 
@@ -137,7 +140,13 @@ def _check_said(name: str, read: Read, options: Mapping[str, Any]) -> None:
         raise ConfigError(f'{read.path} needs config.network.options to hold {missing}')
 
 
-def add_heads(name: str, module: nnx.Module, method: TrainedMethod, seed: int) -> None:
+def add_heads(
+    name: str,
+    module: nnx.Module,
+    method: TrainedMethod,
+    seed: int,
+    preprocessing: Preprocessing | None = None,
+) -> None:
     """Attaches the heads of a method to a network's module, if it has any, with random weights.
 
     Args:
@@ -145,9 +154,10 @@ def add_heads(name: str, module: nnx.Module, method: TrainedMethod, seed: int) -
         module: of `build` or `load_module`.
         method: of training.
         seed: of the experiment.
+        preprocessing: see `make_module`.
     """
     if type(method).heads is TrainedMethod.heads:
         return  # to look at the network takes a moment
     rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(seed), _HEADS))
-    if (heads := method.heads(as_network(name, module), rngs)) is not None:
+    if (heads := method.heads(as_network(name, module, preprocessing), rngs)) is not None:
         module.heads = heads  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """Point-DETR3D, the teacher of boxes from points (Gao et al., AAAI 2024, arXiv 2403.15317)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wsol_jax.config import ConfigError
+from wsol_jax.data.frames import FrameTargets
 from wsol_jax.data.records import Source
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models import Network
@@ -29,18 +30,30 @@ class PointDETR3D(FrameMethod):
     """A transformer makes a box of each annotated point; it teaches a detector without points.
 
     Every query is an annotated point: what is learnt of its class, where it is, how large its class
-    is on average. It looks at a bird's-eye view of the LiDAR's points and at the image of the front
-    camera, by deformable attention and on a grid on its region of interest, at first a box of
-    5 x 5 x 4 m. Predictions are matched with true boxes one to one (focal loss and L1). It
-    learns of the frames whose boxes are known; to the others, which have one point an object alone,
-    the stage `localize` gives boxes, of which `center_point` learns.
+    is on average. It looks at a bird's-eye view of the LiDAR's points and at the images of cameras,
+    by deformable attention and on a grid on its region of interest, at first a box of 5 x 5 x 4 m.
+    Predictions are matched with true boxes one to one (focal loss and L1). It learns of the frames
+    whose boxes are known; to the others, which have one point an object alone, the stage `localize`
+    gives boxes, of which `center_point` learns.
 
     Here pillars take the place of voxels, and no weights of another detector are started from.
 
     Weak where points are few: a box of one LiDAR return has the size of its class.
     """
 
-    camera: bool = setting(True, 'look at the image of the front camera, too', 'checkpoints')
+    cameras: int = setting(
+        1,
+        'of a frame that are looked at, the first ones: 1 is the front camera, 0 is LiDAR alone',
+        'checkpoints',
+        Range(0, 100),
+    )
+    camera_size: tuple[int, int] = setting(
+        (256, 704),
+        'height and width in pixels that images of several cameras are resized to; the image of '
+        'one alone has the size of the network',
+        'checkpoints',
+        Range(8, 10_000),
+    )
     image_layers: tuple[str, ...] = setting(
         (),
         'endpoints of the network that are looked at, the finest first; () for the last main one '
@@ -79,10 +92,14 @@ class PointDETR3D(FrameMethod):
         decoder = Decoder(
             self.width, self.layers, self.heads_count, self.samples, self.side, self.hidden
         )
-        layers = self._image_layers(network) if self.camera else ()
-        return PointDETR(
-            network, self.grid, decoder, self.widths, layers, self.sizes, self.queries, rngs
-        )
+        layers = self._image_layers(network) if self.cameras else ()
+        parts = self.widths, layers, self.cameras, self.sizes, self.queries
+        return PointDETR(network, self.grid, decoder, *parts, rngs)
+
+    def frame_targets(self, source: Source) -> FrameTargets:
+        """With the images of all cameras, where several are looked at."""
+        targets = super().frame_targets(source)
+        return replace(targets, num_cameras=max(self.cameras, 1), camera_size=self.camera_size)
 
     def _image_layers(self, network: Network) -> Sequence[str]:
         for name in self.image_layers:
