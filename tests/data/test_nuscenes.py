@@ -17,7 +17,8 @@ from wsol_jax.data.check_frames import SWEEPS as UNREADABLE
 from wsol_jax.data.check_images import BROKEN
 from wsol_jax.data.frames import FrameTargets, frame_of, read_points
 from wsol_jax.data.nuscenes import CLASSES
-from wsol_jax.data.nuscenes_tables import CAMERAS, rotation_matrix
+from wsol_jax.data.nuscenes_frames import rotation_matrix
+from wsol_jax.data.nuscenes_tables import CAMERAS
 from wsol_jax.run import open_split
 
 SWEEPS = 12  # 20 a second; two samples: the first sweep and the last
@@ -254,7 +255,8 @@ def no_rows(root):
 
 def no_pose(root):
     write(root, {'ego_pose': tables()['ego_pose'][1:]})
-    return f"{root}/v1.0-mini/ego_pose.json: has no row 'pose-0', which row 'LIDAR_TOP-0'"
+    said = "has no row 'pose-0', which row 'LIDAR_TOP-0' of sample_data.json names"
+    return f'{root}/v1.0-mini/ego_pose.json: {said}'
 
 
 def no_sample(root):
@@ -272,7 +274,47 @@ def no_value(root):
     rows = tables()['ego_pose']
     del rows[0]['rotation']
     write(root, {'ego_pose': rows})
-    return f"{root}/v1.0-mini: sample sample-0: a row has no 'rotation'"
+    return f"{root}/v1.0-mini/ego_pose.json: row 'pose-0': has no 'rotation'"
+
+
+def spoiled(root, table, **values):
+    """What names the first row of a table, which has other values then."""
+    rows = tables()[table]
+    rows[0] |= values
+    write(root, {table: rows})
+    return f"{root}/v1.0-mini/{table}.json: row '{rows[0]['token']}': "
+
+
+def no_key(root):
+    rows = tables()['sample_data']
+    del rows[3]['is_key_frame']
+    write(root, {'sample_data': rows})
+    return f"{root}/v1.0-mini/sample_data.json: row 'LIDAR_TOP-3': has no 'is_key_frame'"
+
+
+def no_rotation(root):
+    said = spoiled(root, 'sample_annotation', rotation=[0, 0, 0, 0])
+    return f'{said}malformed (a rotation of length 0)'
+
+
+def two_numbers(root):
+    said = spoiled(root, 'ego_pose', translation=[1, 2])
+    return f'{said}malformed (translation is [1, 2]; it is 3 numbers)'
+
+
+def no_number(root):
+    said = spoiled(root, 'sample_annotation', size=[1, float('nan'), 2])
+    return f'{said}malformed (size is [1, nan, 2]; it is 3 numbers)'
+
+
+def no_intrinsics(root):
+    rows = tables()['calibrated_sensor']
+    rows[1]['camera_intrinsic'] = []
+    write(root, {'calibrated_sensor': rows})
+    said = (
+        "row 'calibrated-CAM_FRONT': malformed (camera_intrinsic is []; it is 3 rows of 3 numbers)"
+    )
+    return f'{root}/v1.0-mini/calibrated_sensor.json: {said}'
 
 
 def unknown_category(root):
@@ -312,6 +354,7 @@ def no_tables(root):
     [
         *(no_table, no_json, no_rows, no_pose, no_sample, no_camera, no_value, unknown_category),
         *(negative_size, elsewhere, two_versions, no_tables),
+        *(no_key, no_rotation, two_numbers, no_number, no_intrinsics),
     ],
 )
 def test_what_is_wrong_is_named(root, spoil):
@@ -375,7 +418,7 @@ def test_real_cameras_see_the_objects_where_they_are_listed(real):
 
 def test_bad_lists_are_named(tmp_path):
     (tmp_path / 'info.json').write_text('{"metainfo": {}}')
-    with pytest.raises(DataError, match=r"info\.json: a row has no 'categories'"):
+    with pytest.raises(DataError, match=r"info\.json: has no 'categories'"):
         Nuscenes(tmp_path, 'train')
 
 

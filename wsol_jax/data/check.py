@@ -19,7 +19,7 @@ from wsol_jax.data.coco import Coco, coco_splits
 from wsol_jax.data.coco_expressions import ANNOTATIONS, CocoExpressions
 from wsol_jax.data.files import AGAIN, UNUSABLE, find_images, printable
 from wsol_jax.data.folders import ImageFolder, WsolFolder, split_names
-from wsol_jax.data.frames import ListedFrames, frame_of
+from wsol_jax.data.frames import frame_of
 from wsol_jax.data.kitti import Kitti, kitti_splits
 from wsol_jax.data.nuscenes import Nuscenes, nuscenes_splits
 from wsol_jax.data.records import DataError, Record, Source
@@ -141,7 +141,7 @@ def check_folder(root: str | Path, orientation: str = 'auto') -> Report:
         for record in _records(source)
         for image in camera_records(record)
     ]
-    frames = any(isinstance(source, ListedFrames) for source in splits.values())
+    frames = any(isinstance(source, Kitti | Nuscenes) for source in splits.values())
     several = frames or any(isinstance(source, _OF_SEVERAL) for source in splits.values())
     alike = purpose if several else str
     contents, found = _examine_all(records, _classes_on_disk(splits))

@@ -2,18 +2,19 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsol_jax.data.decode import stored_size
 from wsol_jax.data.files import printable, stays_below
 from wsol_jax.data.frames import (
     Camera,
     Frame,
-    ListedFrames,
     Sweep,
     as_box,
     as_matrix,
@@ -23,15 +24,22 @@ from wsol_jax.data.frames import (
     origin_of,
 )
 from wsol_jax.data.metadata import read_list
+from wsol_jax.data.nuscenes_frames import FULL, NEAR, NuscenesFrames
 from wsol_jax.data.nuscenes_tables import (
     CAMERAS,
-    FULL,
-    NEAR,
+    TABLES,
     NuscenesTables,
     read_json,
     well_formed,
 )
-from wsol_jax.data.records import MAX_PIXELS, DataError, Decoding, Record, is_displayed
+from wsol_jax.data.records import (
+    MAX_PIXELS,
+    DataError,
+    Decoding,
+    NamedClasses,
+    Record,
+    is_displayed,
+)
 from wsol_jax.names import shown, unknown_name
 
 CLASSES = (
@@ -43,7 +51,7 @@ MINI_VAL = ('scene-0103', 'scene-0916')  # of the devkit; its other scenes are t
 SWEEPS = 10
 
 
-class Nuscenes(ListedFrames):
+class Nuscenes(NamedClasses):
     """A split of nuScenes, without its devkit.
 
     Either a folder with tables, such as `v1.0-trainval/scene.json`, and the files that they name:
@@ -53,7 +61,8 @@ class Nuscenes(ListedFrames):
     it: every split has all of them. Boxes of other classes, and those that neither LiDAR nor radar
     has a point of, are left out; points on the vehicle itself, too.
 
-    The LiDAR frame has x to the right and y ahead.
+    The LiDAR frame has x to the right and y ahead. Opening it reads the tables; a frame of them is
+    built whenever it is asked for.
 
     Args:
         root: the folder with the tables' folder, or with info.json.
@@ -84,16 +93,44 @@ class Nuscenes(ListedFrames):
         root = Path(root)
         decoding = Decoding(is_displayed(orientation, 'stored'), max_pixels, _roots(root))
         if (root / 'info.json').exists():
-            listed = _listed(root, decoding)
+            found = _listed(root, decoding)
         else:
-            listed = _of_tables(root, split, _version(root, name), decoding)
-        scenes = sorted({scene for scene, _ in listed})
-        known = labelled_share(len(scenes), labelled, seed)
-        are_known = dict(zip(scenes, known.tolist(), strict=True))
-        self._records = [
-            frame_record(image_id, replace(frame, labelled=are_known[scene]), decoding)
-            for scene, (image_id, frame) in listed
-        ]
+            found = _of_tables(root, split, _version(root, name), decoding.roots)
+        self._where, self._decoding = printable(str(root)), decoding
+        self._ids, self._frames, classes = found.ids, found.frames, found.frames.classes()
+        self._most_boxes = max([1, *map(len, classes)])
+        self._most_labels = max([1, *(len(set(own)) for own in classes)])
+        scenes, of_frames = np.unique(found.scenes, return_inverse=True)
+        self._labelled = labelled_share(len(scenes), labelled, seed)[of_frames]
+
+    @property
+    def most_boxes(self) -> int:
+        """The most boxes that a frame has, at least 1; none is built to know it."""
+        return self._most_boxes
+
+    @property
+    def most_labels(self) -> int:
+        """The most labels that a frame has, at least 1; none is built to know it."""
+        return self._most_labels
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Of which frames training knows the boxes, [len]; none is built to know it."""
+        return self._labelled
+
+    def image_id(self, index: int) -> str:
+        """Name of a frame, which is not built for it."""
+        return self._ids[index]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> Record:
+        image_id = self.image_id(index)
+        with well_formed(f'{self._where}: frame {shown(image_id)}'):
+            frame = self._frames.frame(index % len(self))
+        frame = replace(frame, labelled=bool(self._labelled[index]))
+        return frame_record(image_id, frame, self._decoding)
 
 
 def nuscenes_splits(root: Path) -> list[str]:
@@ -113,7 +150,25 @@ def _lists_frames(file: Path) -> bool:
         return b'"data_list"' in content.read(1 << 20)
 
 
-_Listed = list[tuple[str, tuple[str, Frame]]]  # scene, image id, frame
+@dataclass(frozen=True)
+class _Frames:
+    """Frames that are all there."""
+
+    listed: tuple[Frame, ...]
+
+    def classes(self) -> list[tuple[int, ...]]:
+        return [frame.classes for frame in self.listed]
+
+    def frame(self, index: int) -> Frame:
+        return self.listed[index]
+
+
+class _Split(NamedTuple):
+    """The frames of a split, their names and scenes."""
+
+    ids: list[str]
+    scenes: list[str]
+    frames: _Frames | NuscenesFrames
 
 
 def _roots(root: Path) -> tuple[Path, ...]:
@@ -131,14 +186,29 @@ def _version(root: Path, name: str) -> str:
     return name or found[0]
 
 
-def _of_tables(root: Path, split: str, version: str, decoding: Decoding) -> _Listed:
-    tables = NuscenesTables(root, version, CLASSES, decoding.roots)
-    names = _scenes(root, split, version, tables.scenes)
-    return [
-        (scene, (token, tables.frame(token, SWEEPS)))
-        for scene in names
-        for token in tables.samples(scene)
-    ]
+def _of_tables(root: Path, split: str, version: str, roots: tuple[Path, ...]) -> _Split:
+    tables = _tables(root, version, roots, _written(root / version))
+    samples = {name: tables.samples(name) for name in _scenes(root, split, version, tables.scenes)}
+    ids = [token for tokens in samples.values() for token in tokens]
+    scenes = [name for name, tokens in samples.items() for _ in tokens]
+    with well_formed(printable(str(root / version))):
+        return _Split(ids, scenes, tables.frames(ids, SWEEPS))
+
+
+def _written(folder: Path) -> tuple[tuple[int, int], ...]:
+    """When the tables were written, and how long each is."""
+    files = [folder / f'{name}.json' for name in TABLES]
+    facts = [file.stat() for file in files if file.is_file()]
+    return tuple((fact.st_mtime_ns, fact.st_size) for fact in facts)
+
+
+@lru_cache(maxsize=1)  # the splits of a run share them: those of trainval have millions of rows
+def _tables(
+    root: Path, version: str, roots: tuple[Path, ...], written: tuple[tuple[int, int], ...]
+) -> NuscenesTables:
+    """The tables as they stood there when they were written."""
+    del written
+    return NuscenesTables(root, version, CLASSES, roots)
 
 
 def _scenes(root: Path, split: str, version: str, known: Sequence[str]) -> list[str]:
@@ -154,17 +224,18 @@ def _scenes(root: Path, split: str, version: str, known: Sequence[str]) -> list[
     return [name for name in known if (name in MINI_VAL) == (split == 'val')]
 
 
-def _listed(root: Path, decoding: Decoding) -> _Listed:
-    """The frames of info.json."""
+def _listed(root: Path, decoding: Decoding) -> _Split:
+    """The frames of info.json, each a scene of its own."""
     file = root / 'info.json'
     content = read_json(file, decoding.roots)
     with well_formed(printable(str(file))):
         names = {index: name for name, index in content['metainfo']['categories'].items()}
         found = [_of_info(file, row, names, decoding) for row in content['data_list']]
-    for token, count in Counter(token for token, _ in found).items():
+    ids = [token for token, _ in found]
+    for token, count in Counter(ids).items():
         if count > 1:
             raise DataError(f'{printable(str(file))}: frame {shown(token)} is listed twice')
-    return [(image_id, (image_id, frame)) for image_id, frame in found]
+    return _Split(ids, ids, _Frames(tuple(frame for _, frame in found)))
 
 
 def _of_info(

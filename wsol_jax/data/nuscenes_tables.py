@@ -2,26 +2,23 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from wsol_jax.data.boxes_3d import points_inside
 from wsol_jax.data.files import printable, read_file, reason, stays_below
-from wsol_jax.data.frames import (
-    Box3D,
-    Camera,
-    Frame,
-    Sweep,
-    as_box,
-    as_matrix,
-    check_box,
-    origin_of,
+from wsol_jax.data.frames import check_box
+from wsol_jax.data.nuscenes_frames import (
+    RACK_CLASS,
+    Index,
+    Mounts,
+    NuscenesFrames,
+    Objects,
+    Shots,
 )
 from wsol_jax.data.records import DataError
 from wsol_jax.names import shown, unknown_name
@@ -35,9 +32,6 @@ CAMERAS = (
     *('CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_BACK_RIGHT'),
     *('CAM_BACK', 'CAM_BACK_LEFT', 'CAM_FRONT_LEFT'),
 )
-COLUMNS = 5  # of a point: x, y, z, intensity, ring
-FULL = 255.0  # intensity of a full return
-NEAR = 1.0  # metres: the vehicle itself
 # The classes of the detection task, by category.
 CLASS_OF = {
     'movable_object.barrier': 'barrier',
@@ -63,11 +57,42 @@ UNUSED = (
     *('vehicle.emergency.ambulance', 'vehicle.emergency.police'),
 )
 _Row = Mapping[str, Any]
-_Pose = NDArray[np.float64]  # [4, 4], from a frame to the one around it
+_T = TypeVar('_T')
+_MALFORMED = (KeyError, AttributeError, TypeError, ValueError, IndexError, OverflowError)
+
+
+class _Mount(NamedTuple):
+    """A row of calibrated_sensor."""
+
+    channel: str
+    pose: list[float]
+    intrinsics: list[list[float]]
+
+
+class _Shot(NamedTuple):
+    """A row of sample_data."""
+
+    sample: str  # '' of what lies between the samples
+    channel: str
+    file: str
+    time: float
+    pose: str
+    mount: str
+    size: tuple[int, int]
+    previous: str
+
+
+class _Object(NamedTuple):
+    """A row of sample_annotation."""
+
+    sample: int
+    pose: list[float]
+    size: list[float]
+    label: int
 
 
 class NuscenesTables:
-    """The tables of a version of nuScenes, and the frames that they describe.
+    """The tables of a version of nuScenes; what its frames need of them is kept as columns.
 
     Args:
         root: of the data set; files are named relative to it.
@@ -76,8 +101,8 @@ class NuscenesTables:
         roots: see `Frame`.
 
     Raises:
-        DataError: a table is missing, is no list of rows with tokens, or lacks a row that another
-            names.
+        DataError: a table is missing, is no list of rows with tokens, has a malformed row, or lacks
+            one that another names.
     """
 
     def __init__(
@@ -85,16 +110,25 @@ class NuscenesTables:
     ) -> None:
         self._root, self._folder, self._roots = root, root / version, roots
         self._class_names = tuple(class_names)
-        self._rows = {name: self._read(name) for name in TABLES}
-        self._keyframes: dict[str, dict[str, _Row]] = defaultdict(dict)
-        self._annotations: dict[str, list[_Row]] = defaultdict(list)
-        with well_formed(printable(str(self._folder))):
-            self._scenes = {row['name']: row for row in self._rows['scene'].values()}
-            for row in self._rows['sample_data'].values():
-                if row['is_key_frame']:
-                    self._keyframes[row['sample_token']][self._channel(row)] = row
-            for row in self._rows['sample_annotation'].values():
-                self._annotations[row['sample_token']].append(row)
+        self._scenes = dict(self._read('scene', _first_sample).values())
+        self._next = self._read('sample', lambda row: str(row['next']))
+        self._number = {token: number for number, token in enumerate(self._next)}
+        mounts = self._mounts()
+        shots = self._shots(mounts)
+        self._tokens = tuple(shots)
+        self._columns = self._as_columns(shots, mounts)
+        self._mount_columns = Mounts(
+            np.array([mount.pose for mount in mounts.values()], float).reshape(-1, 7),
+            np.array([mount.intrinsics for mount in mounts.values()], float).reshape(-1, 3, 3),
+        )
+        rows = {token: row for row, token in enumerate(shots)}
+        self._previous = [shot.previous for shot in shots.values()]
+        self._earlier = np.array([rows.get(token, -1) for token in self._previous], int)
+        self._keyframes: dict[str, dict[str, int]] = defaultdict(dict)
+        for row, shot in enumerate(shots.values()):
+            if shot.sample:
+                self._keyframes[shot.sample][shot.channel] = row
+        self._objects = self._annotated()
 
     @property
     def scenes(self) -> tuple[str, ...]:
@@ -102,126 +136,193 @@ class NuscenesTables:
         return tuple(self._scenes)
 
     def samples(self, scene: str) -> list[str]:
-        """Tokens of the samples of a scene, in the order of time."""
-        row = self._scenes[scene]
-        tokens: dict[str, None] = {}
-        with well_formed(f'{printable(str(self._folder))}: {scene}'):
-            token = row['first_sample_token']
-            while token and token not in tokens:
-                tokens[token] = None
-                row = self._row('sample', token, row)
-                token = row['next']
-        return list(tokens)
-
-    def frame(self, token: str, sweeps: int) -> Frame:
-        """What a sample describes.
-
-        Args:
-            token: of the sample.
-            sweeps: how many there are, as far as the scene has so many up to it.
+        """Tokens of the samples of a scene, in the order of time.
 
         Raises:
-            DataError: a table lacks a row or a value.
+            DataError: there is no row of one of them.
         """
-        with well_formed(f'{printable(str(self._folder))}: sample {token}'):
-            return self._frame(token, sweeps)
+        tokens: dict[str, None] = {}
+        token, named_by, table = self._scenes[scene], scene, 'scene'
+        while token and token not in tokens:
+            tokens[token] = None
+            following = self._found('sample', self._next, token, table, named_by)
+            token, named_by, table = following, token, 'sample'
+        return list(tokens)
 
-    def _frame(self, token: str, sweeps: int) -> Frame:
-        keyframes = self._keyframes[token]
-        if missing := [name for name in (LIDAR, *CAMERAS) if name not in keyframes]:
-            raise DataError(f'{self._file("sample_data")}: sample {token} has no {missing[0]}')
-        lidar = keyframes[LIDAR]
-        world_to_lidar: _Pose = np.asarray(np.linalg.inv(self._to_world(lidar)), np.float64)
-        objects = self._objects(token, world_to_lidar)
-        return Frame(
-            sweeps=tuple(islice(self._sweeps(lidar, world_to_lidar), sweeps)),
-            cameras=tuple(self._camera(keyframes[name], world_to_lidar) for name in CAMERAS),
-            boxes=tuple(box for box, _ in objects),
-            classes=tuple(self._class_names.index(name) for _, name in objects),
+    def frames(self, tokens: Sequence[str], sweeps: int) -> NuscenesFrames:
+        """What some samples describe; no frame is built yet.
+
+        Args:
+            tokens: of the samples.
+            sweeps: how many a frame has, as far as its scene has so many up to it.
+
+        Raises:
+            DataError: a sample lacks a sensor, or a sweep the one before it.
+        """
+        keyframes = np.array([self._of_sample(token) for token in tokens], int).reshape(-1, 7)
+        used = np.column_stack([self._sweeps(keyframes[:, 0], sweeps), keyframes[:, 1:]])
+        rows = np.unique(used[used >= 0])
+        used = np.where(used >= 0, np.searchsorted(rows, used), -1)
+        owners = np.array([self._number[token] for token in tokens], int)
+        frames = NuscenesFrames(
+            root=self._root,
             roots=self._roots,
-            vehicle=origin_of(self._to_vehicle(lidar)),
+            sweeps=used[:, :sweeps],
+            cameras=used[:, sweeps:],
+            shots=self._columns.some(rows),
+            mounts=self._mount_columns,
+            objects=self._objects.of_owners(owners),
+        )
+        return frames.without_bikes_in_racks([self._class_names.index(name) for name in BIKES])
+
+    def _of_sample(self, token: str) -> list[int]:
+        """Shots of a sample: of the LiDAR, then of the cameras."""
+        own, channels = self._keyframes.get(token, {}), (LIDAR, *CAMERAS)
+        if missing := [name for name in channels if name not in own]:
+            raise DataError(f'{self._file("sample_data")}: sample {token} has no {missing[0]}')
+        return [own[name] for name in channels]
+
+    def _sweeps(self, now: Index, count: int) -> Index:
+        """Shots [n, count]: given ones [n], then earlier ones, -1 for none."""
+        found = [now]
+        for _ in range(count - 1):
+            rows, earlier = found[-1], self._earlier[found[-1]]
+            for row in rows[(rows >= 0) & (earlier < 0)].tolist():
+                if previous := self._previous[row]:
+                    self._found('sample_data', {}, previous, 'sample_data', self._tokens[row])
+            found.append(np.where(rows >= 0, earlier, -1))
+        return np.stack(found, 1)
+
+    def _mounts(self) -> dict[str, _Mount]:
+        channels = self._read('sensor', lambda row: str(row['channel']))
+
+        def mount(row: _Row) -> _Mount:
+            table = 'calibrated_sensor'
+            channel = self._found('sensor', channels, row['sensor_token'], table, row['token'])
+            seen = row['camera_intrinsic'] if channel in CAMERAS else [[0.0] * 3] * 3
+            return _Mount(channel, _pose(row), _three_by_three(seen))
+
+        return self._read('calibrated_sensor', mount)
+
+    def _shots(self, mounts: Mapping[str, _Mount]) -> dict[str, _Shot]:
+        """Of the cameras those of samples, of the LiDAR all; of others none."""
+
+        def shot(row: _Row) -> _Shot | None:
+            mount, is_key = row['calibrated_sensor_token'], row['is_key_frame']
+            table = 'calibrated_sensor'
+            channel = self._found(table, mounts, mount, 'sample_data', row['token']).channel
+            is_camera = channel in CAMERAS
+            if channel != LIDAR and not (is_key and is_camera):
+                return None
+            return _Shot(
+                sample=row['sample_token'] if is_key else '',
+                channel=channel,
+                file=self._checked(row['filename']),
+                time=float(row['timestamp']),
+                pose=row['ego_pose_token'],
+                mount=mount,
+                size=(int(row['width']), int(row['height'])) if is_camera else (0, 0),
+                previous='' if is_camera else row['prev'],
+            )
+
+        return self._read('sample_data', shot)
+
+    def _as_columns(self, shots: Mapping[str, _Shot], mounts: Mapping[str, _Mount]) -> Shots:
+        wanted = {shot.pose for shot in shots.values()}
+        poses = self._read('ego_pose', lambda row: _pose(row) if row['token'] in wanted else None)
+        places = {token: place for place, token in enumerate(mounts)}
+        placed = [
+            self._found('ego_pose', poses, shot.pose, 'sample_data', token)
+            for token, shot in shots.items()
+        ]
+        return Shots(
+            files=tuple(shot.file for shot in shots.values()),
+            times=np.array([shot.time for shot in shots.values()], float),
+            poses=np.array(placed, float).reshape(-1, 7),
+            mounts=np.array([places[shot.mount] for shot in shots.values()], int),
+            sizes=np.array([shot.size for shot in shots.values()], int).reshape(-1, 2),
         )
 
-    def _sweeps(self, now: _Row, world_to_lidar: _Pose) -> Iterator[Sweep]:
-        """The sweep of a moment, then earlier ones."""
-        row = now
-        while True:
-            transform = () if row is now else as_matrix((world_to_lidar @ self._to_world(row))[:3])
-            lag = 1e-6 * (now['timestamp'] - row['timestamp'])
-            yield Sweep(self._path(row), COLUMNS, FULL, NEAR, lag, transform)
-            if not row['prev']:
-                return
-            row = self._row('sample_data', row['prev'], row)
+    def _annotated(self) -> Objects:
+        """Objects that are detected and have points, and bicycle racks; owners are samples."""
+        names = self._read('category', lambda row: str(row['name']))
+        categories = self._read('instance', lambda row: str(row['category_token']))
 
-    def _camera(self, row: _Row, world_to_lidar: _Pose) -> Camera:
-        sensor = self._row('calibrated_sensor', row['calibrated_sensor_token'], row)
-        lidar_to_camera = np.linalg.inv(world_to_lidar @ self._to_world(row))
-        projection = np.array(sensor['camera_intrinsic'], float) @ lidar_to_camera[:3]
-        return Camera(self._path(row), as_matrix(projection), (row['width'], row['height']))
+        def annotated(row: _Row) -> _Object | None:
+            sample = self._number.get(row['sample_token'])
+            if sample is None:
+                return None
+            instance, table = row['instance_token'], 'sample_annotation'
+            category = self._found('instance', categories, instance, table, row['token'])
+            name = self._found('category', names, category, 'instance', instance)
+            label, size = self._label(name), self._size(row)
+            if label is None or not (label == RACK_CLASS or _has_points(row)):
+                return None
+            return _Object(sample, _pose(row), size, label)
 
-    def _objects(self, token: str, world_to_lidar: _Pose) -> list[tuple[Box3D, str]]:
-        """Boxes and classes of what is detected; bikes in a rack are not."""
-        found, racks = [], []
-        for row in self._annotations[token]:
-            name = self._category(row)
-            box = self._box(row, world_to_lidar)
-            if name == RACK:
-                racks.append(box)
-            elif name in CLASS_OF and row['num_lidar_pts'] + row['num_radar_pts'] > 0:
-                found.append((box, CLASS_OF[name]))
-        return [(box, name) for box, name in found if name not in BIKES or not _in_one(box, racks)]
+        found = self._read('sample_annotation', annotated).values()
+        return Objects(
+            owners=np.array([row.sample for row in found], int),
+            poses=np.array([row.pose for row in found], float).reshape(-1, 7),
+            sizes=np.array([row.size for row in found], float).reshape(-1, 3),
+            classes=np.array([row.label for row in found], int),
+        )
 
-    def _category(self, row: _Row) -> str:
-        instance = self._row('instance', row['instance_token'], row)
-        name = str(self._row('category', instance['category_token'], instance)['name'])
-        if name not in CLASS_OF and name not in UNUSED:
+    def _label(self, category: str) -> int | None:
+        """The class of a category, `RACK_CLASS`, or None of one that is not detected."""
+        if category in CLASS_OF:
+            return self._class_names.index(CLASS_OF[category])
+        if category not in UNUSED:
             known = (*CLASS_OF, *UNUSED)
-            raise DataError(f'{self._file("category")}: {unknown_name("class", name, known)}')
+            raise DataError(f'{self._file("category")}: {unknown_name("class", category, known)}')
+        return RACK_CLASS if category == RACK else None
+
+    def _size(self, row: _Row) -> list[float]:
+        """Length, width and height."""
+        width, length, height = _numbers(row, 'size', 3)
+        if min(width, length, height) <= 0:
+            box = [*_numbers(row, 'translation', 3), length, width, height, 0]
+            check_box(box, f'{self._file("sample_annotation")}: {row["token"]}')
+        return [length, width, height]
+
+    def _checked(self, name: str) -> str:
+        if not stays_below(name):
+            where = f'{self._file("sample_data")}: {shown(name)}'
+            raise DataError(f'{where} leads out of the data set')
         return name
 
-    def _box(self, row: _Row, world_to_lidar: _Pose) -> Box3D:
-        pose = world_to_lidar @ _pose(row)
-        width, length, height = row['size']
-        box = [*pose[:3, 3], length, width, height, np.arctan2(pose[1, 0], pose[0, 0])]
-        check_box(box, f'{self._file("sample_annotation")}: {row["token"]}')
-        return as_box(box)
-
-    def _to_world(self, row: _Row) -> _Pose:
-        """[4, 4] from the frame of the sensor of a row of sample_data."""
-        ego = self._row('ego_pose', row['ego_pose_token'], row)
-        return _pose(ego) @ self._to_vehicle(row)
-
-    def _to_vehicle(self, row: _Row) -> _Pose:
-        """[4, 4] from the same frame to that of the vehicle."""
-        return _pose(self._row('calibrated_sensor', row['calibrated_sensor_token'], row))
-
-    def _channel(self, row: _Row) -> str:
-        sensor = self._row('calibrated_sensor', row['calibrated_sensor_token'], row)
-        return str(self._row('sensor', sensor['sensor_token'], sensor)['channel'])
-
-    def _path(self, row: _Row) -> Path:
-        if not stays_below(row['filename']):
-            where = f'{self._file("sample_data")}: {shown(row["filename"])}'
-            raise DataError(f'{where} leads out of the data set')
-        return self._root / row['filename']
-
-    def _row(self, table: str, token: str, named_by: _Row) -> _Row:
-        if token not in self._rows[table]:
+    def _found(
+        self, table: str, rows: Mapping[str, _T], token: str, by_table: str, by_token: str
+    ) -> _T:
+        """What was read of a row that another one names."""
+        if token not in rows:
             raise DataError(
                 f'{self._file(table)}: has no row {shown(token)}, which row '
-                f'{shown(named_by["token"])} of another table names'
+                f'{shown(by_token)} of {by_table}.json names'
             )
-        return self._rows[table][token]
+        return rows[token]
 
     def _file(self, table: str) -> str:
         return printable(str(self._folder / f'{table}.json'))
 
-    def _read(self, table: str) -> dict[str, _Row]:
+    def _read(self, table: str, read: Callable[[_Row], _T | None]) -> dict[str, _T]:
+        """What is read of the rows of a table, by their tokens, where it is not None."""
+        found: dict[str, _T] = {}
+        for row in self._rows(table):
+            try:
+                if (value := read(row)) is not None:
+                    found[row['token']] = value
+            except _MALFORMED as error:
+                where = f'{self._file(table)}: row {shown(row["token"])}'
+                raise _malformed(where, error) from None
+        return found
+
+    def _rows(self, table: str) -> list[_Row]:
         rows = read_json(self._folder / f'{table}.json', self._roots)
-        try:
-            return {row['token']: row for row in rows}
-        except (KeyError, TypeError):
-            raise DataError(f'{self._file(table)}: is no list of rows with tokens') from None
+        is_list = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        if not is_list or not all(isinstance(row.get('token'), str) for row in rows):
+            raise DataError(f'{self._file(table)}: is no list of rows with tokens')
+        return list(rows)
 
 
 @contextmanager
@@ -233,12 +334,16 @@ def well_formed(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except DataError:
-        raise
-    except KeyError as error:
-        raise DataError(f'{where}: a row has no {shown(error.args[0])}') from None
-    except (AttributeError, TypeError, ValueError, IndexError) as error:
-        raise DataError(f'{where}: malformed ({reason(error)})') from None
+    except _MALFORMED as error:
+        raise _malformed(where, error) from None
+
+
+def _malformed(where: str, error: Exception) -> DataError:
+    if isinstance(error, DataError):
+        return error
+    if isinstance(error, KeyError):
+        return DataError(f'{where}: has no {shown(error.args[0])}')
+    return DataError(f'{where}: malformed ({reason(error)})')
 
 
 def read_json(file: Path, roots: tuple[Path, ...] = ()) -> Any:
@@ -253,27 +358,32 @@ def read_json(file: Path, roots: tuple[Path, ...] = ()) -> Any:
         raise DataError(f'{printable(str(file))}: {reason(error)}') from None
 
 
-def _in_one(box: Box3D, others: Sequence[Box3D]) -> bool:
-    return bool(points_inside([box[:3]], others).any())
+def _first_sample(row: _Row) -> tuple[str, str]:
+    return str(row['name']), str(row['first_sample_token'])
 
 
-def _pose(row: _Row) -> _Pose:
-    """[4, 4] of a row with a translation and a rotation (a quaternion w, x, y, z)."""
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = rotation_matrix(row['rotation']), row['translation']
-    return pose
+def _has_points(row: _Row) -> bool:
+    return bool(row['num_lidar_pts'] + row['num_radar_pts'] > 0)
 
 
-def rotation_matrix(quaternion: ArrayLike) -> NDArray[np.float64]:
-    """[3, 3] of a quaternion (w, x, y, z) of any length.
-
-    Raises:
-        ValueError: it is not four numbers, or all are 0.
-    """
-    w, x, y, z = np.asarray(quaternion, np.float64)
-    if not (length := w * w + x * x + y * y + z * z) > 0:
+def _pose(row: _Row) -> list[float]:
+    """[7], see `pose_matrix`."""
+    rotation = _numbers(row, 'rotation', 4)
+    if not sum(value * value for value in rotation) > 0:
         raise ValueError('a rotation of length 0')
-    vector = np.array([x, y, z])
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    turned = (w * w - vector @ vector) * np.eye(3) + 2 * np.outer(vector, vector) + 2 * w * cross
-    return np.asarray(turned / length)
+    return _numbers(row, 'translation', 3) + rotation
+
+
+def _three_by_three(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    matrix = [[float(value) for value in row] for row in rows]
+    sizes, numbers = [len(row) for row in matrix], [value for row in matrix for value in row]
+    if sizes != [3] * 3 or not all(map(isfinite, numbers)):
+        raise ValueError(f'camera_intrinsic is {shown(rows)}; it is 3 rows of 3 numbers')
+    return matrix
+
+
+def _numbers(row: _Row, name: str, count: int) -> list[float]:
+    values = [float(value) for value in row[name]]
+    if len(values) != count or not all(map(isfinite, values)):
+        raise ValueError(f'{name} is {shown(row[name])}; it is {count} numbers')
+    return values
