@@ -338,6 +338,13 @@ def elsewhere(root):
     return f"{root}/v1.0-mini/sample_data.json: '../secret.bin' leads out of the data set"
 
 
+def token_elsewhere(root):
+    rows = tables()['sample']
+    rows[0]['next'] = rows[1]['token'] = '../../../escaped'
+    write(root, {'sample': rows})
+    return f"{root}/v1.0-mini/sample.json: token '../../../escaped' leads out of the folder"
+
+
 def two_versions(root):
     (root / 'v1.0-trainval').mkdir()
     (root / 'v1.0-trainval/scene.json').write_text('[]')
@@ -354,7 +361,7 @@ def no_tables(root):
     [
         *(no_table, no_json, no_rows, no_pose, no_sample, no_camera, no_value, unknown_category),
         *(negative_size, elsewhere, two_versions, no_tables),
-        *(no_key, no_rotation, two_numbers, no_number, no_intrinsics),
+        *(no_key, no_rotation, two_numbers, no_number, no_intrinsics, token_elsewhere),
     ],
 )
 def test_what_is_wrong_is_named(root, spoil):
@@ -521,6 +528,33 @@ def test_what_is_wrong_in_a_list_is_named(tmp_path, spoil, said):
     spoil(row)
     write_list(tmp_path, row)
     with pytest.raises(DataError, match=rf'info\.json: .*{said}'):
+        Nuscenes(tmp_path, 'train')
+
+
+@pytest.mark.parametrize(
+    ('part', 'key', 'said'),
+    [
+        ((), 'token', r"data_list\[1\]: has no 'token'"),
+        (('images',), 'CAM_BACK', r"frame 'abc': has no 'CAM_BACK'"),
+        (('images', 'CAM_BACK'), 'img_path', r"frame 'abc': has no 'img_path'"),
+        (('lidar_points',), 'lidar_path', r"frame 'abc': has no 'lidar_path'"),
+    ],
+)
+def test_the_frame_of_what_is_missing_in_a_list_is_named(tmp_path, part, key, said):
+    good, bad = list_of_one(tmp_path), list_of_one(tmp_path)
+    row = bad
+    for name in part:
+        row = row[name]
+    del row[key]
+    write_list(tmp_path, {**good, 'token': 'good'}, bad)
+    with pytest.raises(DataError, match=rf'info\.json: {said}$'):
+        Nuscenes(tmp_path, 'train')
+
+
+@pytest.mark.parametrize('token', ['../../../escaped', '/escaped', 'a/../../escaped'])
+def test_a_frame_whose_token_leads_out_of_a_folder_is_named(tmp_path, token):
+    write_list(tmp_path, {**list_of_one(tmp_path), 'token': token})
+    with pytest.raises(DataError, match=rf"info\.json: token '{token}' leads out of the folder"):
         Nuscenes(tmp_path, 'train')
 
 

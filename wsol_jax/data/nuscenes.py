@@ -29,6 +29,7 @@ from wsol_jax.data.nuscenes_tables import (
     CAMERAS,
     TABLES,
     NuscenesTables,
+    check_token,
     read_json,
     well_formed,
 )
@@ -230,24 +231,35 @@ def _listed(root: Path, decoding: Decoding) -> _Split:
     content = read_json(file, decoding.roots)
     with well_formed(printable(str(file))):
         names = {index: name for name, index in content['metainfo']['categories'].items()}
-        found = [_of_info(file, row, names, decoding) for row in content['data_list']]
-    ids = [token for token, _ in found]
+        rows = list(content['data_list'])
+    ids = [_token(file, number, row) for number, row in enumerate(rows)]
     for token, count in Counter(ids).items():
         if count > 1:
             raise DataError(f'{printable(str(file))}: frame {shown(token)} is listed twice')
-    return _Split(ids, ids, _Frames(tuple(frame for _, frame in found)))
+    frames: list[Frame] = []
+    for token, row in zip(ids, rows, strict=True):
+        where = f'{printable(str(file))}: frame {shown(token)}'
+        with well_formed(where):
+            frames.append(_of_info(file, where, row, names, decoding))
+    return _Split(ids, ids, _Frames(tuple(frames)))
+
+
+def _token(file: Path, number: int, row: Mapping[str, Any]) -> str:
+    with well_formed(f'{printable(str(file))}: data_list[{number}]'):
+        token = str(row['token'])
+    check_token(file, token)
+    return token
 
 
 def _of_info(
-    file: Path, row: Mapping[str, Any], names: Mapping[int, str], decoding: Decoding
-) -> tuple[str, Frame]:
+    file: Path, where: str, row: Mapping[str, Any], names: Mapping[int, str], decoding: Decoding
+) -> Frame:
     objects = [found for found in row['instances'] if _counts(found)]
-    where = f'{printable(str(file))}: frame {shown(row["token"])}'
     for found in objects:
         check_box(found['bbox_3d'], where)
         if names.get(found['bbox_label_3d']) not in CLASSES:
             raise DataError(f'{where}: unknown class {shown(found["bbox_label_3d"])}')
-    frame = Frame(
+    return Frame(
         sweeps=(_sweep(file, row['lidar_points'], where),),
         cameras=tuple(_camera(file, row['images'][name], decoding) for name in CAMERAS),
         boxes=tuple(as_box(found['bbox_3d']) for found in objects),
@@ -255,7 +267,6 @@ def _of_info(
         roots=decoding.roots,
         vehicle=origin_of(row['lidar_points'].get('lidar2ego', np.eye(4))),
     )
-    return str(row['token']), frame
 
 
 def _sweep(file: Path, row: Mapping[str, Any], where: str) -> Sweep:

@@ -12,14 +12,7 @@ import numpy as np
 
 from wsol_jax.data.files import printable, read_file, reason, stays_below
 from wsol_jax.data.frames import check_box
-from wsol_jax.data.nuscenes_frames import (
-    RACK_CLASS,
-    Index,
-    Mounts,
-    NuscenesFrames,
-    Objects,
-    Shots,
-)
+from wsol_jax.data.nuscenes_frames import RACK_CLASS, Index, Mounts, NuscenesFrames, Objects, Shots
 from wsol_jax.data.records import DataError
 from wsol_jax.names import shown, unknown_name
 
@@ -113,6 +106,8 @@ class NuscenesTables:
         self._scenes = dict(self._read('scene', _first_sample).values())
         self._next = self._read('sample', lambda row: str(row['next']))
         self._number = {token: number for number, token in enumerate(self._next)}
+        for token in self._next:
+            check_token(self._folder / 'sample.json', token)
         mounts = self._mounts()
         shots = self._shots(mounts)
         self._tokens = tuple(shots)
@@ -356,6 +351,19 @@ def read_json(file: Path, roots: tuple[Path, ...] = ()) -> Any:
         return json.loads(read_file(file, roots))
     except (OSError, ValueError) as error:
         raise DataError(f'{printable(str(file))}: {reason(error)}') from None
+
+
+def check_token(file: Path, token: str) -> None:
+    """Refuses the token of a frame that cannot name a file of a folder.
+
+    Raises:
+        DataError: it leads out of it.
+    """
+    if not stays_below(token):
+        raise DataError(
+            f'{printable(str(file))}: token {shown(token)} leads out of the folder of the files '
+            'that are named by it'
+        )
 
 
 def _first_sample(row: _Row) -> tuple[str, str]:
