@@ -56,10 +56,12 @@ def test_what_is_told_of_a_split_is_so_of_its_frames(folder):
     frames = [frame_of(record) for record in source]
     assert [frame.classes for frame in frames] == [(0,), (5,)]
     assert (source.most_boxes, source.most_labels) == (1, 1)
+    (rack,) = frames[1].racks
     write(folder, {'sample_annotation': [*found, annotation(4, 'vehicle.car')]})
     source = Nuscenes(folder, 'train')
     assert [frame_of(record).classes for record in source] == [(0,), (5, 5, 5, 0)]
     assert (source.most_boxes, source.most_labels) == (4, 2)
+    assert frame_of(source[1]).boxes[-1] == rack and frames[0].racks == ()
 
 
 def two_scenes(folder):

@@ -5,6 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from wsol_jax.data.frames import Frame
+from wsol_jax.data.records import Record
+from wsol_jax.evaluation.split import Results
 from wsol_jax.points.nuscenes_score import (
     DetectionTable,
     class_scores,
@@ -12,6 +15,7 @@ from wsol_jax.points.nuscenes_score import (
     metrics_of,
     scores_of,
 )
+from wsol_jax.points.score import score_frames
 
 NAMES = ('car', 'pedestrian', 'traffic_cone', 'barrier')
 CAR, PEDESTRIAN, CONE, BARRIER = range(4)
@@ -152,6 +156,56 @@ def test_ranges_of_the_classes():
     assert len(found.scores) == 3 and found.objects[CAR] == 5
     shifted = table(places, CONE, np.ones(6), places, CONE, vehicle=(0, 1))
     assert shifted.objects[CONE] == 2
+
+
+BIKES = ('car', 'bicycle', 'motorcycle')
+RACK = [[10, 0, 0, 6, 2, 2, np.pi / 2]]  # of x 9 to 11, y -3 to 3
+
+
+def in_racks(boxes, classes, true_boxes, true_classes, racks=RACK):
+    scores = np.linspace(1, 0.5, len(boxes))
+    return match_frame(boxes, classes, scores, true_boxes, true_classes, BIKES, racks=racks)
+
+
+def test_bikes_in_racks_do_not_count():
+    """Four detections are in the rack; the car there, and the bikes beside it, count."""
+    places = [(10, 2.9), (10, -2.9), (10.9, 0), (9.1, 0), (10, 0), (12, 0), (10, 3.1)]
+    classes = np.array([1, 2, 1, 2, 0, 1, 2])
+    found = in_racks(boxes_at(*places), classes, boxes_at((12, 0)), [1])
+    assert sorted(found.classes) == [0, 1, 2] and found.objects.tolist() == [0, 1, 0]
+    alone = in_racks(boxes_at((12, 0)), [1], boxes_at((12, 0)), [1])
+    of_bicycles = [class_scores(t, BIKES)['AP'][1] for t in (found, alone)]
+    assert of_bicycles == [pytest.approx(100)] * 2  # none of the rack is a false positive
+    without = in_racks(boxes_at(*places), classes, boxes_at((12, 0)), [1], racks=())
+    assert len(without.classes) == 7
+    precision = np.arange(11, 101) / 100 / 3  # two bicycles come before
+    expected = 100 * np.mean(np.clip(precision - 0.1, 0, None)) / 0.9
+    assert class_scores(without, BIKES)['AP_0.5'][1] == pytest.approx(expected)
+
+
+def test_true_bikes_in_racks_do_not_count():
+    true = boxes_at((10, 0), (10, 0), (20, 0))
+    assert in_racks(true[:0], [], true, [0, 1, 2]).objects.tolist() == [1, 0, 1]
+
+
+def test_a_frame_is_scored_with_its_racks():
+    boxes = boxes_at((10, 0), (12, 0))
+    columns = {
+        'boxes': boxes[None],
+        'classes': np.array([[1, 1]]),
+        'scores': np.array([[0.9, 0.8]]),
+    }
+    for racks, count in ((), 2), ((tuple(RACK[0]),), 1):
+        record = Record('a', b'', (), None, extra={'frame': Frame((), (), racks=racks)})
+        part = Results([record], columns)
+        scored = score_frames(part, None, None, names=BIKES, region=())
+        assert len(scored.detections.classes) == count
+
+
+def test_a_rack_has_a_height():
+    above = boxes_at((10, 0))
+    above[:, 2] = 1.1
+    assert in_racks(above, [1], above[:0], []).classes.tolist() == [1]
 
 
 def test_a_class_that_nuscenes_lacks_has_no_range():

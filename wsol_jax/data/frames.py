@@ -88,6 +88,7 @@ class Frame:
         roots: real paths of folders, in one of which the files of the sweeps must lie; () for
             anywhere.
         vehicle: (x, y) of the vehicle's own origin, from where nuScenes measures distances.
+        racks: boxes of bicycle racks, as nuScenes has them: what is in them is no object.
     """
 
     sweeps: tuple[Sweep, ...]
@@ -98,6 +99,7 @@ class Frame:
     labelled: bool = True
     roots: tuple[Path, ...] = ()
     vehicle: tuple[float, float] = (0.0, 0.0)
+    racks: tuple[Box3D, ...] = ()
 
 
 class FrameSource(Source, Protocol):

@@ -156,6 +156,7 @@ class NuscenesFrames:
             classes=tuple(k for k in classes if k >= 0),
             roots=self.roots,
             vehicle=origin_of(pose_matrix(self.mounts.poses[mount])),
+            racks=tuple(box for box, k in zip(boxes, classes, strict=True) if k == RACK_CLASS),
         )
 
     def _own(self, index: int) -> slice:

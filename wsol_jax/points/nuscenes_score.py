@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from wsol_jax.data.boxes_3d import points_inside
+from wsol_jax.data.nuscenes_tables import BIKES
 from wsol_jax.points.tables import FrameTable
 
 Array = np.ndarray
@@ -64,13 +67,14 @@ def match_frame(
     names: Sequence[str],
     *,
     vehicle: tuple[float, float] = (0.0, 0.0),
+    racks: ArrayLike = (),
 ) -> DetectionTable:
     """Matches the detections of one frame with its true boxes.
 
     In each class and for each distance, detections take the nearest true box that is still free, if
-    it is near enough: the highest score first, of equal ones the first. nuScenes drops true boxes
-    in which no LiDAR or radar point lies, and bicycles and motorcycles in bicycle racks: leave such
-    boxes out.
+    it is near enough: the highest score first, of equal ones the first. Bicycles and motorcycles
+    whose centre lies in a bicycle rack do not count, be they true or detected. nuScenes drops true
+    boxes in which no LiDAR or radar point lies: leave such boxes out.
 
     Args:
         boxes: [n, 7], rows x, y, z, l, w, h, yaw.
@@ -81,12 +85,12 @@ def match_frame(
         names: [C] of the classes; one that is not in `RANGES` counts at any distance.
         vehicle: x, y from where ranges are measured in the frame of the boxes. nuScenes measures
             from the middle of the rear axle, which its LiDAR is not above.
+        racks: [r, 7] of bicycle racks.
     """
-    limits = np.array([RANGES.get(name, np.inf) for name in names])
     boxes, true_boxes = (np.reshape(given, (-1, 7)) for given in (boxes, true_boxes))
     classes, true_classes = (np.asarray(given, int) for given in (classes, true_classes))
-    found = _within(boxes, classes, limits, vehicle)
-    true = _within(true_boxes, true_classes, limits, vehicle)
+    found = _counted(boxes, classes, names, vehicle, racks)
+    true = _counted(true_boxes, true_classes, names, vehicle, racks)
     scores = np.asarray(scores, float)
     found = found[np.argsort(-scores[found], kind='stable')]
 
@@ -97,10 +101,19 @@ def match_frame(
     return DetectionTable.joined(of_class(k) for k in range(len(names)))
 
 
-def _within(boxes: Array, classes: Array, limits: Array, vehicle: tuple[float, float]) -> Array:
-    """Indices of the boxes of a class that lie in its range."""
+def _counted(
+    boxes: Array,
+    classes: Array,
+    names: Sequence[str],
+    vehicle: tuple[float, float],
+    racks: ArrayLike,
+) -> Array:
+    """Indices of the boxes of a class that lie in its range, and are no bikes in a rack."""
+    limits = np.array([RANGES.get(name, np.inf) for name in names])
     away = np.hypot(*(boxes[:, :2] - vehicle).T)
-    return np.flatnonzero((classes >= 0) & (away < limits[classes]))
+    bikes = np.isin(classes, [k for k, name in enumerate(names) if name in BIKES])
+    in_rack = bikes & points_inside(boxes, racks).any(0)
+    return np.flatnonzero((classes >= 0) & (away < limits[classes]) & ~in_rack)
 
 
 def _match(

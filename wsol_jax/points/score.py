@@ -77,9 +77,9 @@ def score_frames(
 def _scored(
     record: Record, found: Found, names: tuple[str, ...], region: tuple[float, ...]
 ) -> FrameScores:
-    true = true_boxes(record, region)
+    true, frame = true_boxes(record, region), frame_of(record)
     return FrameScores(
-        match_frame(*found, *true, names, vehicle=frame_of(record).vehicle),
+        match_frame(*found, *true, names, vehicle=frame.vehicle, racks=frame.racks),
         match_quality(*found, *true),
         match_record(record, *found, region),
     )
