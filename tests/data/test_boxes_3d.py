@@ -56,6 +56,34 @@ def test_points_inside_turned_boxes():
     assert points_inside(np.zeros((0, 5)), [BOX]).shape == (1, 0)
 
 
+def test_points_inside_are_those_of_all_points_turned_into_every_box():
+    rng = np.random.default_rng(0)
+    place, size = rng.uniform(-20, 20, (30, 3)), rng.uniform(0.3, 9, (30, 3))
+    boxes = np.column_stack([place, size, rng.uniform(-9, 9, 30)]).astype(np.float32)
+    middles = corners(boxes).reshape(-1, 2, 4, 3).mean(1)  # of upright edges: on the surface
+    around = rng.uniform(-25, 25, (4000, 3))
+    points = np.concatenate([around, boxes[:, :3], corners(boxes).reshape(-1, 3), *middles])
+    turned = abs(in_box_frame(points, boxes))
+    inside = (turned <= boxes[:, None, 3:6] / 2).all(-1)
+    np.testing.assert_array_equal(points_inside(points, boxes), inside)
+    assert inside.any(1).all() and 100 < inside[:, :4000].sum() < inside.size / 100
+    surface = inside[:, 4030:].sum()
+    assert 30 < surface < inside[:, 4030:].size  # rounding decides
+
+
+def test_only_points_around_a_box_are_turned_into_it(monkeypatch):
+    turned = []
+
+    def counted(points, boxes):
+        turned.append(len(points))
+        return in_box_frame(points, boxes)
+
+    monkeypatch.setattr('wsol_jax.data.boxes_3d.in_box_frame', counted)
+    points = [[x + 0.5, y + 0.5, 1] for x in range(-50, 50) for y in range(-50, 50)]
+    assert points_inside(points, [BOX, BOX]).sum() == 2 * 8  # 2 x 4
+    assert turned == [16, 16]  # 2.2 m around: 4 x 4
+
+
 def test_pixels_of_a_pinhole_camera():
     focal = np.array([[100, 0, 50], [0, 100, 40], [0, 0, 1]])
     pixels, depth = project([[10, 0, 0], [10, -1, 2], [-3, 0, 0]], focal @ np.eye(3) @ CAMERA)

@@ -59,8 +59,19 @@ def in_box_frame(points: ArrayLike, boxes: ArrayLike) -> Array:
 
 def points_inside(points: ArrayLike, boxes: ArrayLike) -> NDArray[np.bool_]:
     """Which points [P, 3+] lie in which boxes [N, 7], their surface included: [N, P]."""
-    half = as_boxes(boxes)[:, None, 3:6] / 2
-    return np.asarray((abs(in_box_frame(points, boxes)) <= half).all(-1))
+    points, boxes = np.asarray(points, np.float32), as_boxes(boxes)
+    inside = np.zeros((len(boxes), len(points)), bool)
+    for own, box in zip(inside, boxes, strict=True):  # a sweep has many points, a box few of them
+        near = _near(points, box)
+        own[near] = (abs(in_box_frame(points[near], box)[0]) <= box[3:6] / 2).all(-1)
+    return inside
+
+
+def _near(points: Array, box: Array) -> NDArray[np.intp]:
+    """Indices of the points that lie in a box, and of others around it, as seen from above."""
+    reach = 1.001 * np.hypot(box[3], box[4]) / 2  # of the corners, with room for rounding
+    ahead, aside = (abs(points[:, axis] - box[axis]) <= reach for axis in (0, 1))
+    return np.flatnonzero(ahead & aside)
 
 
 def project(points: ArrayLike, matrix: ArrayLike) -> tuple[Array, Array]:
