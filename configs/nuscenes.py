@@ -5,9 +5,11 @@ r"""Point-DETR3D's recipe on nuScenes: boxes of a share of the frames, of the ot
         --config.train.options.labels=DIR/maps/train/pseudo_labels
 
 `config.data.root` is a folder of nuScenes, which is not fetched. Range, classes, points, decoder,
-losses, augmentation, six cameras and schedule are those of the paper. Its LiDAR backbone takes
-voxels of 0.1 m and starts from a detector trained on the labelled share; here points go through
-pillars of 0.4 m, nothing in 3D is trained before, and images have less than half of their sides.
+losses, six cameras and epochs are those of the paper. Its LiDAR backbone takes voxels of 0.1 m and
+starts from a detector trained on the labelled share; here points go through pillars of 0.4 m,
+nothing in 3D is trained before, and images have less than half of their sides. There backbones have
+a tenth of the rate, and the student draws frames balanced by class under a cyclic schedule; here
+neither is done.
 Mean sizes of the classes, which the paper encodes, too, are not known here: give them as
 `config.train.options.sizes`.
 

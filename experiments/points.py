@@ -1,6 +1,6 @@
 """The comparisons of Point-DETR3D on generated streets: what points, a camera and a teacher give.
 
-    python -m experiments.points --workdir DIR [--seeds 3]
+    python -m experiments.points --workdir DIR [--seeds 3] [--steps teacher,student]
 
 The trainings are those of configs/lidar_scenes_trained.py. Each seed runs in DIR/seed_0, ..., what
 is finished is not run again:
@@ -13,6 +13,9 @@ is finished is not run again:
     student         beside them two views are compared around annotated points
     student_truth   the same detector from all true boxes: full supervision
 
+Steps that learn of all frames go through them equally often; those that learn of a share make a
+third of the updates.
+
 All scores are of test. mAP is nuScenes'; recall (within 2 m) and 3D IoU are means over true boxes
 in rings around the sensor, which tell quality over distance. A teacher is given the points of test,
 too, and a student none: only rows of one kind compare. Prints the table and writes it to
@@ -23,39 +26,34 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 
-from experiments.seeds import SEEDS, spread
+from experiments.seeds import SEEDS, scores_of, spread
 from wsol_jax.command_line import WORKDIR, run_command
-from wsol_jax.config import Config, read_config
+from wsol_jax.config import Config, ConfigError, read_config
 from wsol_jax.configs import lidar_scenes_trained
+from wsol_jax.names import unknown_name
 from wsol_jax.points.pseudo_labels import FOLDER
 from wsol_jax.report.table import markdown
-from wsol_jax.run import run
-from wsol_jax.workdir import read_json, write_text
+from wsol_jax.workdir import write_text
 
-# Step -> the variant of the config, and whether it learns of the teacher's boxes.
-STEPS: Mapping[str, tuple[str, bool]] = {
-    'teacher': ('teacher', False),
-    'teacher_lidar': ('teacher_lidar', False),
-    'teacher_random': ('teacher_random', False),
-    'student_alone': ('student_alone', False),
-    'student_boxes': ('student_alone', True),
-    'student': ('student', True),
-    'student_truth': ('student_truth', False),
+# Step -> the variant of the config, and changed options; TAUGHT are the boxes of the teacher.
+TAUGHT = {'labels': f'teacher/maps/train/{FOLDER}'}
+STEPS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    'teacher': ('teacher', {}),
+    'teacher_lidar': ('teacher_lidar', {}),
+    'teacher_random': ('teacher_random', {}),
+    'student_alone': ('student_alone', {}),
+    'student_boxes': ('student', {**TAUGHT, 'consistency': 0.0}),
+    'student': ('student', TAUGHT),
+    'student_truth': ('student_truth', {}),
 }
+_STEPS = flags.DEFINE_list('steps', [], 'Those to run; all by default.')
 # What is shown of the scores, and how many of its units one of theirs is.
 _SHOWN = {'mAP': 1.0, 'NDS': 1.0, 'mATE': 100.0, 'mASE': 100.0, 'mAOE': 180 / math.pi}
 _RINGS = ('recall', 'IoU')
-
-
-def trained(folder: Path, step: str, seed: int) -> Path:
-    """Runs a step of a seed where it is not finished; returns its workdir."""
-    workdir = folder / step
-    if not (workdir / 'report.html').exists():
-        run(config_of(folder, step, seed), workdir)
-    return workdir
 
 
 def config_of(folder: Path, step: str, seed: int) -> Config:
@@ -66,19 +64,18 @@ def config_of(folder: Path, step: str, seed: int) -> Config:
         step: a name of STEPS.
         seed: of everything random.
     """
-    variant, taught = STEPS[step]
+    variant, changes = STEPS[step]
     config = read_config(lidar_scenes_trained.get_config(variant))
-    options = dict(config.train.options)
-    if taught:
-        options['labels'] = str(folder / 'teacher' / 'maps' / 'train' / FOLDER)
-    return dataclasses.replace(
-        config, seed=seed, train=dataclasses.replace(config.train, options=options)
-    )
+    options = {**config.train.options, **changes}
+    if changes.get('labels'):
+        options['labels'] = str(folder / changes['labels'])
+    train = dataclasses.replace(config.train, options=options)
+    return dataclasses.replace(config, seed=seed, train=train)
 
 
-def scores(workdir: Path) -> dict[str, float]:
-    """Those of test, and of each ring around the sensor."""
-    row = read_json(workdir / 'metrics.json')['detection'][-1]
+def scores(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Those of test, and of each ring around the sensor, of what metrics.json holds."""
+    row = metrics['detection'][-1]
     found = {name: unit * row[name] for name, unit in _SHOWN.items() if name in row}
     for ring in row['by_distance']:
         found |= {f'{name} {ring["from"]:g} m': ring[name] for name in _RINGS}
@@ -112,9 +109,14 @@ def main(_: Sequence[str]) -> None:
     """Runs what is missing, then prints and writes the table."""
     logging.set_verbosity(logging.WARNING)
     folder, found = Path(WORKDIR.value), []
+    asked = _STEPS.value or list(STEPS)
+    for step in asked:
+        if step not in STEPS:
+            raise ConfigError(unknown_name('step in --steps', step, STEPS))
     for seed in range(SEEDS.value):
         own = folder / f'seed_{seed}'
-        found.append({step: scores(trained(own, step, seed)) for step in STEPS})
+        runs = {step: scores_of(config_of(own, step, seed), own / step) for step in asked}
+        found.append({step: scores(run) for step, run in runs.items()})
         text = table(found)
         write_text(folder / 'points.md', text + '\n')
     print(text)

@@ -92,6 +92,16 @@ def test_padding_is_not_in_the_statistics_of_a_batch():
     np.testing.assert_allclose(other.bn.mean[...], mean, atol=1e-6)
 
 
+def test_a_batch_in_which_nothing_is_seen_leaves_the_statistics_alone():
+    module = PillarEncoder(GRID, 4, rngs=nnx.Rngs(0))
+    TRAIN(module, cloud(60)[None], jnp.ones((1, 60), bool))
+    before = [np.array(module.bn.mean[...]), np.array(module.bn.var[...])]
+    found = TRAIN(module, cloud(60)[None], jnp.zeros((1, 60), bool))
+    np.testing.assert_array_equal(found, 0)
+    np.testing.assert_array_equal([module.bn.mean[...], module.bn.var[...]], before)
+    assert before[0].any()
+
+
 def test_levels_halve_and_coarse_ones_reach_the_fine():
     pyramid = Pyramid(4, (4, 6, 8), 5, rngs=nnx.Rngs(0))
     pyramid.eval()

@@ -135,12 +135,22 @@ class PillarEncoder(nnx.Module):
         features = jax.vmap(lambda p, i: decorated(p, i, self.grid))(points, index)
         seen = index < rows * columns
         features = jnp.where(seen[..., None], features, 0)
-        found = nnx.relu(self.bn(self.linear(features), mask=seen[..., None]))
+        found = nnx.relu(self._normalized(self.linear(features), seen))
         found = jnp.where(seen[..., None], found, 0)  # ReLU: no pillar is below an empty one
         canvas = jax.vmap(
             lambda f, i: jax.ops.segment_max(f, i, rows * columns + 1)[: rows * columns]
         )(found, index)
         return jnp.maximum(canvas, 0).reshape(-1, rows, columns, self.width)
+
+    def _normalized(self, x: jax.Array, seen: jax.Array) -> jax.Array:
+        """[B,P,width] by the statistics of what is seen, bool [B,P]; nothing seen changes none."""
+        anything, statistics = jnp.any(seen), (self.bn.mean, self.bn.var)
+        before = [statistic[...] for statistic in statistics]
+        x = self.bn(x, mask=(seen | ~anything)[..., None])
+        if not self.bn.use_running_average:
+            for statistic, value in zip(statistics, before, strict=True):
+                statistic.set_value(jnp.where(anything, statistic[...], value))
+        return x
 
 
 class Pyramid(nnx.Module):

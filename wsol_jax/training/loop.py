@@ -307,7 +307,8 @@ class _Run:
             self._checkpoints.save(self._devices.one(self._state), self._row)
 
     def _check_finite(self) -> None:
-        if not all(jax.tree.leaves(_finite(self._devices.one(self._state).params))):
+        state = self._devices.one(self._state)
+        if not all(jax.tree.leaves(_finite((state.params, state.stats)))):
             raise FloatingPointError(
                 f'the weights are not finite after step {self._step}; {_LOWER_RATE}'
             )

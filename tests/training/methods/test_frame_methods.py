@@ -1,5 +1,6 @@
 """Losses of teacher and student by hand on few cells; what wrong settings are told."""
 
+import re
 from dataclasses import replace
 from functools import cache, partial
 
@@ -191,3 +192,19 @@ def test_a_teacher_goes_through_frames_of_known_boxes():
     )
     with pytest.raises(ConfigError, match=r'^training needs frames whose boxes'):
         TEACHER.learns_from(none)
+
+
+@pytest.mark.parametrize(
+    ('of', 'computed'),
+    [
+        (method('center_point'), False),
+        (method('point_detr3d', cameras=0), False),
+        (method('point_detr3d'), True),
+    ],
+)
+def test_a_network_that_nobody_looks_at_is_frozen(of, computed):
+    frozen = {
+        name: any(re.match(pattern, name) for pattern in of.freeze)
+        for name in ('conv1.kernel', 'layer4.0.bn1.scale', 'heads.pillars.linear.kernel')
+    }
+    assert list(frozen.values()) == [not computed, not computed, False]

@@ -36,7 +36,8 @@ class Boxes(NamedTuple):
 class FrameMethod(TrainedMethod):
     """What methods that learn boxes in 3D of frames have in common."""
 
-    best: ClassVar[tuple[str, Literal['max', 'min']]] = ('loss', 'min')
+    # Of each frame by itself: the loss is divided by the boxes of a batch, or of a device's part.
+    best: ClassVar[tuple[str, Literal['max', 'min']]] = ('detection_loss', 'min')
     limits: tuple[float, ...] = setting(
         (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
         'x0, y0, z0, x1, y1, z1 in metres of what is looked at',
@@ -88,6 +89,16 @@ class FrameMethod(TrainedMethod):
                 f'got {self.sizes}'
             )
         return count
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether anything looks at the features of the network."""
+        return False
+
+    @property
+    def freeze(self) -> tuple[str, ...]:
+        """The network that nobody looks at: unchanging, it is not even computed."""
+        return () if self.reads_images else (r'(?!heads\.)',)
 
     @property
     def needs_boxes(self) -> bool:

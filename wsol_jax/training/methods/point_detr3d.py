@@ -78,6 +78,11 @@ class PointDETR3D(FrameMethod):
         """Always: frames without have no loss."""
         return True
 
+    @property
+    def reads_images(self) -> bool:
+        """With a camera."""
+        return self.cameras > 0
+
     def heads(self, network: Network, rngs: nnx.Rngs) -> Heads:
         """The detector.
 
@@ -116,19 +121,20 @@ class PointDETR3D(FrameMethod):
     def loss(
         self, outputs: Outputs, batch: Shard, update: Update
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Focal loss and L1 of matched boxes, divided by their number in the whole batch.
+        """Focal loss and L1 of matched boxes, divided by their number in what is computed at once.
 
-        Logged beside it: both terms of each frame, of the last layer, divided by its boxes.
+        Logged beside it: both terms of each frame, of the last layer, divided by its boxes, and
+        their sum.
         """
         found = self._sums(outputs.extras, batch)
         totals = update.total(jax.tree.map(jnp.sum, (found.focal, found.boxes)))
         count = update.total(jnp.sum(found.matched[:, -1]))
         loss = (CLASS_WEIGHT * totals[0] + BOX_WEIGHT * totals[1]) / jnp.maximum(count, 1)
         own = jnp.maximum(found.matched[:, -1], 1)
-        return loss, {
-            'class_loss': CLASS_WEIGHT * found.focal[:, -1] / own,
-            'box_loss': BOX_WEIGHT * found.boxes[:, -1] / own,
-        }
+        of_class = CLASS_WEIGHT * found.focal[:, -1] / own
+        of_boxes = BOX_WEIGHT * found.boxes[:, -1] / own
+        terms = {'class_loss': of_class, 'box_loss': of_boxes}
+        return loss, {**terms, 'detection_loss': of_class + of_boxes}
 
     def _sums(self, extras: Mapping[str, jax.Array], batch: Shard) -> SetLoss:
         """Of each frame and layer [B,layers]; 0 where the boxes of a frame are not known."""
