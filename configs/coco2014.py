@@ -24,4 +24,6 @@ def get_config(variant: str = 'plain') -> ConfigDict:
     config = voc2012.get_config(variant)
     config.data.source = 'coco'
     config.data.root = f'{os.environ.get("WSOL_DATA", "data")}/coco'
+    config.train.split = 'train'
+    config.localize.splits = ('train', 'val')
     return config

@@ -1,6 +1,7 @@
 """Every file in configs/ is a whole experiment that the command takes, in every variant."""
 
 import ast
+import json
 import re
 import runpy
 import subprocess
@@ -16,6 +17,7 @@ from ml_collections import config_flags
 from wsol_jax.config import ConfigError, read_config
 from wsol_jax.localization.localize import make_plan
 from wsol_jax.models import as_network
+from wsol_jax.run import open_splits
 from wsol_jax.training.methods import make_method, make_module
 from wsol_jax.training.optimizer import check_patterns, is_frozen, make_schedule, parameter_name
 
@@ -103,6 +105,29 @@ def test_a_wrong_training_method_is_named(stem):
         module['get_config']('bass')
     starts = module.get('STARTS', {})
     assert {*starts, *starts.values()} <= {*TRAINED[stem]}
+
+
+@pytest.fixture(scope='module')
+def coco_root(tmp_path_factory):
+    """The layout of MS COCO 2014, with one image a split."""
+    root = tmp_path_factory.mktemp('coco')
+    (root / 'annotations').mkdir()
+    for split in ('train2014', 'val2014'):
+        (root / split).mkdir()
+        images = [{'id': 1, 'file_name': f'COCO_{split}_1.jpg', 'width': 4, 'height': 4}]
+        lists = {'images': images, 'annotations': [], 'categories': [{'id': 1, 'name': 'person'}]}
+        (root / f'annotations/instances_{split}.json').write_text(json.dumps(lists))
+    return root
+
+
+@pytest.mark.parametrize('variant', TRAINED['coco2014'])
+def test_the_splits_of_coco_are_there(coco_root, variant):
+    config = load(f'coco2014:{variant}', f'--config.data.root={coco_root}')
+    splits = open_splits(config)
+    assert splits(config.train.split)[0].image_id == 'COCO_train2014_1.jpg'
+    names = [splits(split)[0].image_id for split in config.localize.splits]
+    assert names == ['COCO_train2014_1.jpg', 'COCO_val2014_1.jpg']
+    assert config.evaluate.choose_on in config.localize.splits
 
 
 @pytest.mark.parametrize(
