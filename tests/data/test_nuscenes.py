@@ -253,6 +253,11 @@ def no_rows(root):
     return f'{root}/v1.0-mini/instance.json: is no list of rows with tokens'
 
 
+def no_token(root):
+    write(root, {'instance': [*tables()['instance'], {'category_token': 'category-animal'}]})
+    return f'{root}/v1.0-mini/instance.json: is no list of rows with tokens'
+
+
 def no_pose(root):
     write(root, {'ego_pose': tables()['ego_pose'][1:]})
     said = "has no row 'pose-0', which row 'LIDAR_TOP-0' of sample_data.json names"
@@ -361,7 +366,7 @@ def no_tables(root):
     [
         *(no_table, no_json, no_rows, no_pose, no_sample, no_camera, no_value, unknown_category),
         *(negative_size, elsewhere, two_versions, no_tables),
-        *(no_key, no_rotation, two_numbers, no_number, no_intrinsics, token_elsewhere),
+        *(no_token, no_key, no_rotation, two_numbers, no_number, no_intrinsics, token_elsewhere),
     ],
 )
 def test_what_is_wrong_is_named(root, spoil):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_nuscenes import CAMERAS, LAST, annotation, scene, tables, write
 
-from wsol_jax.data import DataError, Nuscenes, nuscenes_tables
+from wsol_jax.data import DataError, Nuscenes, check_folder, nuscenes_tables
 from wsol_jax.data.frames import FrameTargets, SomeFrames, frame_of
 from wsol_jax.data.nuscenes_frames import NuscenesFrames
 
@@ -46,6 +46,11 @@ def test_a_frame_is_built_when_it_is_asked_for(folder, built):
         source[2]
 
 
+def test_the_check_of_a_folder_builds_each_frame_once(folder, built):
+    check_folder(folder)
+    assert built == [0, 1]
+
+
 def test_what_is_told_of_a_split_is_so_of_its_frames(folder):
     """Two of three bicycles are in a rack, as long as there is one."""
     found = [annotation(0, 'vehicle.car', sample='sample-0')]
@@ -73,9 +78,9 @@ def two_scenes(folder):
 def test_splits_share_tables_as_long_as_these_stay(folder, monkeypatch):
     read = []
 
-    def counted(file, roots=()):
+    def counted(file, *more):
         read.append(file.stem)
-        return read_json(file, roots)
+        return read_json(file, *more)
 
     read_json = nuscenes_tables.read_json
     monkeypatch.setattr(nuscenes_tables, 'read_json', counted)

@@ -22,7 +22,7 @@ from wsol_jax.data.folders import ImageFolder, WsolFolder, split_names
 from wsol_jax.data.frames import frame_of
 from wsol_jax.data.kitti import Kitti, kitti_splits
 from wsol_jax.data.nuscenes import Nuscenes, nuscenes_splits
-from wsol_jax.data.records import DataError, Record, Source
+from wsol_jax.data.records import DataError, Listed, Record, Source
 from wsol_jax.data.refcoco import RefCoco, refcoco_splits
 from wsol_jax.data.voc import IMAGES, Voc, is_voc, voc_splits
 
@@ -135,13 +135,15 @@ def check_folder(root: str | Path, orientation: str = 'auto') -> Report:
     root = Path(root)
     faults: list[str] = []
     splits, unread = _open_splits(root, orientation, faults)
+    frames = any(isinstance(source, Kitti | Nuscenes) for source in splits.values())
+    if frames:  # some build them anew whenever they are asked for
+        splits = {name: Listed(source) for name, source in splits.items()}
     records = [
         (split, image)
         for split, source in splits.items()
         for record in _records(source)
         for image in camera_records(record)
     ]
-    frames = any(isinstance(source, Kitti | Nuscenes) for source in splits.values())
     several = frames or any(isinstance(source, _OF_SEVERAL) for source in splits.values())
     alike = purpose if several else str
     contents, found = _examine_all(records, _classes_on_disk(splits))

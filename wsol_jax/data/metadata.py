@@ -90,18 +90,25 @@ def read_list(file: Path) -> list[str]:
     return list(ids)
 
 
-def read_json(file: Path, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+def read_json(
+    file: Path,
+    hook: Callable[[dict[str, Any]], Any] | None = None,
+    roots: tuple[Path, ...] = (),
+) -> Any:
     """What a JSON file holds.
 
     Args:
         file: the file.
         hook: what is kept of each object in it, while it is read.
+        roots: see `open_file`.
 
     Raises:
         DataError: the file is missing, or no JSON.
     """
     try:
-        return json.loads(read_file(file), object_hook=hook)
+        return json.loads(read_file(file, roots), object_hook=hook)
+    except DataError:
+        raise  # of the hook
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f'{printable(str(file))}: {reason(error)}') from None
 

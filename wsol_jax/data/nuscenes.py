@@ -23,14 +23,13 @@ from wsol_jax.data.frames import (
     labelled_share,
     origin_of,
 )
-from wsol_jax.data.metadata import read_list
+from wsol_jax.data.metadata import read_json, read_list
 from wsol_jax.data.nuscenes_frames import FULL, NEAR, NuscenesFrames
 from wsol_jax.data.nuscenes_tables import (
     CAMERAS,
     TABLES,
     NuscenesTables,
     check_token,
-    read_json,
     well_formed,
 )
 from wsol_jax.data.records import (
@@ -228,7 +227,7 @@ def _scenes(root: Path, split: str, version: str, known: Sequence[str]) -> list[
 def _listed(root: Path, decoding: Decoding) -> _Split:
     """The frames of info.json, each a scene of its own."""
     file = root / 'info.json'
-    content = read_json(file, decoding.roots)
+    content = read_json(file, roots=decoding.roots)
     with well_formed(printable(str(file))):
         names = {index: name for name, index in content['metainfo']['categories'].items()}
         rows = list(content['data_list'])

@@ -1,6 +1,5 @@
 """The tables of nuScenes (Caesar et al., CVPR 2020): JSON lists whose rows name each other."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,8 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from wsol_jax.data.files import printable, read_file, reason, stays_below
+from wsol_jax.data.files import printable, reason, stays_below
 from wsol_jax.data.frames import check_box
+from wsol_jax.data.metadata import read_json
 from wsol_jax.data.nuscenes_frames import RACK_CLASS, Index, Mounts, NuscenesFrames, Objects, Shots
 from wsol_jax.data.records import DataError
 from wsol_jax.names import shown, unknown_name
@@ -303,21 +303,23 @@ class NuscenesTables:
     def _read(self, table: str, read: Callable[[_Row], _T | None]) -> dict[str, _T]:
         """What is read of the rows of a table, by their tokens, where it is not None."""
         found: dict[str, _T] = {}
-        for row in self._rows(table):
+
+        def keep(row: _Row) -> _Row | None:
+            if not isinstance(token := row.get('token'), str):
+                return row
             try:
                 if (value := read(row)) is not None:
-                    found[row['token']] = value
+                    found[token] = value
             except _MALFORMED as error:
-                where = f'{self._file(table)}: row {shown(row["token"])}'
+                where = f'{self._file(table)}: row {shown(token)}'
                 raise _malformed(where, error) from None
-        return found
+            return None
 
-    def _rows(self, table: str) -> list[_Row]:
-        rows = read_json(self._folder / f'{table}.json', self._roots)
-        is_list = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-        if not is_list or not all(isinstance(row.get('token'), str) for row in rows):
+        # Row by row: all rows of sample_data at once would take gigabytes.
+        rows = read_json(self._folder / f'{table}.json', keep, self._roots)
+        if not isinstance(rows, list) or any(row is not None for row in rows):
             raise DataError(f'{self._file(table)}: is no list of rows with tokens')
-        return list(rows)
+        return found
 
 
 @contextmanager
@@ -339,18 +341,6 @@ def _malformed(where: str, error: Exception) -> DataError:
     if isinstance(error, KeyError):
         return DataError(f'{where}: has no {shown(error.args[0])}')
     return DataError(f'{where}: malformed ({reason(error)})')
-
-
-def read_json(file: Path, roots: tuple[Path, ...] = ()) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        DataError: it is missing or malformed.
-    """
-    try:
-        return json.loads(read_file(file, roots))
-    except (OSError, ValueError) as error:
-        raise DataError(f'{printable(str(file))}: {reason(error)}') from None
 
 
 def check_token(file: Path, token: str) -> None:
