@@ -1,5 +1,6 @@
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ NAMES = ('000003', '000007', '000011')
 CAR = 'Car 0.25 1 0.5 10 20 30 40 1.5 1.6 4.0 2.0 1.7 12.0 0.0'
 VAN = 'Van 0.00 0 0.5 10 20 30 40 2.0 1.8 5.0 2.0 1.7 20.0 0.0'
 DONT_CARE = 'DontCare -1 -1 -10 5.5 6.5 7.5 8.5 -1 -1 -1 -1000 -1000 -1000 -10'
+POINTS = np.array([[10, 1, 0, 0.25], [20, -2, 1, 0.5]], np.float32)
 # A camera 0.1 m right of the LiDAR's middle, 0.2 m above and 0.3 m ahead; focal length 100.
 CALIBRATION = {
     'P0': '1 0 0 0 0 1 0 0 0 0 1 0',
@@ -33,9 +35,8 @@ def root(tmp_path):
     for folder in ('velodyne', 'image_2', 'calib', 'label_2'):
         (tmp_path / 'training' / folder).mkdir(parents=True)
     for name in NAMES:
-        points = np.arange(8, dtype=np.float32)
-        part(tmp_path, 'velodyne', name).write_bytes(points.tobytes())
-        Image.new('RGB', (60, 50), 'red').save(part(tmp_path, 'image_2', name))
+        part(tmp_path, 'velodyne', name).write_bytes(POINTS.tobytes())
+        Image.new('RGB', (100, 80), 'red').save(part(tmp_path, 'image_2', name))
         write_calibration(tmp_path, name, CALIBRATION)
         part(tmp_path, 'label_2', name).write_text('\n'.join([CAR, VAN, DONT_CARE]) + '\n')
     return tmp_path
@@ -57,13 +58,13 @@ def test_a_frame(root):
     assert source.class_names == ('Car', 'Pedestrian', 'Cyclist') and source.most_boxes == 1
     record = source[0]
     frame = frame_of(record)
-    assert record.labels == (0,) == frame.classes and record.size == (60, 50)
-    assert decode_image(record).shape == (50, 60, 3)
+    assert record.labels == (0,) == frame.classes and record.size == (100, 80)
+    assert decode_image(record).shape == (80, 100, 3)
     # rotation_y 0 heads right; the middle is half a height above the bottom.
     expected = [12.3, -1.9, -1.7 + 0.75 - 0.2, 4.0, 1.6, 1.5, -np.pi / 2]
     np.testing.assert_allclose(frame.boxes, [expected], rtol=1e-5)
     assert frame.ignored == ((5.5, 6.5, 7.5, 8.5),) and frame.labelled
-    np.testing.assert_array_equal(read_points(frame)[:, :4], np.arange(8).reshape(2, 4))
+    np.testing.assert_array_equal(read_points(frame)[:, :4], POINTS)
     car, van = record.extra['kitti']
     assert (car.name, car.truncated, car.occluded, car.box_2d) == ('Car', 0.25, 1, (10, 20, 30, 40))
     assert (
@@ -79,6 +80,26 @@ def test_its_camera(root):
     pixels, depth = project([[10.3, 1.1, 0.8]], camera.projection)
     assert depth[0] == pytest.approx(10)
     np.testing.assert_allclose(pixels, [[50 - 100 * 1.0 / 10, 40 - 100 * 1.0 / 10]], rtol=1e-5)
+
+
+def test_points_outside_of_the_image_are_left_out(root):
+    """10 m before the camera its 100 x 80 pixels show 5 m to either side, 4 m up and down."""
+    shown = [[10.3, 4.9 + 0.1, -0.2], [10.3, -4.8 + 0.1, -0.2], [10.3, 0.1, 3.7], [10.3, 0.1, -4.1]]
+    beside = [
+        [10.3, 5.1 + 0.1, -0.2],
+        [10.3, -5.1 + 0.1, -0.2],
+        [10.3, 0.1, 3.9],
+        [10.3, 0.1, -4.3],
+    ]
+    behind = [[-9.7, 0.1, -0.2], [0.3, 0.1, -0.2], [-30, 2, -1]]
+    points = np.array([*behind, *shown, *beside], np.float32)
+    rows = np.column_stack([points, np.ones(len(points), np.float32)])
+    part(root, 'velodyne', NAMES[0]).write_bytes(rows.tobytes())
+    frame = frame_of(Kitti(root, 'train')[0])
+    np.testing.assert_array_equal(read_points(frame)[:, :3], points[3:7])
+    assert len(read_points(replace(frame, in_image=False))) == 11
+    part(root, 'velodyne', NAMES[0]).write_bytes(rows[:3].tobytes())
+    assert read_points(frame).shape == (0, 5)
 
 
 @pytest.mark.parametrize('place', ['.', 'training'])
@@ -209,11 +230,11 @@ def real():
 
 
 def test_real_boxes_hold_points(real):
-    """Every car that is not much occluded has points inside, and they end at its sides."""
+    """Every car that is not much occluded has points inside: the image shows what is labelled."""
     seen = 0
     for record in real:
         points = read_points(frame_of(record))
-        assert len(points) > 100_000 and points[:, 3].max() <= 1
+        assert 10_000 < len(points) < 30_000 and points[:, 3].max() <= 1
         clear = [k for k in record.extra['kitti'] if k.name == 'Car' and k.occluded <= 1]
         inside = points_inside(points, [k.box for k in clear]).sum(1)
         assert (inside > 0).all()

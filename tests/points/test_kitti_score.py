@@ -382,6 +382,22 @@ def test_heights_in_the_image_by_hand():
     assert image_heights(np.zeros((0, 7)), CAMERA).shape == (0,)
 
 
+@pytest.mark.parametrize(
+    ('y', 'height'),
+    [
+        (4.9, 150 / 8),  # columns from -23.75 to 50 - 100 * 3.9 / 14 = 22
+        (8.1, 0),  # up to 50 - 100 * 7.1 / 14 = -0.7
+        (-8.1, 0),
+        (25, 0),
+        (-25, 0),
+    ],
+)
+def test_a_box_beside_the_image_has_no_height(y, height):
+    """The front is 8 m ahead and the back 14 m; the image shows 0.5 m aside for each m ahead."""
+    heights = image_heights(np.array([[11, y, 0, 6, 2, 1.5, 0]]), CAMERA)
+    np.testing.assert_allclose(heights, [height], rtol=1e-5)
+
+
 def test_a_frame_of_kitti_is_scored_by_its_labels():
     """The van is like a car: what finds it is no mistake. The far car is outside of the region."""
     places = {'Car': 10.0, 'Van': 20.0, 'Pedestrian': 15.0}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
-from wsol_jax.data.boxes_3d import Array, as_boxes, axes
+from wsol_jax.data.boxes_3d import NEAREST, Array, as_boxes, axes, project
 from wsol_jax.data.decode import decode_image, resize_image
 from wsol_jax.data.files import printable, read_file, reason
 from wsol_jax.data.records import (
@@ -89,6 +89,8 @@ class Frame:
             anywhere.
         vehicle: (x, y) of the vehicle's own origin, from where nuScenes measures distances.
         racks: boxes of bicycle racks, as nuScenes has them: what is in them is no object.
+        in_image: whether objects are labelled in the image of the first camera alone, as KITTI's
+            are; points outside of it are left out.
     """
 
     sweeps: tuple[Sweep, ...]
@@ -100,6 +102,7 @@ class Frame:
     roots: tuple[Path, ...] = ()
     vehicle: tuple[float, float] = (0.0, 0.0)
     racks: tuple[Box3D, ...] = ()
+    in_image: bool = False
 
 
 class FrameSource(Source, Protocol):
@@ -233,7 +236,7 @@ def frame_of(record: Record) -> Frame:
 
 
 def read_points(frame: Frame) -> Array:
-    """The points of all sweeps of a frame.
+    """The points of all sweeps of a frame, of `Frame.in_image` those in the image.
 
     Returns:
         float32 [P, 5]: x, y, z in the LiDAR frame, intensity (1 for a full return), and the time
@@ -242,7 +245,15 @@ def read_points(frame: Frame) -> Array:
     Raises:
         DataError: a sweep is missing, of a wrong length, or holds what is no number.
     """
-    return np.concatenate([_read_sweep(sweep, frame.roots) for sweep in frame.sweeps])
+    points = np.concatenate([_read_sweep(sweep, frame.roots) for sweep in frame.sweeps])
+    return points[_in_image(points, frame.cameras[0])] if frame.in_image else points
+
+
+def _in_image(points: Array, camera: Camera) -> NDArray[np.bool_]:
+    """Which points [P, 3+] a camera sees: [P]."""
+    pixels, depth = project(points[:, :3], camera.projection)
+    inside = ((pixels >= 0) & (pixels < camera.size)).all(1)
+    return np.asarray(inside & (depth >= NEAREST))
 
 
 def _read_sweep(sweep: Sweep, roots: tuple[Path, ...]) -> Array:

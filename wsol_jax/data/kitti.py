@@ -69,7 +69,8 @@ class Kitti(ListedFrames):
 
     `velodyne/<id>.bin` (x, y, z, reflectance), `image_2/<id>.png`, `calib/<id>.txt` and
     `label_2/<id>.txt`. `ImageSets/<split>.txt`, beside `training` or in it, lists the frames;
-    without that folder every split has all frames. Classes are car, pedestrian and cyclist; other
+    without that folder every split has all frames. Labels are of what the image shows, and so are
+    the points: those outside of it are left out. Classes are car, pedestrian and cyclist; other
     objects are left out there; `extra['kitti']` of a record has all labels but DontCare. Every file
     but the sweeps is looked at when the split is opened.
 
@@ -155,6 +156,7 @@ class _Reader:
             ignored=tuple(label.box_2d for label in labels if label.name == IGNORED),
             labelled=self.labelled[name],
             roots=roots,
+            in_image=True,
         )
         record = frame_record(name, frame, self.decoding)
         return replace(record, extra={**record.extra, 'kitti': tuple(known)})

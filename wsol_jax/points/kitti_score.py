@@ -132,11 +132,12 @@ def image_heights(boxes: Array, camera: Camera) -> Array:
     """How high boxes [n, 7] are in an image, in pixels [n]; 0 of those that are not in it."""
     places = corners(boxes)
     pixels, depth = project(places.reshape(-1, 3), camera.projection)
-    rows = np.clip(pixels[:, 1], 0, camera.size[1]).reshape(places.shape[:2])
-    front = (depth >= NEAREST).reshape(places.shape[:2])
-    low = np.where(front, rows, np.inf).min(1)
-    high = np.where(front, rows, -np.inf).max(1)
-    return np.where(front.any(1), high - low, 0.0)
+    seen = np.clip(pixels, 0, camera.size).reshape(*places.shape[:2], 2)
+    front = (depth >= NEAREST).reshape(*places.shape[:2], 1)
+    low = np.where(front, seen, np.inf).min(1)
+    high = np.where(front, seen, -np.inf).max(1)
+    width, height = np.where(front.any(1), high - low, 0.0).T
+    return np.where(width > 0, height, 0.0)
 
 
 def match_frame(detections: Detections, labels: Labels) -> KittiTable:
