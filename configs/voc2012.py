@@ -9,7 +9,8 @@ The variant is a name of VARIANTS: `plain` is the classifier whose CAM IRN start
 that of BAS; `irn`, `segmenter` (DeepLabV2) and `mars` (DeepLabV3+) learn from label maps,
 `--config.train.options.labels=FOLDER`: as they stand here from the true ones. The networks start
 from torchvision's weights, `--config.network.weights=FILE` of ResNet-50 or, for the last two,
-ResNet-101.
+ResNet-101; but `irn` from the workdir of `plain`, `--config.train.init_from=DIR`: it trains no
+classifier, and the CAM of that one, after a walk of 2^8 steps to the boundaries, is its seeds.
 
 IRN's classifier: SGD at 0.1, poly, 5 epochs in batches of 16, long sides of 320 to 640 pixels,
 crops of 512. BAS: 0.005, 10 epochs, 512 pixels, crops of 448. New layers 10 times as fast, momentum
@@ -76,9 +77,11 @@ def get_config(variant: str = 'plain') -> ConfigDict:
     config.train.batch_size = 16
     config.train.ema = 0.999 if variant == 'mars' else 0.0
     config.localize.splits = ('train_aug', 'val')
-    config.localize.methods = ('segmenter' if segments else method or 'cam',)
+    own = 'bas_wsss' if variant == 'bas_wsss' else 'cam'
+    config.localize.methods = ('segmenter' if segments else own,)
     config.localize.layers = ('stage4',)
     config.localize.scales = (0.5, 1.0, 1.5, 2.0)
     config.localize.flip = True
     config.evaluate.threshold_step = 0.02
+    config.segmentation.walk = 8 if variant == 'irn' else 0
     return config

@@ -17,7 +17,7 @@ from ml_collections import config_flags
 from wsol_jax.config import ConfigError, read_config
 from wsol_jax.localization.localize import make_plan
 from wsol_jax.models import as_network
-from wsol_jax.run import open_splits
+from wsol_jax.run import TASKS, open_splits
 from wsol_jax.training.methods import make_method, make_module
 from wsol_jax.training.optimizer import check_patterns, is_frozen, make_schedule, parameter_name
 
@@ -128,6 +128,17 @@ def test_the_splits_of_coco_are_there(coco_root, variant):
     names = [splits(split)[0].image_id for split in config.localize.splits]
     assert names == ['COCO_train2014_1.jpg', 'COCO_val2014_1.jpg']
     assert config.evaluate.choose_on in config.localize.splits
+
+
+@pytest.mark.parametrize('stem', ['voc2012', 'coco2014', 'scenes_trained'])
+def test_maps_of_classes_walk_to_the_boundaries_of_irn(stem):
+    for variant in TRAINED[stem]:
+        config = load(f'{stem}:{variant}')
+        TASKS['segmentation'].check(config)
+        walks = variant == 'irn'
+        assert bool(config.segmentation.walk) == walks
+        assert not walks or 'cam' in config.localize.methods
+    assert load('voc2012:bas_wsss').localize.methods == ('bas_wsss',)
 
 
 @pytest.mark.parametrize(

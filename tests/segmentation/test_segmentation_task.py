@@ -197,6 +197,26 @@ def test_without_true_label_maps_the_seeds_are_written_all_the_same(tmp_path):
     assert (tmp_path / 'report.html').exists()
 
 
+def test_an_image_without_a_label_is_all_background(toy, tmp_path):
+    rng, records = np.random.default_rng(2), []
+    for i, labels in enumerate([(2, 0), (), (1,)]):
+        image = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        extra = {'segmentation': png(np.full((8, 8), i, np.uint8))}
+        records.append(Record(str(i), png(image), labels, (8, 8), extra=extra))
+    source = Listed(records, 'abcdef')
+    setting = LocalizeConfig(splits=('val',), methods=('layer_cam',), layers=('late',))
+    config = replace(CONFIG, localize=setting)
+    store = SEGMENTATION.compute(config, toy, source, 'val', tmp_path)
+    assert store.fact('classes').tolist() == [[2, 0], [-1, -1], [1, -1]]
+    maps = store.read(('layer_cam', 'late'), 0, 3)
+    assert not maps[1].any() and maps[[0, 2]].any()
+    (row,) = evaluate_seeds(config, {'val': source}, tmp_path)['segmentation']
+    assert row['images'] == 3 and row['confusion'][1] == [64, *6 * [0]]
+    seeds = [read_label_map(tmp_path / f'label_maps/layer_cam/late/{i}.png') for i in range(3)]
+    assert not seeds[1].any() and seeds[0].any()
+    assert SEGMENTATION.report(config, source, tmp_path).startswith('val: 3 images\n')
+
+
 def test_wrong_settings_are_one_line(tmp_path):
     wrong = replace(CONFIG, localize=LocalizeConfig(classes='top1'))
     with pytest.raises(

@@ -62,5 +62,9 @@ def test_what_cannot_walk_is_told(network):
     ):
         LOCALIZATION.check(replace(WALK, task='localization'))
     alone = replace(WALK, localize=replace(WALK.localize, methods=('irn',)))
-    with pytest.raises(ConfigError, match=r'name them in config\.localize\.methods'):
-        SEGMENTATION.check(alone)
+    for wrong in (alone, replace(alone, segmentation=SegmentationConfig())):
+        with pytest.raises(ConfigError, match=r'boundaries alone, the same for every class; name'):
+            SEGMENTATION.check(wrong)
+    boundaries = replace(wrong, stages=('train', 'localize'))  # for a walk of one's own
+    for right in (WALK, boundaries):
+        SEGMENTATION.check(right)

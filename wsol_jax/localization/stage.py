@@ -32,11 +32,12 @@ from wsol_jax.parallel import Devices, local_devices
 from wsol_jax.settings import MapOptions, check
 
 _PREDICTED = ('top1', 'top5')
+_ALL_BACKGROUND = ('segmentation',)  # tasks in which that is what an image without a label shows
 # What to do about images without a label and about labels of other classes, by `config.task`.
 _WITHOUT_LABEL = {
     'localization': "use 'top1'",
-    'segmentation': "leave it out of the split: only a network that 'segmenter' or 'mars' trained "
-    'needs no labels',
+    'segmentation': "leave it out of config.localize.splits: only a network that 'segmenter' or "
+    "'mars' trained needs no labels",
 }
 _OTHER_CLASSES = {
     'localization': "localize without labels with config.data.source='image_folder' and "
@@ -78,7 +79,7 @@ def localize_split(
     """Computes the maps of every image of a split that are not in the workdir yet.
 
     An image that cannot be read is listed in `maps/<split>/skipped.csv` and passed over until it
-    can be: each run tries it again.
+    can be: each run tries it again. In segmentation an image without a label gets no map.
 
     Args:
         config: the experiment.
@@ -94,8 +95,9 @@ def localize_split(
 
     Raises:
         ConfigError: the labels are not classes of the network, or an image lacks the label that
-            ground-truth classes need. Where the source lists its records nothing is written then,
-            else what came before that image is kept. Or `localize.store` is out of reach.
+            ground-truth classes need; in segmentation all do. Where the source lists its records
+            nothing is written then, else what came before that image is kept. Or `localize.store`
+            is out of reach.
         DataError: the maps there are of other images.
         ValueError: a wrong method, layer or class.
     """
@@ -181,6 +183,8 @@ def _checked_ids(config: Config, network: Network, source: Source, split: str) -
     _check_classes(config, network, source, split)
     records = [source[i] for i in range(len(source))] if isinstance(source, ListedRecords) else []
     labels = [(record.image_id, record.labels) for record in records]
+    if labels and _needs_labels(config) and not any(own for _, own in labels):
+        raise ConfigError(_without_label(f'no image of {split} has a label', config))
     if fault := _first_fault(labels, config, network)[1]:
         raise ConfigError(fault)
     return [record.image_id for record in records]
@@ -293,15 +297,23 @@ def _first_fault(
     labelled: Sequence[tuple[str, Sequence[int]]], config: Config, network: Network
 ) -> tuple[int, str]:
     """How many images come before the first one whose label is wrong, and what is wrong with it."""
+    each_needs = _needs_labels(config) and config.task not in _ALL_BACKGROUND
     for i, (image_id, labels) in enumerate(labelled):
-        if not labels and config.localize.classes == 'ground_truth':
-            needs = "which config.localize.classes='ground_truth' needs"
-            advice = _WITHOUT_LABEL.get(config.task, 'leave it out of the split')
-            return i, f'{image_id} has no label, {needs}; {advice}'
+        if each_needs and not labels:
+            return i, _without_label(f'{image_id} has no label', config)
         if wrong := [k for k in labels if not 0 <= k < network.num_classes]:
             known = f'{network.name} has the classes 0..{network.num_classes - 1}'
             return i, f'{image_id} has label {wrong[0]}, but {known}'
     return len(labelled), ''
+
+
+def _needs_labels(config: Config) -> bool:
+    return config.localize.classes == 'ground_truth'
+
+
+def _without_label(what: str, config: Config) -> str:
+    advice = _WITHOUT_LABEL.get(config.task, 'leave it out of the split')
+    return f"{what}, which config.localize.classes='ground_truth' needs; {advice}"
 
 
 def _without_padding(

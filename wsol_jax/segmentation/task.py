@@ -307,10 +307,12 @@ def _check(config: Config) -> None:
             "config.localize.classes must be 'ground_truth', the labels of each image, with "
             f"config.task='segmentation', got {config.localize.classes!r}"
         )
-    if config.segmentation.walk and config.localize.methods == (BOUNDARY,):
+    seeds = config.segmentation.walk or 'evaluate' in config.stages  # others may want boundaries
+    if seeds and config.localize.methods == (BOUNDARY,):
         raise ConfigError(
-            'config.segmentation.walk needs maps that are carried to the boundary: name them in '
-            f"config.localize.methods, such as 'layer_cam', got {config.localize.methods}"
+            f'config.localize.methods={config.localize.methods} makes boundaries alone, the same '
+            "for every class; name maps that are carried to them beside or instead, such as 'cam', "
+            'and set config.segmentation.walk, such as to 8'
         )
 
 
