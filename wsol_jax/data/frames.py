@@ -116,6 +116,9 @@ class FrameSource(Source, Protocol):
     def labelled(self) -> NDArray[np.bool_]:
         """Of which frames training knows the boxes, [len]; no frame is drawn or read for it."""
 
+    def image_id(self, index: int) -> str:
+        """Name of a frame, which is neither drawn nor read for it."""
+
 
 class ListedFrames(ListedRecords):
     """A `FrameSource` whose records are all there."""
@@ -129,6 +132,10 @@ class ListedFrames(ListedRecords):
     def labelled(self) -> NDArray[np.bool_]:
         """Of which frames training knows the boxes, [len]."""
         return np.array([frame_of(record).labelled for record in self._records], bool)
+
+    def image_id(self, index: int) -> str:
+        """Name of a frame."""
+        return self._records[index].image_id
 
 
 def as_matrix(values: ArrayLike) -> Matrix:
@@ -200,6 +207,10 @@ class SomeFrames:
     def labelled(self) -> NDArray[np.bool_]:
         """Of which of these frames training knows the boxes, [len]."""
         return self.source.labelled[list(self.index)]
+
+    def image_id(self, index: int) -> str:
+        """Name of a frame."""
+        return self.source.image_id(self.index[index])
 
     def __len__(self) -> int:
         return len(self.index)

@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from absl import logging
 from flax import nnx
 
 from wsol_jax.config import ConfigError
+from wsol_jax.data.frames import FrameSource
 from wsol_jax.data.records import Source, Targets
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models import Network
@@ -25,7 +28,7 @@ from wsol_jax.models.center_point import (
 )
 from wsol_jax.models.heads import Heads, Outputs
 from wsol_jax.points.consistency import consistency_loss, per_object, warped_back
-from wsol_jax.points.pseudo_labels import TRUTH, StudentTargets
+from wsol_jax.points.pseudo_labels import TRUTH, StudentTargets, without_pseudo_labels
 from wsol_jax.points.views import drawn_view, moved
 from wsol_jax.training.matching import BOX_WEIGHT
 from wsol_jax.training.method import Shard, Update
@@ -83,13 +86,26 @@ class CenterPoint3D(FrameMethod):
 
         Raises:
             ConfigError: there is no such folder.
+            DataError: it lacks files of frames, though their teacher could read these.
         """
-        if self.labels not in ('', TRUTH) and not Path(self.labels).is_dir():
+        frames, without = self.frame_targets(source), frozenset[str]()
+        if self.labels not in ('', TRUTH):
+            without = self._without_labels(cast(FrameSource, source))
+        if without and required:  # told once: it is not required where sources are checked
+            said = (
+                '%s: has no boxes of %d frames that their teacher could not read: no box is learnt'
+            )
+            logging.warning(said, self.labels, len(without))
+        return StudentTargets(frames, self.labels, source.class_names, without)
+
+    def _without_labels(self, source: FrameSource) -> frozenset[str]:
+        if not Path(self.labels).is_dir():
             raise ConfigError(
                 "config.train.options.labels must be a folder of pseudo labels, 'truth' or '', got "
                 f'{self.labels!r}'
             )
-        return StudentTargets(self.frame_targets(source), self.labels, source.class_names)
+        own = np.flatnonzero(~source.labelled).tolist()
+        return without_pseudo_labels(Path(self.labels), [source.image_id(i) for i in own])
 
     def heads(self, network: Network, rngs: nnx.Rngs) -> Heads:
         """The detector."""
