@@ -150,6 +150,18 @@ def test_rails_beside_a_train_are_removed(railway):
         assert found[0, 0] == 255
 
 
+def test_an_image_that_cannot_be_read_may_have_no_label_map(railway, caplog):
+    source, folder, _ = railway
+    places = folder / 'labels', folder / 'features'
+    (folder / 'labels/0/4.png').unlink()
+    mars.remove_bias(source, *places, folder / 'out')
+    assert caplog.text.count('passed over: 0/4: ') == 1 and 'WARNING' in caplog.text
+    assert len(list((folder / 'out').rglob('*.png'))) == 5
+    source.records[4] = Record('0/4', png(np.zeros((24, 24, 3), np.uint8)), (0,), (24, 24))
+    with pytest.raises(DataError, match=r'^label map .*labels/0/4.png: no such file'):
+        mars.remove_bias(source, *places, folder / 'out')
+
+
 def test_a_refinement_decides(railway):
     source, folder, _ = railway
 

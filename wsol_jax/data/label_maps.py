@@ -4,13 +4,14 @@ A label map is uint8 [H, W] in the frame of its image: 0 background, k + 1 for c
 set, 255 ignored. On disk it is a PNG whose palette is that of PASCAL VOC.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from wsol_jax.data.decode import IGNORED, read_label_map, stored_size
+from wsol_jax.data.decode import IGNORED, decode_image, read_label_map, stored_size
 from wsol_jax.data.files import printable
 from wsol_jax.data.records import DataError, Pixels, Record
 
@@ -63,9 +64,13 @@ def label_map_of(
         uint8 [H, W] in the record's frame.
 
     Raises:
+        BadImage: it is missing, and the image cannot be read: such images are passed over where
+            label maps are made.
         DataError: see `true_label_map`; names the file.
     """
     png = folder / f'{record.image_id}.png'
+    if not os.path.lexists(png):
+        decode_image(record)
     decoding = replace(record.decoding, roots=())  # its folder is none of the data set's
     found = true_label_map(replace(record, extra={'segmentation': png}, decoding=decoding))
     if num_classes is not None:

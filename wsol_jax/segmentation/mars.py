@@ -16,12 +16,13 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from numpy.typing import NDArray
 
 from wsol_jax.data.decode import decode_image
 from wsol_jax.data.files import printable, reason
 from wsol_jax.data.label_maps import BACKGROUND, MISSING, label_map_of, resized_label_map
-from wsol_jax.data.records import DataError, Pixels, Record, Source
+from wsol_jax.data.records import BadImage, DataError, Pixels, Record, Source
 from wsol_jax.segmentation.label_maps import write_label_map
 
 ALPHA = 0.40
@@ -207,6 +208,8 @@ def collect_centroids(
 ) -> dict[int, NDArray[np.float32]]:
     """The centroids of all images of a data set, {value: [N,D]}; see `image_centroids`.
 
+    An image that cannot be read and has no label map is told and passed over.
+
     Args:
         source: the data set.
         labels: folder of label maps, `<image_id>.png`.
@@ -218,8 +221,7 @@ def collect_centroids(
     """
     found: dict[int, list[NDArray[np.float32]]] = {}
     channels = 0
-    for record in _records(source):
-        label_map = label_map_of(record, labels, source.num_classes)
+    for record, label_map in _labelled(source, labels):
         array = read_features(path := features / f'{record.image_id}.npy')
         channels = channels or len(array)
         if len(array) != channels:
@@ -243,6 +245,8 @@ def remove_bias(
 ) -> None:
     """Writes the debiased label map of every image of a data set, to be trained on by 'mars'.
 
+    Images are passed over as by `collect_centroids`.
+
     Args:
         source: the data set.
         labels: folder of label maps, `<image_id>.png`.
@@ -257,10 +261,9 @@ def remove_bias(
         DataError: see `collect_centroids`.
     """
     centroids = debiased_centroids(collect_centroids(source, labels, features, clusters), alpha)
-    for record in _records(source):
+    for record, label_map in _labelled(source, labels, logging.DEBUG):  # told before
         path = out / f'{record.image_id}.png'
         path.parent.mkdir(parents=True, exist_ok=True)
-        label_map = label_map_of(record, labels, source.num_classes)
         of_image = [centroids[1 + k] for k in record.labels if 1 + k in centroids]
         if of_image:
             array = read_features(features / f'{record.image_id}.npy')
@@ -281,5 +284,14 @@ def _is_object(
     return probabilities[..., 1] > probabilities[..., 0]
 
 
-def _records(source: Source) -> Iterator[Record]:
-    return (source[index] for index in range(len(source)))
+def _labelled(
+    source: Source, labels: Path, level: int = logging.WARNING
+) -> Iterator[tuple[Record, Pixels]]:
+    """Records with their label maps; those left out are told at a level of the log."""
+    for record in (source[index] for index in range(len(source))):
+        try:
+            label_map = label_map_of(record, labels, source.num_classes)
+        except BadImage as error:
+            logging.log(level, 'without a label map and passed over: %s', error)
+            continue
+        yield record, label_map

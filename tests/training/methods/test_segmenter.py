@@ -137,11 +137,16 @@ def test_other_labels_are_allowed_where_they_mean_something(folder, scenes):
     np.testing.assert_array_equal(found, read_label_map(path))
 
 
-@pytest.mark.parametrize('labels', ['truth', 'folder'])
-def test_a_broken_image_is_passed_over(folder, scenes, labels):
+@pytest.mark.parametrize(
+    ('labels', 'size'),
+    [('truth', None), ('folder', None), ('no seed', None), ('no seed', (40, 40))],
+)
+def test_a_broken_image_is_passed_over(folder, scenes, labels, size):
+    if labels == 'no seed':  # those that made the others could not read the image, either
+        (folder / f'{scenes[1].image_id}.png').unlink()
     records = Listed(scenes, 'abcdef')
-    records.records[1] = replace(scenes[1], image=b'no image', size=None)
-    targets = LabelMaps(str(folder) if labels == 'folder' else labels, 6, 3)
+    records.records[1] = replace(scenes[1], image=b'no image', size=size)
+    targets = LabelMaps(labels if labels == 'truth' else str(folder), 6, 3)
     (batch,) = evaluation_batches(records, 40, 3, targets=targets)
     assert batch.valid.tolist() == [True, False, True] and list(batch.errors) == [1]
     assert (batch.targets['label_map'][1] == 255).all()

@@ -213,6 +213,8 @@ class LabelMaps:
     def __call__(self, record: Record) -> dict[str, NDArray]:
         """Both, of a record.
 
+        Where the image cannot be read all of its label map is unknown.
+
         Raises:
             DataError: the label map is missing or damaged, is not of the size of the image, or has
                 an index that is no class; names the file.
