@@ -1,6 +1,8 @@
 """Segmentation as a task: from stored maps to scores, label maps and the page; a run in full."""
 
 import json
+import pickle
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -30,7 +32,10 @@ from wsol_jax.segmentation import (
     read_label_map,
     seed_label_map,
     seed_probabilities,
+    true_label_map,
+    write_label_map,
 )
+from wsol_jax.segmentation.seed_scores import PredictedSplit, predicted_file, score_predicted
 from wsol_jax.segmentation.task import SEGMENTATION, evaluate_seeds
 from wsol_jax.workdir import read_csv
 
@@ -195,6 +200,48 @@ def test_without_true_label_maps_the_seeds_are_written_all_the_same(tmp_path):
     text = SEGMENTATION.report(config, source, tmp_path)
     assert text == 'train: no image has a true label map to compare with'
     assert (tmp_path / 'report.html').exists()
+
+
+class Drawn(Mapping):
+    """The label map of an image, drawn when it is asked for."""
+
+    def __init__(self, label_map):
+        self.label_map, self.draws = label_map, 0
+
+    def __getitem__(self, key):
+        if key not in self:
+            raise KeyError(key)
+        self.draws += 1
+        return self.label_map
+
+    def __contains__(self, key):
+        return key == 'segmentation'
+
+    def __iter__(self):
+        return iter(('segmentation',))
+
+    def __len__(self):
+        return 1
+
+
+def test_a_true_label_map_is_drawn_once_to_be_scored(tmp_path):
+    known = source_of('val')
+    source = Listed([replace(r, extra=Drawn(r.extra['segmentation'])) for r in known], NAMES)
+    store_of(tmp_path, 'val', source)
+    config = replace(CONFIG, localize=replace(CONFIG.localize, splits=('val',)))
+    metrics = evaluate_seeds(config, {'val': source}, tmp_path)
+    assert [row['images'] for row in metrics['segmentation']] == [3, 3]
+    assert [record.extra.draws for record in source] == [1, 1, 1]
+    split = PredictedSplit('val', source, MapStore(tmp_path / 'maps/val'))
+    parts = list(split.parts())
+    assert pickle.dumps(parts) and [record.extra.draws for record in source] == [1, 1, 1]
+    for record in source:
+        truth = true_label_map(record)
+        file = predicted_file(split.store.folder, record)
+        write_label_map(file, np.where(truth == 255, np.uint8(0), truth))
+    matrix = score_predicted(parts[0], 4, CONFIG.evaluate, None)
+    assert matrix.sum() == np.trace(matrix) > 0
+    assert [record.extra.draws for record in source] == [3, 3, 3]
 
 
 def test_an_image_without_a_label_is_all_background(toy, tmp_path):

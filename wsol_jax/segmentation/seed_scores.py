@@ -1,7 +1,8 @@
 """Scores of seeds of stored maps and of predicted label maps; in processes that need no JAX."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,20 +23,26 @@ if TYPE_CHECKING:  # counting processes start without what only names types
     from wsol_jax.evaluation.split import ImageMaps
 
 LABEL_MAPS = 'label_maps'  # of seeds in the workdir, of predictions in the folder of their store
-_FILE = 'predicted'  # what records tell of, beside what is known of the image
+
+
+@dataclass(frozen=True)
+class Predictions(Results):
+    """Some images whose label maps were predicted.
+
+    Attributes:
+        folder: of the store, see `predicted_file`.
+    """
+
+    folder: Path
 
 
 class PredictedSplit(StoredSplit):
     """A split with the label maps that were predicted of its images."""
 
-    def parts(self, share: slice = slice(None)) -> Iterator[Results]:
-        """Some images at a time, with the files of their label maps."""
+    def parts(self, share: slice = slice(None)) -> Iterator[Predictions]:
+        """Some images at a time, with the folder of their label maps."""
         for part in super().parts(share):
-            yield replace(part, records=[self._with_file(record) for record in part.records])
-
-    def _with_file(self, record: Record) -> Record:
-        file = predicted_file(self.store.folder, record)
-        return replace(record, extra={**record.extra, _FILE: file})
+            yield Predictions(part.records, part.columns, self.store.folder)
 
 
 def predicted_file(folder: Path, record: Record) -> Path:
@@ -44,12 +51,12 @@ def predicted_file(folder: Path, record: Record) -> Path:
 
 
 def score_predicted(
-    part: Results, count: int, setting: 'EvaluateConfig', chosen: None
+    part: Predictions, count: int, setting: 'EvaluateConfig', chosen: None
 ) -> np.ndarray:
     """Int64 [count, count], as from `confusion`, of some images.
 
     Args:
-        part: of a `PredictedSplit`; images without a true label map do not count.
+        part: images of a `PredictedSplit`; those without a true label map do not count.
         count: how many classes there are, the background among them.
         setting: of the evaluation; of no use here.
         chosen: likewise.
@@ -58,7 +65,7 @@ def score_predicted(
         DataError: a label map cannot be read, or does not fit its image.
     """
     del setting, chosen
-    return total_confusion(part.records, lambda record: record.extra[_FILE], count)
+    return total_confusion(part.records, partial(predicted_file, part.folder), count)
 
 
 def total_confusion(
@@ -148,8 +155,8 @@ def seed_file(folder: Path, key: Key, record: Record) -> Path:
 
 
 def has_truth(record: Record) -> bool:
-    """Whether the true label map of an image is known."""
-    return record.extra.get('segmentation') is not None
+    """Whether the true label map of an image is known; some are drawn when they are asked for."""
+    return 'segmentation' in record.extra
 
 
 def image_seeds(

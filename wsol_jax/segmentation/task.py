@@ -146,7 +146,8 @@ def _predicted_summary(
     known = [split for split in splits if matrices[split.name].any()]
     return {
         'segmentation': [
-            _facts(split, key) | metrics_of(matrices[split.name], _names(split.source))
+            _facts(split, _images(split), key)
+            | metrics_of(matrices[split.name], _names(split.source))
             for split in known
         ]
     }
@@ -214,6 +215,7 @@ def _summary(
         _write(split, cut, workdir / LABEL_MAPS, setting.processes)
         if config.segmentation.crf:
             _refine(split, cut, workdir / LABEL_MAPS)
+        images = _images(split)
         for key, curves in scored[split.name].items():
             if curves.pixels.size:
                 origin = setting.choose_on if key in chosen else 'config'
@@ -221,7 +223,7 @@ def _summary(
                 if config.segmentation.crf:
                     file_of = partial(seed_file, workdir / LABEL_MAPS, key)
                     matrix = total_confusion(split.records, file_of, len(matrix))
-                row = _row(split, key, curves, matrix, cut[key], origin)
+                row = _row(split, images, key, curves, matrix, cut[key], origin)
                 rows.append(row | ({'chosen': best[key[0]] == key[1]} if best else {}))
     _write_curves(scored, workdir / 'curves.csv')
     return {
@@ -243,6 +245,7 @@ def _nearest(curves: SeedCurves, threshold: float) -> float:
 
 def _row(
     split: SplitMaps,
+    images: int,
     key: Key,
     curves: SeedCurves,
     matrix: np.ndarray,
@@ -250,13 +253,17 @@ def _row(
     origin: str,
 ) -> dict[str, Any]:
     """The row of metrics.json of one (method, layer) on one split."""
-    facts = _facts(split, key) | ({'oracle': True} if split.name == origin else {})
+    facts = _facts(split, images, key) | ({'oracle': True} if split.name == origin else {})
     facts |= {'threshold': threshold, 'threshold_from': origin, **_peak(curves)}
     return facts | metrics_of(matrix, _names(split.source))
 
 
-def _facts(split: StoredSplit, key: Key) -> dict[str, Any]:
-    images = sum(map(has_truth, split.records))
+def _images(split: StoredSplit) -> int:
+    """How many are scored."""
+    return sum(map(has_truth, split.records))
+
+
+def _facts(split: StoredSplit, images: int, key: Key) -> dict[str, Any]:
     return {'method': key[0], 'layer': key[1], 'split': split.name, 'images': images}
 
 
