@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,8 @@ from conftest import Listed
 from test_segmenter import LEARNING, rectangles
 
 from wsol_jax.config import ConfigError
-from wsol_jax.data import Scenes
+from wsol_jax.data import Record, Scenes, evaluation_batches, training_batches
+from wsol_jax.data.augment import AugmentConfig
 from wsol_jax.data.label_maps import true_label_map
 from wsol_jax.models.heads import Outputs
 from wsol_jax.progress import read_progress
@@ -25,6 +27,7 @@ RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.normal(size=(2, 3, 4, 5, 4))  # of background and three classes
 LABEL_MAP = RNG.choice([0, 1, 2, 3, 254, 255], (3, 4, 5), p=[0.2, 0.1, 0.1, 0.1, 0.4, 0.1])
 LABEL_MAP[1] = np.where(LABEL_MAP[1] == 254, 0, LABEL_MAP[1])
+PADDING = RNG.choice([0, 255], LABEL_MAP.shape)
 LABELS = np.array([[0, 2], [1, -1], [-1, -1]], np.int32)
 
 
@@ -38,6 +41,7 @@ def softmax(logits):
 
 def loss_of(method, images=None, valid=(True, True, True)):
     targets = {'label_map': jnp.asarray(LABEL_MAP, jnp.uint8), 'labels': jnp.asarray(LABELS)}
+    targets['padding_label_map'] = jnp.asarray(PADDING, jnp.uint8)
     batch = Shard(images, targets, jnp.asarray(valid), None)
     update = Update(0, lambda sums: sums, lambda: outputs(TEACHER))
     loss, values = jax.jit(lambda: method.loss(outputs(STUDENT), batch, update))()
@@ -77,13 +81,14 @@ def test_the_loss_against_a_loop(valid):
 def test_the_crf_refines_what_is_filled_in_but_no_weight(monkeypatch):
     images = RNG.integers(0, 256, (3, 4, 5, 3), np.uint8)
 
-    def reversed_classes(given, probabilities):
+    def reversed_classes(given, probabilities, valid):
         np.testing.assert_array_equal(given, images)
-        return probabilities[..., ::-1]
+        return jnp.where(valid[..., None], probabilities[..., ::-1], probabilities)
 
     monkeypatch.setattr(module, 'dense_crf', reversed_classes)
     loss, values = loss_of(MARS(crf=True), images)
-    mean, _, certainty = expected(3 - TEACHER.argmax(-1))
+    best = TEACHER.argmax(-1)
+    mean, _, certainty = expected(np.where(PADDING == 0, 3 - best, best))
     assert loss == pytest.approx(mean, rel=1e-5)
     np.testing.assert_allclose(values['certainty'], certainty, rtol=1e-5)
 
@@ -102,6 +107,21 @@ def test_label_maps_have_missing_labels(tmp_path):
     write_label_map(path, label_map)
     found = MARS(labels=str(tmp_path)).targets(source, True)(source[0])
     np.testing.assert_array_equal(found['label_map'], label_map)
+
+
+def test_the_crf_is_told_what_crops_pad(tmp_path):
+    """A white photo in crops that are larger: padding is of another colour."""
+    write_label_map(tmp_path / 'white.png', np.full((20, 32), 254, np.uint8))
+    png = cv2.imencode('.png', np.full((20, 32, 3), 255, np.uint8))[1].tobytes()
+    source = Listed([Record('white', png, (0,), (32, 20))], 'ab')
+    targets = MARS(labels=str(tmp_path), crf=True).targets(source, True)
+    setting = AugmentConfig(crop='scale', scale=(0.5, 1.0))
+    for batch in training_batches(source, 64, 1, 0, range(4), setting=setting, targets=targets):
+        padded = (batch.images != 255).any(-1)
+        assert 0 < padded.sum() < 64 * 64
+        np.testing.assert_array_equal(batch.targets['padding_label_map'] == 255, padded)
+    whole = next(evaluation_batches(source, 64, 1, targets=targets))
+    assert not whole.targets['padding_label_map'].any()
 
 
 def test_wrong_settings_are_one_line():

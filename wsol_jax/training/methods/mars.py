@@ -5,10 +5,12 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
 
 from wsol_jax.config import ConfigError
 from wsol_jax.data.label_maps import IGNORED, MISSING
-from wsol_jax.data.records import Source, Targets
+from wsol_jax.data.records import Record, Source, Targets
 from wsol_jax.fields import documented, setting
 from wsol_jax.models.heads import Outputs
 from wsol_jax.segmentation.crf import dense_crf
@@ -19,6 +21,8 @@ from wsol_jax.training.methods.segmenter import (
     accuracies,
     pixel_losses,
 )
+
+_PADDING = 'padding_label_map'
 
 
 @documented
@@ -52,9 +56,10 @@ class MARS(Segmenter):
         return super().num_logits(train)
 
     def targets(self, source: Source, required: bool) -> Targets:
-        """See `Segmenter.targets`."""
+        """See `Segmenter.targets`; with the CRF also what is padding."""
         super().targets(source, required)
-        return LabelMaps(self.labels, source.num_classes, source.most_labels, also=MISSING)
+        found = LabelMaps(self.labels, source.num_classes, source.most_labels, also=MISSING)
+        return _WithPadding(found) if self.crf else found
 
     def loss(
         self, outputs: Outputs, batch: Shard, update: Update
@@ -74,7 +79,7 @@ class MARS(Segmenter):
         logits, label_map = self.aligned(outputs, batch)
         taught, _ = self.aligned(update.average(), batch)
         probabilities = jax.nn.softmax(taught)
-        refined = dense_crf(batch.images, probabilities) if self.crf else probabilities
+        refined = _refined(probabilities, batch) if self.crf else probabilities
         missing = label_map == MISSING
         certain = certainty(probabilities, batch.targets['labels'])
         completed = jnp.where(missing, jnp.argmax(refined, axis=-1), label_map)
@@ -85,6 +90,22 @@ class MARS(Segmenter):
             **accuracies(logits, known),
             'certainty': jnp.sum(certain * missing, axis=(1, 2)) / count,
         }
+
+
+@dataclass(frozen=True)
+class _WithPadding:
+    """Targets and a label map that crops make `IGNORED` where they pad, and that has no other."""
+
+    targets: Targets
+
+    def __call__(self, record: Record) -> dict[str, NDArray]:
+        return {**self.targets(record), _PADDING: np.zeros((1, 1), np.uint8)}
+
+
+def _refined(probabilities: jax.Array, batch: Shard) -> jax.Array:
+    """Those of the CRF, in which padding, as like as one pixel to another, has no say."""
+    inside = batch.targets[_PADDING] != IGNORED
+    return dense_crf(batch.images, probabilities, valid=inside)
 
 
 def certainty(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
