@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from wsol_jax.config import Config, ConfigError
 from wsol_jax.data import BadImage, Batch, Record, Source, decode_image, evaluation_batches
+from wsol_jax.data.records import Targets
 from wsol_jax.hosts import barrier, first_of_all, is_first, own_share, process, processes
 from wsol_jax.maps.columns import DONE, SKIPPED, ChunkWriter, Column, Store
 from wsol_jax.models import Network
@@ -39,7 +40,7 @@ class Pass(NamedTuple):
     """
 
     size: int | tuple[int, int]
-    targets: Callable[[Record], Mapping[str, np.ndarray]]
+    targets: Targets
     launch: Callable[[Batch], Any]
     columns: Callable[[Batch, Any, int], dict[str, np.ndarray]]
     first_fault: Callable[[Batch], tuple[int, str]] = all_right
@@ -62,7 +63,7 @@ class Work(NamedTuple):
     """
 
     program: Program
-    targets: Callable[[Record], Mapping[str, np.ndarray]]
+    targets: Targets
     kinds: Mapping[str, tuple[tuple[int, ...], str]]
     about: Mapping[str, str]
     columns: Callable[[Batch, Any, int], dict[str, np.ndarray]]
@@ -130,7 +131,7 @@ def fill_store(
         ConfigError: an image cannot be computed; what came before it is kept.
         DataError: the results there are of other images.
     """
-    pending = _own_pending(source, split, store, workdir)
+    pending = _own_pending(source, split, store, workdir, work.targets)
     devices, workers = local_devices(config.parallel), config.data.workers
     batch_size = devices.round_up(min(config.localize.batch_size, len(source)))
     reader = evaluation_batches(source, work.size, batch_size, pending, workers, work.targets)
@@ -152,12 +153,14 @@ def fill_store(
         store.join_skipped()
 
 
-def _own_pending(source: Source, split: str, store: Store, workdir: Path) -> list[int]:
+def _own_pending(
+    source: Source, split: str, store: Store, workdir: Path, targets: Targets
+) -> list[int]:
     """Which images this process is to do; nobody begins before all know theirs."""
 
     def prepare() -> None:
         store.join_skipped()
-        store.redo(_readable_now(source, store))
+        store.redo(_readable_now(source, store, targets))
         if processes() > 1:  # who writes a chunk does not know the images before it
             store.name([source[i].image_id for i in range(len(source))])
 
@@ -199,14 +202,15 @@ def _digest(state: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _readable_now(source: Source, store: Store) -> list[int]:
-    """Which of the images that were skipped decode now: a disk was away, a file is mended."""
+def _readable_now(source: Source, store: Store, targets: Targets) -> list[int]:
+    """Which of the images that were skipped can be read now: a disk was away, a file is mended."""
     skipped = np.flatnonzero(store.fact('status') == SKIPPED).tolist()
-    return [i for i in skipped if _decodes(source[i])]
+    return [i for i in skipped if _is_readable(source[i], targets)]
 
 
-def _decodes(record: Record) -> bool:
+def _is_readable(record: Record, targets: Targets) -> bool:
     try:
+        targets(record)
         decode_image(record)
     except BadImage:
         return False

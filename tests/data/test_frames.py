@@ -1,3 +1,5 @@
+import errno
+import os
 import pickle
 from dataclasses import replace
 
@@ -5,7 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
+from wsol_jax.data.augment import AugmentConfig
 from wsol_jax.data.boxes_3d import in_box_frame
+from wsol_jax.data.files import read_file
 from wsol_jax.data.frames import (
     Camera,
     Frame,
@@ -19,8 +23,8 @@ from wsol_jax.data.frames import (
     read_points,
     simulate_points,
 )
-from wsol_jax.data.loader import evaluation_batches
-from wsol_jax.data.records import DataError, Decoding, Record
+from wsol_jax.data.loader import evaluation_batches, training_batches
+from wsol_jax.data.records import BadImage, DataError, Decoding, ReadError, Record
 
 BOXES = ((10.0, 2.0, 0.5, 4.0, 2.0, 1.5, 0.7), (-30.0, 0.0, 1.0, 0.6, 0.6, 1.8, 0.0))
 PROJECTION = ((1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0), (9.0, 10.0, 11.0, 12.0))
@@ -61,7 +65,7 @@ def test_sweeps_are_joined_in_the_frame_of_the_first():
     [
         (None, 'no such file'),
         (b'\0' * 40, 'has 40 bytes; a sweep has a multiple of 16, 4 floats a point'),
-        (b'', 'has 0 bytes'),
+        (b'', 'is empty; a sweep has points'),
         (np.array([1, 2, np.nan, 0], np.float32).tobytes(), 'has values that are no numbers'),
     ],
 )
@@ -69,7 +73,7 @@ def test_bad_sweeps_are_named(tmp_path, content, said):
     file = tmp_path / '7.bin'
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(DataError, match=f'7.bin: {said}'):
+    with pytest.raises(BadImage, match=f'7.bin: {said}'):
         read_points(frame(sweeps=(Sweep(file),)))
 
 
@@ -166,6 +170,72 @@ def test_batches_carry_frames():
     ]
     assert batches[1].targets['box_classes'].tolist() == [[2, 0, -1], [-1, -1, -1]]
     assert batches[1].targets['labelled'].tolist() == [True, False]
+
+
+def broken(tmp_path, at, count=3):
+    """Frames of 10, 11 ... points, of which one has its sweep cut off; and what is told of it."""
+    records = [record(frame(10 + k), f'{k}') for k in range(count)]
+    file = tmp_path / 'cut.bin'
+    file.write_bytes(bytes(30))
+    records[at] = record(frame(sweeps=(Sweep(file),)), f'{at}')
+    return records, {at: f'{file}: has 30 bytes; a sweep has a multiple of 16, 4 floats a point'}
+
+
+@pytest.mark.parametrize('at', [0, 2])
+@pytest.mark.parametrize('size', [1, 3])
+def test_a_frame_whose_sweep_is_cut_off_is_passed_over(tmp_path, at, size):
+    records, errors = broken(tmp_path, at)
+    batches = list(evaluation_batches(records, 8, size, targets=FrameTargets(60, 3)))
+    found, valid = {}, []
+    for batch in batches:
+        found |= batch.errors
+        valid += batch.valid.tolist()
+        counts = batch.targets['points_valid'].sum(1)[batch.valid]
+        assert counts.tolist() == [10 + k for k in batch.index[batch.valid]]
+    assert found == errors and valid == [k != at for k in range(3)]
+    whole = AugmentConfig(crop='whole', flip=False)
+    (batch,) = training_batches(
+        records, 8, 3, 0, range(1), setting=whole, targets=FrameTargets(60, 3)
+    )
+    assert batch.errors == errors and batch.index[~batch.valid].tolist() == [at]
+
+
+def test_a_camera_that_cannot_be_read_passes_its_frame_over():
+    camera = Camera(png(40)[:-20], PROJECTION, (8, 6))
+    records = [record(), record(frame(cameras=(frame().cameras[0], camera)), '0002')]
+    targets = FrameTargets(60, 3, num_cameras=2, camera_size=(3, 4))
+    (batch,) = evaluation_batches(records, 8, 2, targets=targets)
+    assert batch.valid.tolist() == [True, False] and list(batch.errors) == [1]
+
+
+def test_where_no_sweep_can_be_read_the_first_is_named(tmp_path):
+    records, _ = broken(tmp_path, 0, 1)
+    with pytest.raises(BadImage, match=r'cut\.bin: has 30 bytes'):
+        list(evaluation_batches(records, 8, 1, targets=FrameTargets(60, 3)))
+
+
+@pytest.mark.parametrize(('number', 'fails'), [(errno.EIO, 2), (errno.ESTALE, 3), (errno.EIO, 9)])
+def test_a_sweep_that_the_disk_fails_to_read_is_tried_again(tmp_path, monkeypatch, number, fails):
+    file, tried = tmp_path / '7.bin', []
+    file.write_bytes(np.ones(4, np.float32).tobytes())
+
+    def failing(*arguments):
+        tried.append(0)
+        if len(tried) <= fails:
+            raise OSError(number, os.strerror(number))
+        return read_file(*arguments)
+
+    monkeypatch.setattr('wsol_jax.data.frames.read_file', failing)
+    monkeypatch.setattr('wsol_jax.data.loader._PAUSES', (0, 0, 0))
+    source = [record(frame(sweeps=(Sweep(file),)))]
+    batches = evaluation_batches(source, 8, 1, targets=FrameTargets(60, 3))
+    if fails == 9:
+        with pytest.raises(ReadError, match=r'7\.bin: Input/output error'):
+            next(batches)
+    else:
+        batch = next(batches)
+        assert batch.valid.all() and batch.targets['points_valid'].sum() == 1
+    assert len(tried) == min(fails + 1, 4)
 
 
 @pytest.mark.parametrize(

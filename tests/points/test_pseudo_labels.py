@@ -1,6 +1,9 @@
 """Files of boxes: what is written is read, what is wrong is told, and where students use them."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ import pytest
 from wsol_jax.config import TrainConfig
 from wsol_jax.data import open_source
 from wsol_jax.data.frames import FrameTargets
-from wsol_jax.data.records import DataError
+from wsol_jax.data.records import DataError, ReadError
 from wsol_jax.points.pseudo_labels import (
     FOLDER,
     StudentTargets,
@@ -55,6 +58,15 @@ def test_wrong_files_are_one_line(tmp_path, content, message):
         read_pseudo_labels(path, NAMES)
     assert str(caught.value).startswith(str(path)) and message in str(caught.value)
     assert '\n' not in str(caught.value)
+
+
+def test_a_disk_that_fails_is_no_missing_file(tmp_path, monkeypatch):
+    def failing(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, 'read_text', failing)
+    with pytest.raises(ReadError, match=r'a\.json: Input/output error'):
+        read_pseudo_labels(tmp_path / 'a.json', NAMES)
 
 
 def test_students_learn_of_them_where_no_boxes_are_known(tmp_path):

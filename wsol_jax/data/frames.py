@@ -17,14 +17,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from wsol_jax.data.boxes_3d import NEAREST, Array, as_boxes, axes, project
 from wsol_jax.data.decode import decode_image, resize_image
-from wsol_jax.data.files import printable, read_file, reason
+from wsol_jax.data.files import may_pass, printable, read_file, reason
 from wsol_jax.data.records import (
     UNLABELLED,
+    BadImage,
     DataError,
     Decoding,
     Encoded,
     ListedRecords,
     Pixels,
+    ReadError,
     Record,
     Source,
     filled,
@@ -254,7 +256,8 @@ def read_points(frame: Frame) -> Array:
         lag in seconds, 0 for the sweep of the moment itself.
 
     Raises:
-        DataError: a sweep is missing, of a wrong length, or holds what is no number.
+        BadImage: a sweep is missing, of a wrong length, or holds what is no number.
+        ReadError: the system failed to read it.
     """
     points = np.concatenate([_read_sweep(sweep, frame.roots) for sweep in frame.sweeps])
     return points[_in_image(points, frame.cameras[0])] if frame.in_image else points
@@ -274,14 +277,17 @@ def _read_sweep(sweep: Sweep, roots: tuple[Path, ...]) -> Array:
         try:
             content = read_file(content, roots)
         except OSError as error:
-            raise DataError(f'{name}: {reason(error)}') from None
+            kind = ReadError if may_pass(error) else BadImage
+            raise kind(f'{name}: {reason(error)}') from None
+    if not content:
+        raise BadImage(f'{name}: is empty; a sweep has points')
     row = 4 * sweep.columns
-    if len(content) % row or not content:
+    if len(content) % row:
         right = f'a multiple of {row}, {sweep.columns} floats a point'
-        raise DataError(f'{name}: has {len(content)} bytes; a sweep has {right}')
+        raise BadImage(f'{name}: has {len(content)} bytes; a sweep has {right}')
     rows = np.frombuffer(content, '<f4').reshape(-1, sweep.columns)[:, :4]
     if not np.isfinite(rows).all():
-        raise DataError(f'{name}: has values that are no numbers')
+        raise BadImage(f'{name}: has values that are no numbers')
     return _placed(rows[(abs(rows[:, :2]) >= sweep.near).any(1)], sweep)
 
 
@@ -409,8 +415,9 @@ class FrameTargets:
         """The targets of a record.
 
         Raises:
-            DataError: it has no frame, more boxes or fewer cameras than these targets, or a file
-                of it cannot be read.
+            DataError: it has no frame, more boxes or fewer cameras than these targets.
+            BadImage: a sweep or an image of it is missing or damaged.
+            ReadError: the system failed to read one.
         """
         frame = frame_of(record)
         cameras = self._cameras_of(record, frame)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -36,6 +36,7 @@ _AUGMENT = AugmentConfig()
 # Shared memory is for images; that of a few labels would cost more than sending them.
 _SENT = grain.experimental.DatasetOptions(min_shm_size=4096)
 _Key = TypeVar('_Key')
+_Read = TypeVar('_Read')
 # Of an image and its label maps what a batch holds of them.
 _Transform = Callable[[Pixels, Mapping[str, Pixels]], tuple[Pixels, dict[str, Pixels]]]
 _KILLED = 'a process that reads images was killed (memory?); lower config.data.workers and go on'
@@ -98,8 +99,9 @@ def evaluation_batches(
 ) -> Generator[Batch]:
     """Every image once, in order, squashed to one size; the last batch is padded.
 
-    An image that does not decode keeps its place, with `valid` False and the reason in `errors`;
-    `ReadError` where the system fails to read it, time and again.
+    An image that does not decode, or whose targets raise `BadImage`, keeps its place, with `valid`
+    False, the reason in `errors`, and in the latter case another's targets; `ReadError` where the
+    system fails to read it, time and again.
 
     Args:
         source: the data set.
@@ -108,8 +110,8 @@ def evaluation_batches(
         indices: positions in the source to read; all by default.
         workers: processes that decode (a script then needs its `__main__` guard); 0 decodes in
             threads of this one.
-        targets: what the batches carry beside the images, such as `Labels()`; its errors are
-            raised here.
+        targets: what the batches carry beside the images, such as `Labels()`; its other errors
+            are raised here.
     """
     order = range(len(source)) if indices is None else indices
     height, width = (size, size) if isinstance(size, int) else size
@@ -220,19 +222,39 @@ def _load(
     targets: Targets,
     index: int,
 ) -> _Item:
-    record = source[index]
-    found = targets(record)
-    label_maps = {name: found[name] for name in found if name.endswith(LABEL_MAP)}
+    record, found = source[index], None
     try:
+        found = _read_again(partial(targets, record))
         image = _read_again(partial(decode_image, record, side))
     except BadImage as error:
-        unknown = dict.fromkeys(label_maps, np.full(size, IGNORED, np.uint8))
+        if found is None:
+            found = _of_another(source, targets, index, error)
+        unknown = dict.fromkeys(_label_maps(found), np.full(size, IGNORED, np.uint8))
         return _Item(None, {**found, **unknown}, index, str(error), record.image_id)
-    image, label_maps = transform(image, label_maps)
+    image, label_maps = transform(image, _label_maps(found))
     return _Item(image, {**found, **label_maps}, index, '', record.image_id)
 
 
-def _read_again(read: Callable[[], Pixels]) -> Pixels:
+def _label_maps(found: Mapping[str, NDArray[Any]]) -> dict[str, Pixels]:
+    return {name: found[name] for name in found if name.endswith(LABEL_MAP)}
+
+
+def _of_another(
+    source: Source, targets: Targets, index: int, error: BadImage
+) -> Mapping[str, NDArray[Any]]:
+    """Targets of another record, where those of one cannot be read: they have the right shapes.
+
+    Raises:
+        BadImage: the error of that one, where there is no other.
+    """
+    # Not the next ones: a whole folder may be missing.
+    for other in np.random.default_rng(index).permutation(len(source)).tolist():
+        with suppress(BadImage):
+            return _read_again(partial(targets, source[other]))
+    raise error
+
+
+def _read_again(read: Callable[[], _Read]) -> _Read:
     """Another try where the disk or the network failed; an image is not skipped for that."""
     for pause in _PAUSES:
         try:

@@ -26,7 +26,7 @@ class DataError(ValueError):
 
 
 class BadImage(DataError):
-    """An image file that is missing, truncated or not an image."""
+    """An image or a sweep that is missing, truncated or none: its record is passed over."""
 
 
 class ReadError(DataError):
@@ -77,7 +77,8 @@ class Record:
 
 # What a batch carries of an image beside its pixels: arrays by name, of one shape for all records,
 # but for label maps: uint8 [h, w] of the whole image, of any size, whose names end in `LABEL_MAP`;
-# 255 is for what is not known. Worker processes call it, so it can be pickled.
+# 255 is for what is not known. Worker processes call it, so it can be pickled. A record of which it
+# raises `BadImage` is passed over, and one of `ReadError` tried again.
 Targets = Callable[[Record], Mapping[str, NDArray[Any]]]
 
 

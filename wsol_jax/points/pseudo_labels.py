@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsol_jax.data.files import printable
+from wsol_jax.data.files import may_pass, printable, reason
 from wsol_jax.data.frames import FrameTargets, check_box, frame_of
-from wsol_jax.data.records import UNLABELLED, DataError, Record, filled
+from wsol_jax.data.records import UNLABELLED, DataError, ReadError, Record, filled
 from wsol_jax.names import unknown_name
 from wsol_jax.workdir import read_csv, write_text
 
@@ -74,13 +74,16 @@ def read_pseudo_labels(path: Path, names: tuple[str, ...]) -> tuple[np.ndarray, 
 
     Raises:
         DataError: it is missing or no such file, or has another class or a box that is none.
+        ReadError: the system failed to read it.
     """
     where = printable(str(path))
     try:
         found = json.loads(path.read_text())
         boxes = np.array(found['boxes'], np.float32).reshape(-1, 7)
         given = [str(name) for name in found['classes']]
-    except OSError:
+    except OSError as error:
+        if may_pass(error):
+            raise ReadError(f'{where}: {reason(error)}') from None
         raise DataError(
             f'{where}: no such file; the stage localize of a teacher writes one a frame'
         ) from None
