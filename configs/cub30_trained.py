@@ -71,9 +71,9 @@ def get_config(variant: str = 'plain') -> ConfigDict:
     config.train.method, config.train.options = _METHODS[variant]
     config.train.epochs = _EPOCHS.get(variant, 8)
     config.train.batch_size = 16 if variant in _EPOCHS else 32
-    config.train.optimizer = 'adamw'
-    config.train.learning_rate = 2e-4
-    config.train.head = 5.0
+    config.train.optimizer, config.train.learning_rate, config.train.head = 'adamw', 2e-4, 5.0
+    if variant == 'spg':  # as published: it diverges with AdamW
+        config.train.optimizer, config.train.learning_rate, config.train.head = 'sgd', 1e-3, 10.0
     config.train.freeze = ('conv_0', r'dw_[1-6]\.', r'pw_[1-6]\.')
     config.train.keep = 'best_localization'
     own = config.train.method if config.train.method in _MAPS else 'cam'

@@ -12,7 +12,15 @@ guessing in the subject's class 41.6. The class is found (84.7 ± 2.8 where it h
 relation is not: nothing tells which box of a pair is the subject. With a relation to another class
 35.1 ± 2.5 (guessing in the class: 36.7), among boxes of one class 35.7 ± 7.0 (37.0). Seed 0 with
 --config.train.options.attention=raw: 7.1, for the sign of raw scores is free; with 40 epochs: 48.3,
-and 91.3 where the class has one box.
+and 91.3 where the class has one box. With what ImageNet's MobileNetV1 sees in place of random
+features (seed 0, 20 epochs) 100 % of the 138 sentences whose class has one box are right, where
+chance has 20, and 40.1 of all, where the class alone has 41.7:
+
+    python -m wsol_jax.main --config configs/relations_dtmr.py --workdir DIR \
+        --config.network.name=mobilenet_v1 --config.network.options="{}" \
+        --config.network.weights=DATA/weights/mobilenet_v1.safetensors \
+        --config.network.input_size=128 --config.train.epochs=20 \
+        --config.train.options="{'width': 128, 'attention': 'softmax', 'layer': 'pw_5'}"
 """
 
 from ml_collections import ConfigDict
