@@ -117,6 +117,9 @@ def changed(base, index, **values):
         (refs(), changed(instances, 0, bbox=[0, 0, 5]), r'annotation 1: bbox \[0, 0, 5\] is not'),
         (refs(), changed(instances, 0, bbox=[0, 0, -5, 4]), r'bbox \[0, 0, -5, 4\] is not \[x, y'),
         (refs(), changed(instances, 0, bbox=[0, 0, 41, 4]), r'box \(0, 0, 41, 4\).* of 40x30'),
+        (refs(), changed(instances, 0, bbox=[41, 0, 0, 4]), r'box \(41, 0, 42, 4\).* of 40x30'),
+        (refs(), changed(instances, 1, id=1), r'instances\.json: annotation 1: another one of its'),
+        (refs(), changed(instances, 3, id=1), r'instances\.json: annotation 1: another one of its'),
         (refs(), changed(instances, 0, category_id=7), 'annotation 1: there is no category 7'),
         (refs(), instances() | {'annotations': []}, r'ref 70: image 9 has no boxes .*\(2 such'),
     ],
@@ -125,6 +128,28 @@ def test_what_is_wrong_is_named(root, said, known, message):
     write(root, said, known)
     with pytest.raises(DataError, match=message):
         RefCoco(root, 'train')
+
+
+def test_the_first_of_two_annotations_of_one_id_counts(root):
+    write(root, refs()[1:], changed(instances, 1, id=1))
+    faults = []
+    (record,) = RefCoco(root, 'train', faults=faults)
+    assert record.boxes == ((0, 0, 10, 30), (15, 20, 25, 30)) and len(faults) == 1
+
+
+@pytest.mark.parametrize(
+    ('bbox', 'box'),
+    [
+        ([40, 10, 0, 5], (39, 10, 40, 15)),
+        ([40.2, 10, 0, 5], (39, 10, 40, 15)),
+        ([-0.3, 10, 0.1, 5], (0, 10, 1, 15)),
+        ([3, 30, 4, 0], (3, 29, 7, 30)),
+        ([3.7, 10, 0, 5], (3, 10, 4, 15)),
+    ],
+)
+def test_a_box_without_a_side_is_a_pixel_of_the_image(root, bbox, box):
+    write(root, refs(), changed(instances, 0, bbox=bbox))
+    assert RefCoco(root, 'train')[0].boxes[0] == box
 
 
 def test_faults_of_single_refs_may_be_left_out(root):

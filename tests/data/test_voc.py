@@ -103,6 +103,22 @@ def test_of_two_lists_that_of_the_name_counts(root):
     assert [record.image_id for record in Voc(root, 'trainaug')] == ['2007_01']
 
 
+@pytest.mark.parametrize(
+    'line',
+    [
+        '/JPEGImages/2007_02.jpg /SegmentationClassAug/2007_02.png',
+        'JPEGImages/2007_02.jpg SegmentationClass/2007_02.png',
+        '/JPEGImages/2007_02.jpg',
+    ],
+)
+def test_a_list_of_paths_is_told_to_be_of_ids(root, line):
+    file = root / 'ImageSets/Segmentation/train_aug.txt'
+    file.write_text(f'2007_01\n\n{line}\n')
+    with pytest.raises(DataError) as caught:
+        Voc(root, 'train_aug')
+    assert str(caught.value) == f"{file}:3: expected ids alone, such as '2007_02', got {line!r}"
+
+
 @pytest.mark.parametrize('place', ['VOC2012', 'VOCdevkit/VOC2012'])
 def test_a_folder_that_holds_it(root, tmp_path_factory, place):
     outer = tmp_path_factory.mktemp('outer')
@@ -193,10 +209,8 @@ def listed_twice(root):
 
 def leaves(root):
     file = root / 'ImageSets/Segmentation/train.txt'
-    file.write_text('/JPEGImages/2007_01.jpg /SegmentationClassAug/2007_01.png\n')
-    return (
-        f"{file}:1: '/JPEGImages/2007_01.jpg /SegmentationClassAug/2007_01.png' leaves its folder"
-    )
+    file.write_text('../2007_01\n')
+    return f"{file}:1: '../2007_01' leaves its folder"
 
 
 def no_background(root):

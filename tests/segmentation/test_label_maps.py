@@ -1,6 +1,7 @@
 """Label maps: VOC's colours, files that come back as they were, and what is refused."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from wsol_jax.data import DataError, Record
 from wsol_jax.data.label_maps import resized_label_map
+from wsol_jax.data.records import Decoding
 from wsol_jax.segmentation import palette, read_label_map, true_label_map, write_label_map
 
 LABELS = np.array([[0, 1, 2], [80, 254, 255]], np.uint8)
@@ -59,7 +61,11 @@ def test_the_true_label_map_of_a_record(tmp_path):
     ('given', 'message'),
     [
         (Record('a.jpg', b'', (), (3, 2)), 'a.jpg: has no true label map'),
-        (record(png(LABELS), (2, 3)), 'label map a.jpg: is 3x2, its image 2x3'),
+        (
+            record(png(LABELS), (2, 3)),
+            "a.jpg: is 3x2, its image 2x3 with config.data.orientation='stored'; set that to the",
+        ),
+        (record(png(LABELS), (4, 2)), 'label map a.jpg: is 3x2, its image 4x2$'),
         (record(png(LABELS)), r'index 80; the classes are 0\.\.20, 255 is ignored'),
         (record(png(LABELS)[:-30]), 'label map a.jpg: '),
     ],
@@ -67,6 +73,18 @@ def test_the_true_label_map_of_a_record(tmp_path):
 def test_what_is_no_label_map_of_a_record(given, message):
     with pytest.raises(DataError, match=message):
         true_label_map(given, 20)
+
+
+def test_a_photo_and_its_label_map_in_two_frames():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored as 4x2, displayed as 2x4
+    stream = io.BytesIO()
+    Image.new('RGB', (4, 2)).save(stream, 'PNG', exif=exif)
+    drawn = {'segmentation': png(np.zeros((4, 2), np.uint8))}
+    stored = Record('a.jpg', stream.getvalue(), (), None, extra=drawn)
+    with pytest.raises(DataError, match=r"2x4, its image 4x2 with config\.data\.orientation='sto"):
+        true_label_map(stored)
+    assert true_label_map(replace(stored, decoding=Decoding(displayed=True))).shape == (4, 2)
 
 
 def test_resized_ones_are_the_pixels_in_the_middle():

@@ -128,7 +128,7 @@ def _boxes(
         if not is_box(each, 6) or each[4] != int(each[4]):
             right = '[x0, y0, x1, y1, class, iscrowd] in numbers'
             raise DataError(f'box {shown(each)} is not {right}')
-        check_proposals([pixel_box(each[:4])], [int(each[4]) - 1], num_classes, size)
+        check_proposals([pixel_box(each[:4], size)], [int(each[4]) - 1], num_classes, size)
     single = [each for each in found if not each[5]]
-    boxes = tuple(pixel_box(each[:4]) for each in single)
+    boxes = tuple(pixel_box(each[:4], size) for each in single)
     return boxes, tuple(int(each[4]) - 1 for each in single)

@@ -188,7 +188,7 @@ def stored_mask(record: Record, png: Encoded) -> NDArray[np.bool_]:
     if record.size == (height, width) and height != width:
         raise DataError(
             f'mask {_where(record, png)}: is {width}x{height}, its image {height}x{width} with '
-            f'{_setting(record)}; set that to the frame of the masks'
+            f'{orientation_of(record)}; set that to the frame of the masks'
         )
     return mask
 
@@ -330,12 +330,13 @@ def _check_frame(record: Record, image: ImageFile) -> None:
     if (wide, high) == (height, width) or (turned and (width - height) * (wide - high) < 0):
         right = 'set that to the frame of the metadata, or correct them' if turned else 'correct it'
         raise DataError(
-            f'{_where(record, record.image)}: is {width}x{height} with {_setting(record)}, '
+            f'{_where(record, record.image)}: is {width}x{height} with {orientation_of(record)}, '
             f'but listed as {wide}x{high}; {right}'
         )
 
 
-def _setting(record: Record) -> str:
+def orientation_of(record: Record) -> str:
+    """The setting that its frame is of, for messages."""
     frame = 'displayed' if record.decoding.displayed else 'stored'
     return f'config.data.orientation={frame!r}'
 

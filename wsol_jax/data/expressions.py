@@ -93,15 +93,24 @@ def is_box(values: Any, length: int = 4) -> TypeGuard[list[float]]:
     )
 
 
-def pixel_box(corners: Sequence[float]) -> Box:
-    """The nearest box in whole pixels, which has one pixel at least; annotated ones are finer."""
-    x, y = (_pixels(*corners[k::2]) for k in (0, 1))
+def pixel_box(corners: Sequence[float], size: tuple[int, int]) -> Box:
+    """The nearest box in whole pixels, which has one pixel at least; annotated ones are finer.
+
+    Args:
+        corners: x0, y0, x1, y1.
+        size: (width, height) of the image. A box without a side, on its edge, is that of the pixel
+            inside; what reaches beyond it stays.
+    """
+    x, y = (_pixels(corners[k], corners[k + 2], size[k]) for k in (0, 1))
     return x[0], y[0], x[1], y[1]
 
 
-def _pixels(low: float, high: float) -> tuple[int, int]:
+def _pixels(low: float, high: float, side: int) -> tuple[int, int]:
     start, stop = round(low), round(high)
-    return (start, stop) if start < stop else (floor(low), floor(low) + 1)
+    if start < stop:
+        return start, stop
+    first = min(max(floor(low), 0), side - 1) if 0 <= start <= side else floor(low)
+    return first, first + 1
 
 
 def generate_expressions(

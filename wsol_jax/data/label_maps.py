@@ -11,7 +11,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from wsol_jax.data.decode import IGNORED, decode_image, read_label_map, stored_size
+from wsol_jax.data.decode import (
+    IGNORED,
+    decode_image,
+    orientation_of,
+    read_label_map,
+    stored_size,
+)
 from wsol_jax.data.files import printable
 from wsol_jax.data.records import DataError, Pixels, Record
 
@@ -43,7 +49,9 @@ def true_label_map(record: Record, num_classes: int | None = None) -> Pixels:
     where = name if isinstance(png, bytes) else printable(str(png))
     (width, height), (high, wide) = stored_size(record), label_map.shape
     if (wide, high) != (width, height):
-        raise DataError(f'label map {where}: is {wide}x{high}, its image {width}x{height}')
+        turned = f' with {orientation_of(record)}; set that to the frame of the label maps'
+        advice = turned if (wide, high) == (height, width) else ''
+        raise DataError(f'label map {where}: is {wide}x{high}, its image {width}x{height}{advice}')
     if num_classes is not None:
         check_label_map(label_map, num_classes + 1, where, IGNORED)
     return label_map

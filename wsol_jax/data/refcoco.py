@@ -186,6 +186,9 @@ def _add_objects(
         except DataError as error:
             faults.append(f'{file}: annotation {shown(each.get("id"))}: {error}')
             continue
+        if each['id'] in image.objects or each['id'] in image.crowds:
+            faults.append(f'{file}: annotation {each["id"]}: another one of its image has that id')
+            continue
         (image.crowds if each.get('iscrowd') else image.objects)[each['id']] = box, label
     return faults
 
@@ -202,7 +205,7 @@ def _object(
     if not is_box(sides) or min(sides[2:]) < 0:
         raise DataError(f'bbox {shown(sides)} is not [x, y, width, height]')
     x, y, width, height = sides
-    box, label = pixel_box((x, y, x + width, y + height)), label_of[category][0]
+    box, label = pixel_box((x, y, x + width, y + height), size), label_of[category][0]
     check_proposals([box], [label], len(label_of), size)
     return box, label
 

@@ -1,10 +1,11 @@
 """The layout of PASCAL VOC's segmentation: images of several classes, with label maps."""
 
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from wsol_jax.data.decode import IGNORED, read_label_map
 from wsol_jax.data.files import open_file, printable, reason
 from wsol_jax.data.label_maps import check_label_map
-from wsol_jax.data.metadata import class_names, read_list
+from wsol_jax.data.metadata import class_names, read_lines, read_list
 from wsol_jax.data.records import (
     ADVICE,
     MAX_PIXELS,
@@ -31,6 +32,7 @@ BACKGROUND = 'background'
 MOST_CLASSES = IGNORED - 1  # whose values a label map has room for
 # VOC's train with the label maps of SBD, whose lists go by both names.
 _SAME = {'train_aug': ('train_aug', 'trainaug'), 'trainaug': ('trainaug', 'train_aug')}
+_PATHS = re.compile(r'/|.*\.jpg\s')  # how a line begins that has paths, as some lists do
 MAX_XML = 1_000_000  # bytes: VOC's have a few thousand
 VOC_CLASSES = (
     *('aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow'),
@@ -134,6 +136,10 @@ def split_ids(folder: Path, split: str) -> list[str]:
     if file.stem not in voc_splits(folder):
         found = ', '.join(voc_splits(folder)) or 'none'
         raise DataError(f'{file}: no split {split!r}; available: {found}')
+    for where, line in read_lines(file):
+        if _PATHS.match(line):
+            right = PurePosixPath(line.split()[0]).stem
+            raise DataError(f'{where}: expected ids alone, such as {right!r}, got {shown(line)}')
     return read_list(file)
 
 
