@@ -15,8 +15,9 @@ classifier, and the CAM of that one, after a walk of 2^8 steps to the boundaries
 IRN's classifier: SGD at 0.1, poly, 5 epochs in batches of 16, long sides of 320 to 640 pixels,
 crops of 512. BAS: 0.005, 10 epochs, 512 pixels, crops of 448. New layers 10 times as fast, momentum
 0.9 and decay 1e-4 in both. IRN's branches: 0.1, 3 epochs. Seeds of four scales and their mirror
-images. Of DeepLab's training the papers say "conventional"; 0.007, poly, decay 5e-4, crops of 512
-and, for the teacher of MARS, 0.999 are chosen here.
+images, rectified and summed; IRN's boundaries are averaged over all of them here, over the image
+and its mirror image alone by the authors. Of DeepLab's training the papers say "conventional";
+0.007, poly, decay 5e-4, crops of 512 and, for the teacher of MARS, 0.999 are chosen here.
 
 Published mIoU, not reproduced here: BAS seeds 57.7 (train), with IRN 71.1, DeepLabV2 69.6 (val) and
 69.9 (test; README of the extension); ESOL, DeepLabV2, 69.9 and 69.3 (table of LPCAM, CVPR 2023);

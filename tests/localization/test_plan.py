@@ -189,6 +189,35 @@ def inputs(toy, toy_images):
     return toy.preprocessing(toy_images)
 
 
+def _faint(run, layers):
+    del layers
+    found = 0.01 + 0.001 * run.activations['late'].sum(-1)
+    return {'head': jnp.broadcast_to(found, (1, *found.shape))[..., None]}
+
+
+def test_views_of_seeds_are_rectified_and_averaged_as_they_are(lopsided, inputs):
+    faint = Method('faint', passes=_faint, where='head', endpoints=('late',))
+    methods, layers = ('cam', 'layer_cam', faint), ('late',)
+    plan = make_plan(lopsided, methods, layers, scales=(1.0, 2.0), flip=True)
+    program = (lopsided.apply, _as_they_are, replace(plan, seeds=True), lopsided.state, inputs, 0)
+    found = compute_maps(*program, np.full((4, 1), 2))[2]
+    views = []
+    for side in (8, 16):
+        images = resized(np.asarray(inputs), (side, side))
+        back = maps_of(lopsided, images[:, :, ::-1], methods, layers)
+        views += [maps_of(lopsided, images, methods, layers)]
+        views += [{key: m[..., ::-1] for key, m in back.items()}]
+    for key, m in found.items():
+        expected = 0
+        for view in views:
+            of_view = np.maximum(view[key], 0)
+            if key[0] == 'layer_cam':
+                of_view = of_view / of_view.max(axis=(1, 2), keepdims=True)
+            expected += resized(of_view, (8, 8)) / 4
+        assert_close(m[:, 0], expected)
+    assert (views[0]['cam', 'late'] < 0).any() and 0 < found['faint', 'head'].max() < 0.1
+
+
 @pytest.fixture(scope='module')
 def raw(lopsided, inputs):
     methods = 'hires_cam', 'grad_cam', 'cam', 'layer_cam', 'refine_cam'

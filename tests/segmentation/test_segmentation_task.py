@@ -103,6 +103,18 @@ def scored(tmp_path_factory):
     return workdir, sources, maps, evaluate_seeds(CONFIG, sources, workdir)
 
 
+def test_mirrored_views_keep_what_maps_say(toy, tmp_path):
+    """The toy network is mirror symmetric: both views are one map, rectified and not stretched."""
+    setting = replace(CONFIG.localize, methods=('cam',), batch_size=3)
+    source, found = Listed(source_of('val').records, 'abcdef'), []
+    for flip in (False, True):
+        config = replace(CONFIG, localize=replace(setting, flip=flip))
+        store = SEGMENTATION.compute(config, toy, source, 'val', tmp_path / str(flip))
+        found.append(store.read(A, 0, 3))
+    assert found[0].min() < 0 < found[0].max()
+    np.testing.assert_allclose(found[1], np.maximum(found[0], 0), rtol=1e-4, atol=1e-6)
+
+
 def rows_of(metrics, split):
     rows = [row for row in metrics['segmentation'] if row['split'] == split]
     return {(row['method'], row['layer']): row for row in rows}

@@ -16,7 +16,7 @@ from wsol_jax.localization.plan import MapPlan, backward_rules_told, check_optio
 from wsol_jax.localization.targets import FreeScore
 from wsol_jax.localization.views import AS_IT_IS, View, image_keys, mirrored, scaled, seen
 from wsol_jax.maps import NO_CLASS, Key, Maps
-from wsol_jax.maps.fuse import fuse, min_max, resize
+from wsol_jax.maps.fuse import fuse, mean_of, min_max, of_maximum, resize
 from wsol_jax.maps.result import Localization
 from wsol_jax.names import shown
 from wsol_jax.parallel import BATCH, in_batches
@@ -64,7 +64,7 @@ def compute_maps(
         target = target(as_is)
     logits, chosen, first, faults = _view_maps(apply, plan, state, inputs, keys, target, views[0])
     others = _other_views(apply, plan, state, inputs, keys, chosen, views[1:])
-    maps = {key: _finish(plan, [m[key] for m in (first, *others)]) for key in plan.keys}
+    maps = {key: _finish(plan, key, [m[key] for m in (first, *others)]) for key in plan.keys}
     if chosen.dtype == bool:
         chosen = jnp.full((chosen.shape[0], 1), NO_CLASS)
     return logits if as_is is None else as_is, chosen, maps, faults
@@ -137,15 +137,22 @@ def _fuse(plan: MapPlan, maps: Sequence[tuple[jax.Array, Method]]) -> jax.Array:
     """One map alone stays raw; others are rectified where their methods say so, then fused."""
     if len(plan.views) == 1 and len(maps) == 1:
         return maps[0][0]
-    rectified = [jax.nn.relu(m) if method.relu or plan.rectify else m for m, method in maps]
+    every = plan.rectify or plan.seeds
+    rectified = [jax.nn.relu(m) if method.relu or every else m for m, method in maps]
     return fuse(rectified, plan.fusion) if len(maps) > 1 else rectified[0]
 
 
-def _finish(plan: MapPlan, views: list[jax.Array]) -> jax.Array:
-    maps = fuse(views, 'mean') if len(views) > 1 else views[0]
+def _finish(plan: MapPlan, key: Key, views: list[jax.Array]) -> jax.Array:
+    maps = _joined(plan, key, views) if len(views) > 1 else views[0]
     maps = jax.nn.relu(maps) if plan.rectify else maps
     maps = resize(maps, plan.size) if plan.size else maps
     return min_max(maps) if plan.normalize else maps
+
+
+def _joined(plan: MapPlan, key: Key, views: list[jax.Array]) -> jax.Array:
+    if not plan.seeds:
+        return fuse(views, 'mean')
+    return mean_of(views if plan.of_one_unit(key) else list(map(of_maximum, views)))
 
 
 def localize(

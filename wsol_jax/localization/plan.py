@@ -51,7 +51,7 @@ class MapPlan(Options):
     """What to compute: the options, resolved, and what they are applied to.
 
     Logits and predicted classes are those of scale 1. Maps of several views are min-max scaled,
-    resized to the largest and averaged.
+    resized to the largest and averaged; see `seeds` for another way.
 
     Attributes:
         methods: the localization methods; the maps of several in one tuple are fused.
@@ -60,6 +60,10 @@ class MapPlan(Options):
         main_layers: of the network, for the methods that need them all.
         score: what is explained of a class.
         probability: what the network's logits [B,C] stand for.
+        seeds: views are rectified, resized to the largest and averaged as they are, where their
+            values mean the same in all of them: those of CAM and of trained heads, probabilities
+            among them. Gradients shrink as an input grows: other maps are divided by the maximum
+            of each view before.
     """
 
     methods: tuple[tuple[Method, ...], ...]
@@ -68,6 +72,7 @@ class MapPlan(Options):
     main_layers: tuple[str, ...]
     score: Score = logit
     probability: Callable[[jax.Array], jax.Array] = jax.nn.softmax
+    seeds: bool = False
 
     @property
     def parts(self) -> dict[Key, tuple[tuple[Method, str], ...]]:
@@ -107,6 +112,10 @@ class MapPlan(Options):
         return {
             k: plain and len(parts) == 1 and parts[0][0].relu for k, parts in self.parts.items()
         }
+
+    def of_one_unit(self, key: Key) -> bool:
+        """Whether the values of a map mean the same whatever the size of the input is."""
+        return all(method.where in ('last', 'head') for method, _ in self.parts[key])
 
     @property
     def views(self) -> list[View]:

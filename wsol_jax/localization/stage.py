@@ -1,7 +1,7 @@
 """The stage `localize`: raw maps of whole splits into the workdir."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,6 +75,7 @@ def localize_split(
     split: str,
     workdir: Path,
     finish: Finish | None = None,
+    seeds: bool = False,
 ) -> MapStore:
     """Computes the maps of every image of a split that are not in the workdir yet.
 
@@ -89,6 +90,7 @@ def localize_split(
         workdir: maps go to `workdir/maps/<split>`; their arrays under `localize.store`, where
             there is one, which the run has claimed.
         finish: what is done with the maps of each image before they are stored; None for nothing.
+        seeds: how several views become one map, see `MapPlan`.
 
     Returns:
         The finished store.
@@ -102,7 +104,7 @@ def localize_split(
         ValueError: a wrong method, layer or class.
     """
     setting = config.localize
-    plan = plan_of(setting, network, config.seed)
+    plan = replace(plan_of(setting, network, config.seed), seeds=seeds)
     known = _checked_ids(config, network, source, split)
     size = config.network.input_size or network.input_size
     folder, labels = workdir / 'maps' / split, Labels(source.most_labels)

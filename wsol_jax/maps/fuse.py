@@ -3,6 +3,7 @@
 The numbers that are compared with other people's tables go through `score_map` on the host.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -50,5 +51,20 @@ def fuse(maps: Sequence[jax.Array], how: str = 'mean') -> jax.Array:
     """
     if how not in FUSIONS:
         raise ValueError(unknown_name('fusion', how, FUSIONS))
-    height, width = max((m.shape[-2:] for m in maps), key=lambda s: s[0] * s[1])
-    return FUSIONS[how](jnp.stack([resize(min_max(m), (height, width)) for m in maps]))
+    return FUSIONS[how](_stacked(list(map(min_max, maps))))
+
+
+def mean_of(maps: Sequence[jax.Array]) -> jax.Array:
+    """The mean of maps [..., h_i, w_i] as they are, resized to the largest: [..., h, w]."""
+    return jnp.mean(_stacked(maps), axis=0)
+
+
+def of_maximum(maps: jax.Array) -> jax.Array:
+    """Each map [..., h, w] divided by its maximum, where that is above zero."""
+    highest = jnp.max(maps, axis=(-2, -1), keepdims=True)
+    return maps / jnp.where(highest > 0, highest, 1)
+
+
+def _stacked(maps: Sequence[jax.Array]) -> jax.Array:
+    height, width = max((m.shape[-2:] for m in maps), key=math.prod)
+    return jnp.stack([resize(m, (height, width)) for m in maps])

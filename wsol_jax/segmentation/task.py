@@ -57,7 +57,7 @@ def _compute(config: Config, network: Network, source: Source, split: str, workd
     if predicts(network):
         return segment_split(config, network, source, split, workdir)
     walk = _Walk(config.segmentation.walk) if config.segmentation.walk else None
-    return localize_split(config, network, source, split, workdir, walk)
+    return localize_split(config, network, source, split, workdir, walk, seeds=True)
 
 
 @dataclass(frozen=True)
