@@ -23,14 +23,15 @@ and 1.5 rad, where guessing has 1.6. Students: not measured.
 from ml_collections import ConfigDict
 
 from wsol_jax.config import ConfigError, default_config
+from wsol_jax.data.lidar_scenes import REGION, SIZES
 from wsol_jax.names import unknown_name
 
 _SCENE = {
-    'limits': (0.0, -24.0, -4.0, 40.0, 24.0, 2.0),
+    'limits': REGION,
     'pillar': 0.5,
     'points': 4096,
     'widths': (24, 32, 48),
-    'sizes': ((4.2, 1.8, 1.5), (0.7, 0.7, 1.75), (1.8, 0.7, 1.7)),
+    'sizes': SIZES,
 }
 _TEACHER = {**_SCENE, 'width': 48, 'heads_count': 4, 'samples': 4, 'side': 5, 'hidden': 96}
 _STUDENT = {**_SCENE, 'width': 32, 'detections': 40, 'labels': ''}

@@ -8,7 +8,8 @@ from conftest import Listed
 
 from wsol_jax.config import Config
 from wsol_jax.data import open_source
-from wsol_jax.data.frames import FrameTargets, Sweep, frame_of
+from wsol_jax.data.frames import FrameTargets, frame_of
+from wsol_jax.data.sweeps import Sweep
 from wsol_jax.maps.columns import DONE, SKIPPED, Column, Store
 from wsol_jax.offline import Pass, fill_store
 

@@ -14,7 +14,6 @@ from wsol_jax.data.frames import (
     Camera,
     Frame,
     FrameTargets,
-    Sweep,
     annotated_points,
     check_box,
     frame_of,
@@ -25,6 +24,7 @@ from wsol_jax.data.frames import (
 )
 from wsol_jax.data.loader import evaluation_batches, training_batches
 from wsol_jax.data.records import BadImage, DataError, Decoding, ReadError, Record
+from wsol_jax.data.sweeps import Sweep
 
 BOXES = ((10.0, 2.0, 0.5, 4.0, 2.0, 1.5, 0.7), (-30.0, 0.0, 1.0, 0.6, 0.6, 1.8, 0.0))
 PROJECTION = ((1.0, 2.0, 3.0, 4.0), (5.0, 6.0, 7.0, 8.0), (9.0, 10.0, 11.0, 12.0))

@@ -63,7 +63,7 @@ def test_a_frame(root):
     # rotation_y 0 heads right; the middle is half a height above the bottom.
     expected = [12.3, -1.9, -1.7 + 0.75 - 0.2, 4.0, 1.6, 1.5, -np.pi / 2]
     np.testing.assert_allclose(frame.boxes, [expected], rtol=1e-5)
-    assert frame.ignored == ((5.5, 6.5, 7.5, 8.5),) and frame.labelled
+    assert frame.labelled
     np.testing.assert_array_equal(read_points(frame)[:, :4], POINTS)
     car, van = record.extra['kitti']
     assert (car.name, car.truncated, car.occluded, car.box_2d) == ('Car', 0.25, 1, (10, 20, 30, 40))

@@ -137,3 +137,16 @@ def _parts(matrix: ArrayLike) -> tuple[Double, Double]:
 def _level(rotation: Double) -> Double:
     """[2, 2]: x and y in the LiDAR frame of the camera's x and z."""
     return rotation[[0, 2], :2]
+
+
+def in_region(rows: Array, region: tuple[float, ...]) -> NDArray[np.bool_]:
+    """Which rows [N, 3+], which begin with x, y, z, lie in a region: [N].
+
+    Args:
+        rows: points, or boxes by their centres, in metres.
+        region: (x0, y0, z0, x1, y1, z1), whose upper ends are outside; () for no bound.
+    """
+    if not region:
+        return np.ones(len(rows), bool)
+    low, high = np.array(region, np.float32).reshape(2, 3)
+    return np.asarray(((rows[:, :3] >= low) & (rows[:, :3] < high)).all(1))

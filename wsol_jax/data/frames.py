@@ -15,51 +15,28 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
-from wsol_jax.data.boxes_3d import NEAREST, Array, as_boxes, axes, project
+from wsol_jax.data.boxes_3d import NEAREST, Array, as_boxes, axes, in_region, project
 from wsol_jax.data.decode import decode_image, resize_image
-from wsol_jax.data.files import may_pass, printable, read_file, reason
+from wsol_jax.data.files import printable
 from wsol_jax.data.records import (
     UNLABELLED,
-    BadImage,
     DataError,
     Decoding,
     Encoded,
     ListedRecords,
     Pixels,
-    ReadError,
     Record,
     Source,
     filled,
 )
+from wsol_jax.data.sweeps import Matrix, Sweep, read_sweep
 from wsol_jax.names import shown
 
-Matrix = tuple[tuple[float, ...], ...]
 Box3D = tuple[float, float, float, float, float, float, float]
-COLUMNS = 5  # of a point: x, y, z, intensity, time lag
 POINT_SIGMA = 0.3  # metres, of where a person clicks on an object
 POINT_REACH = 1 / 3  # of the half dimensions of its box
 _ANNOTATION, _SAMPLE = 1, 2  # streams of chance of a frame
 _NORMAL = NormalDist(0, POINT_SIGMA)
-
-
-class Sweep(NamedTuple):
-    """One turn of a LiDAR: float32 rows that begin with x, y, z, intensity.
-
-    Attributes:
-        points: file, or the bytes themselves.
-        columns: numbers in a row, 4 or more.
-        full: intensity of a full return.
-        near: metres; what returns within them in x and y is the vehicle itself.
-        lag: seconds that it was taken before its frame.
-        transform: [3, 4] from its own LiDAR frame to that of its frame; () for the same.
-    """
-
-    points: Encoded
-    columns: int = 4
-    full: float = 1.0
-    near: float = 0.0
-    lag: float = 0.0
-    transform: Matrix = ()
 
 
 class Camera(NamedTuple):
@@ -85,7 +62,6 @@ class Frame:
         cameras: the one that looks ahead first.
         boxes: [x, y, z, l, w, h, yaw] of each object.
         classes: of each object.
-        ignored: 2D boxes (x0, y0, x1, y1) in the first camera where objects are not labelled.
         labelled: whether training knows the boxes; else a point and the class of each object.
         roots: real paths of folders, in one of which the files of the sweeps must lie; () for
             anywhere.
@@ -99,7 +75,6 @@ class Frame:
     cameras: tuple[Camera, ...]
     boxes: tuple[Box3D, ...] = ()
     classes: tuple[int, ...] = ()
-    ignored: tuple[tuple[float, float, float, float], ...] = ()
     labelled: bool = True
     roots: tuple[Path, ...] = ()
     vehicle: tuple[float, float] = (0.0, 0.0)
@@ -259,7 +234,7 @@ def read_points(frame: Frame) -> Array:
         BadImage: a sweep is missing, of a wrong length, or holds what is no number.
         ReadError: the system failed to read it.
     """
-    points = np.concatenate([_read_sweep(sweep, frame.roots) for sweep in frame.sweeps])
+    points = np.concatenate([read_sweep(sweep, frame.roots) for sweep in frame.sweeps])
     return points[_in_image(points, frame.cameras[0])] if frame.in_image else points
 
 
@@ -268,38 +243,6 @@ def _in_image(points: Array, camera: Camera) -> NDArray[np.bool_]:
     pixels, depth = project(points[:, :3], camera.projection)
     inside = ((pixels >= 0) & (pixels < camera.size)).all(1)
     return np.asarray(inside & (depth >= NEAREST))
-
-
-def _read_sweep(sweep: Sweep, roots: tuple[Path, ...]) -> Array:
-    content, name = sweep.points, 'sweep'
-    if isinstance(content, Path):
-        name = printable(str(content))
-        try:
-            content = read_file(content, roots)
-        except OSError as error:
-            kind = ReadError if may_pass(error) else BadImage
-            raise kind(f'{name}: {reason(error)}') from None
-    if not content:
-        raise BadImage(f'{name}: is empty; a sweep has points')
-    row = 4 * sweep.columns
-    if len(content) % row:
-        right = f'a multiple of {row}, {sweep.columns} floats a point'
-        raise BadImage(f'{name}: has {len(content)} bytes; a sweep has {right}')
-    rows = np.frombuffer(content, '<f4').reshape(-1, sweep.columns)[:, :4]
-    if not np.isfinite(rows).all():
-        raise BadImage(f'{name}: has values that are no numbers')
-    return _placed(rows[(abs(rows[:, :2]) >= sweep.near).any(1)], sweep)
-
-
-def _placed(rows: Array, sweep: Sweep) -> Array:
-    points = np.empty((len(rows), COLUMNS), np.float32)
-    points[:, :3] = rows[:, :3]
-    if sweep.transform:
-        transform = np.array(sweep.transform)
-        points[:, :3] = rows[:, :3] @ transform[:, :3].T + transform[:, 3]
-    points[:, 3] = rows[:, 3] / sweep.full
-    points[:, 4] = sweep.lag
-    return points
 
 
 def check_box(box: ArrayLike, where: str) -> None:
@@ -364,19 +307,6 @@ def labelled_share(count: int, fraction: float, seed: int = 0) -> NDArray[np.boo
 
 def _chance(record: Record, seed: int, stream: int) -> Generator:
     return np.random.default_rng([seed, crc32(record.image_id.encode()), stream])
-
-
-def in_region(rows: Array, region: tuple[float, ...]) -> NDArray[np.bool_]:
-    """Which rows [N, 3+], which begin with x, y, z, lie in a region: [N].
-
-    Args:
-        rows: points, or boxes by their centres, in metres.
-        region: (x0, y0, z0, x1, y1, z1), whose upper ends are outside; () for no bound.
-    """
-    if not region:
-        return np.ones(len(rows), bool)
-    low, high = np.array(region, np.float32).reshape(2, 3)
-    return np.asarray(((rows[:, :3] >= low) & (rows[:, :3] < high)).all(1))
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from wsol_jax.data.frames import (
     Camera,
     Frame,
     ListedFrames,
-    Matrix,
-    Sweep,
     as_box,
     as_matrix,
     check_box,
@@ -33,6 +31,7 @@ from wsol_jax.data.records import (
     Record,
     is_displayed,
 )
+from wsol_jax.data.sweeps import Matrix, Sweep
 from wsol_jax.names import shown, unknown_name
 
 CLASSES = ('Car', 'Pedestrian', 'Cyclist')
@@ -153,7 +152,6 @@ class _Reader:
             cameras=(self._camera(name, projection),),
             boxes=tuple(label.box for label in objects),
             classes=tuple(CLASSES.index(label.name) for label in objects),
-            ignored=tuple(label.box_2d for label in labels if label.name == IGNORED),
             labelled=self.labelled[name],
             roots=roots,
             in_image=True,

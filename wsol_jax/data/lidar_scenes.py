@@ -20,8 +20,6 @@ from wsol_jax.data.frames import (
     Box3D,
     Camera,
     Frame,
-    Matrix,
-    Sweep,
     as_box,
     as_matrix,
     frame_record,
@@ -29,6 +27,7 @@ from wsol_jax.data.frames import (
 )
 from wsol_jax.data.generated import Generated
 from wsol_jax.data.records import Decoding, Pixels, Record
+from wsol_jax.data.sweeps import Matrix, Sweep
 
 Array = NDArray[np.float32]
 CLASSES = ('car', 'pedestrian', 'cyclist')

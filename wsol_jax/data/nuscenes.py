@@ -15,7 +15,6 @@ from wsol_jax.data.files import printable, stays_below
 from wsol_jax.data.frames import (
     Camera,
     Frame,
-    Sweep,
     as_box,
     as_matrix,
     check_box,
@@ -40,6 +39,7 @@ from wsol_jax.data.records import (
     Record,
     is_displayed,
 )
+from wsol_jax.data.sweeps import Sweep
 from wsol_jax.names import shown, unknown_name
 
 CLASSES = (

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wsol_jax.data.boxes_3d import points_inside
-from wsol_jax.data.frames import Box3D, Camera, Frame, Sweep, as_box, as_matrix, origin_of
+from wsol_jax.data.frames import Box3D, Camera, Frame, as_box, as_matrix, origin_of
+from wsol_jax.data.sweeps import Sweep
 
 COLUMNS = 5  # of a point: x, y, z, intensity, ring
 FULL = 255.0  # intensity of a full return

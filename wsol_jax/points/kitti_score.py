@@ -11,8 +11,8 @@ from itertools import product
 
 import numpy as np
 
-from wsol_jax.data.boxes_3d import NEAREST, corners, project
-from wsol_jax.data.frames import Camera, frame_of, in_region
+from wsol_jax.data.boxes_3d import NEAREST, corners, in_region, project
+from wsol_jax.data.frames import Camera, frame_of
 from wsol_jax.data.kitti import CLASSES
 from wsol_jax.data.records import Record
 from wsol_jax.points.rotated_iou import bev_iou, iou_3d

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from wsol_jax.data.boxes_3d import as_boxes
-from wsol_jax.data.frames import Frame, frame_of, in_region
+from wsol_jax.data.boxes_3d import as_boxes, in_region
+from wsol_jax.data.frames import Frame, frame_of
 from wsol_jax.data.records import Record
 from wsol_jax.evaluation.split import Results
 from wsol_jax.points.kitti_score import KittiTable, match_record
