@@ -225,7 +225,7 @@ def test_a_sweep_that_the_disk_fails_to_read_is_tried_again(tmp_path, monkeypatc
             raise OSError(number, os.strerror(number))
         return read_file(*arguments)
 
-    monkeypatch.setattr('wsol_jax.data.frames.read_file', failing)
+    monkeypatch.setattr('wsol_jax.data.sweeps.read_file', failing)
     monkeypatch.setattr('wsol_jax.data.loader._PAUSES', (0, 0, 0))
     source = [record(frame(sweeps=(Sweep(file),)))]
     batches = evaluation_batches(source, 8, 1, targets=FrameTargets(60, 3))

@@ -1,6 +1,7 @@
 """The frame of the stage evaluate with a task whose result of an image is one number."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,6 +35,37 @@ def write_store(workdir, split, values):
     store.write(np.arange(count), ids, status, facts | by_column(maps))
     source = Listed([Record(i, b'', (0,), (3, 3)) for i in ids])
     return SplitMaps(split, source, store)
+
+
+class Logits:
+    """Of a store nothing but those of its images, of two classes."""
+
+    names = ('logits',)
+    readable = np.arange(3)
+
+    def __init__(self, logits):
+        self.logits = np.array(logits)
+
+    def fact(self, name):
+        return {'logits': self.logits, 'top': np.argsort(-self.logits, axis=1)}[name]
+
+
+@pytest.mark.parametrize(
+    ('of_second', 'expected'),
+    [
+        ((1,), {'top1': 100 / 3, 'top5': 100, 'mAP': (50 + 100) / 2}),
+        # The second comes before the last one that has class 1.
+        ((), {'mAP': (50 + (100 + 200 / 3) / 2) / 2}),
+    ],
+)
+def test_an_image_without_a_label_has_none_of_the_classes(of_second, expected):
+    labels = [(1, 0), of_second, (1,)]
+    source = Listed([Record(f'{i}', b'', own, (3, 3)) for i, own in enumerate(labels)], 'ab')
+    logits = [[2, 3], [4, 1], [1, 0]]
+    split = SimpleNamespace(store=Logits(logits), source=source, records=list(source))
+    split.readable, split.top = Logits.readable, np.argsort(-np.array(logits), axis=1)
+    split.average_precision = SplitMaps.average_precision.func(split)
+    assert SplitMaps.classification.fget(split) == pytest.approx(expected)
 
 
 @pytest.mark.slow

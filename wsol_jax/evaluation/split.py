@@ -163,14 +163,13 @@ class SplitMaps(StoredSplit):
     def classification(self) -> dict[str, float]:
         """Percentages of images with a label of theirs ranked first, and among the first five.
 
-        Where every class is for itself mAP, too, if an image has a label.
+        Where every class is for itself mAP, too. Without these two where an image has no label.
         """
-        labels = [record.labels for record in self.records]
-        if not labels or not all(labels):
-            return {}
-        right = np.array([np.isin(t, of) for t, of in zip(self.top, labels, strict=True)])
-        scores = {'top1': right[:, 0], 'top5': right.any(axis=1)}
-        found = {name: 100.0 * float(column.mean()) for name, column in scores.items()}
+        labels, found = [record.labels for record in self.records], {}
+        if labels and all(labels):
+            right = np.array([np.isin(t, of) for t, of in zip(self.top, labels, strict=True)])
+            scores = {'top1': right[:, 0], 'top5': right.any(axis=1)}
+            found = {name: 100.0 * float(column.mean()) for name, column in scores.items()}
         of_class = [row['AP'] for row in self.average_precision]
         return found | ({'mAP': float(np.mean(of_class))} if of_class else {})
 
@@ -178,9 +177,10 @@ class SplitMaps(StoredSplit):
     def average_precision(self) -> list[dict[str, Any]]:
         """Of each class that an image has: the `class`, its `name`, how many `images`, its `AP`.
 
-        [] where classes are not each for itself, or an image has no label.
+        An image without a label has none of them. [] where classes are not each for itself, or no
+        image has a label.
         """
-        if 'logits' not in self.store.names or not all(r.labels for r in self.records):
+        if 'logits' not in self.store.names or not any(r.labels for r in self.records):
             return []
         logits = self.store.fact('logits')[self.readable]
         labels = Labels(self.source.most_labels)
