@@ -1,6 +1,7 @@
 """Predicted label maps: what a network with heads gives, against its logits resized by hand."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import cv2
@@ -44,6 +45,20 @@ def test_probabilities_as_the_logits_they_are_of():
     found = predicted_label_map(np.asarray(jax.nn.softmax(logits, axis=0)), (20, 13))
     np.testing.assert_array_equal(found, resized(logits, (20, 13)).argmax(0))
     assert found.shape == (13, 20) and found.dtype == np.uint8
+
+
+def test_of_equal_classes_the_first_and_no_more_memory_for_more_classes():
+    rng = np.random.default_rng(1)
+    probabilities = rng.choice(np.float32([0, 0.25, 0.5]), (21, 6, 7))  # many are equal
+    logs = np.log(np.maximum(probabilities, 1e-30))
+    peaks = []
+    for count in (3, 21):
+        tracemalloc.start()
+        found = predicted_label_map(probabilities[:count], (210, 190))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        np.testing.assert_array_equal(found, np.argmax(resized(logs[:count], (210, 190)), axis=0))
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 @pytest.fixture(scope='module')

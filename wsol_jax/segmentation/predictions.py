@@ -129,5 +129,11 @@ def predicted_label_map(probabilities: np.ndarray, size: tuple[int, int]) -> Pix
         uint8 [H, W]; of equal ones the first.
     """
     logs = np.log(np.maximum(probabilities, _FLOOR))
-    each = [cv2.resize(m, size, interpolation=cv2.INTER_LINEAR) for m in logs]
-    return np.argmax(each, axis=0).astype(np.uint8)
+    label_map = np.zeros(size[::-1], np.uint8)
+    # One class after the other: all of them in the pixels of a large image are gigabytes.
+    each = (cv2.resize(m, size, interpolation=cv2.INTER_LINEAR) for m in logs)
+    highest = next(each)
+    for k, found in enumerate(each, 1):
+        label_map[found > highest] = k
+        np.maximum(found, highest, out=highest)
+    return label_map
