@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from wsol_jax.segmentation import crf
-from wsol_jax.segmentation.crf import DEEPLAB, IRN, DenseCRF, dense_crf
+from wsol_jax.segmentation.crf import DEEPLAB, IRN, DenseCRF, _numbers, _refine, dense_crf
 
 SIDE = 24
 Y, X = np.mgrid[:SIDE, :SIDE]
@@ -197,3 +197,14 @@ def test_wrong_arguments_are_named(wrong, message):
 def test_a_kernel_needs_a_width():
     with pytest.raises(ValueError, match='spatial_xy must be positive, got 0'):
         DenseCRF(spatial_xy=0)
+
+
+@pytest.mark.slow
+def test_a_batch_needs_the_memory_of_one_image():
+    def memory(count):
+        shapes = ((count, 32, 32, 3), np.uint8), ((count, 32, 32, 5), np.float32)
+        arrays = [jax.ShapeDtypeStruct(*s) for s in (*shapes, ((count, 32, 32), bool))]
+        compiled = _refine.lower(*arrays, _numbers(DenseCRF())).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert memory(8) < 2 * memory(1)

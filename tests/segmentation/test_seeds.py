@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from wsol_jax.segmentation.crf import IRN, _mean_field, dense_crf
+from wsol_jax.segmentation.crf import _STEP, IRN, _mean_field, _missing, dense_crf
 from wsol_jax.segmentation.score import confusion, seed_curves
 from wsol_jax.segmentation.seeds import (
     confident_label_map,
@@ -105,6 +105,11 @@ def test_images_of_many_sizes_share_programs_and_are_refined_as_alone():
     alone = np.asarray(dense_crf(image[None], probabilities[None], IRN)[0])
     assert (found != places).any()
     np.testing.assert_array_equal(found, alone.argmax(-1))
+
+
+def test_sides_are_filled_up_to_few_lengths():
+    assert [side + _missing(side, _STEP) for side in (1, 17, 32, 33, 64)] == [1, 32, 32, 64, 64]
+    assert {side + _missing(side, _STEP) for side in range(65, 513)} == set(range(128, 513, 64))
 
 
 def test_resizing_is_bilinear_between_centres():

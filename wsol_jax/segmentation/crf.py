@@ -23,7 +23,9 @@ import numpy as np
 from wsol_jax.data.records import Pixels
 
 _FLOOR = 1e-5  # of probabilities, so that their logarithms are finite
-_STEP = 32  # pixels: single images are filled up to multiples of it
+_STEP = (
+    64  # pixels: sides of single images are filled up to a power of two, or to multiples of this
+)
 _CLASSES = 8  # they are filled up to a power of two, or to multiples of this
 _NOWHERE = np.iinfo(np.int32).max
 _AXES = 5  # of the lattice: x, y, red, green, blue
@@ -73,7 +75,7 @@ def dense_crf(
     setting: DenseCRF | None = None,
     valid: jax.Array | None = None,
 ) -> jax.Array:
-    """Refines probabilities of classes by the image; one program for all settings.
+    """Refines probabilities of classes by the image; one program for all settings, image by image.
 
     A class whose probabilities are 0 in the whole image counts as absent, so that images with few
     classes can be filled up; others are raised to 1e-5. What is not finite is taken for 0, and a
@@ -101,10 +103,12 @@ def dense_crf(
 
 
 def refine_image(image: Pixels, probabilities: np.ndarray) -> np.ndarray:
-    """`dense_crf` of one image with the setting of IRN; images of all sizes share a few programs.
+    """`dense_crf` of one image with the setting of IRN.
 
-    Its lattice is counted first: it seldom has a third of the points that it could have, and most
-    of the time goes into summing over them.
+    A program serves all images that are filled up to the same size and number of classes, sides to
+    the next power of two below 64 pixels, else to multiples of 64, and whose lattice has room in
+    one of four lengths. The lattice is counted first: it seldom has a third of the points that it
+    could have, and most of the time goes into summing over them.
 
     Args:
         image: uint8 [H,W,3], RGB.
@@ -114,8 +118,8 @@ def refine_image(image: Pixels, probabilities: np.ndarray) -> np.ndarray:
         float32 [H,W,K].
     """
     height, width, count = probabilities.shape
-    padding = [(0, -side % _STEP) for side in (height, width)]
-    absent = -count % min(1 << (count - 1).bit_length(), _CLASSES)
+    padding = [(0, _missing(side, _STEP)) for side in (height, width)]
+    absent = _missing(count, _CLASSES)
     filled = jnp.asarray(np.pad(probabilities, [*padding, (0, absent)]))
     valid = jnp.asarray(np.pad(np.ones((height, width), bool), padding))
     pixels = jnp.asarray(np.pad(image, [*padding, (0, 0)]))
@@ -125,6 +129,11 @@ def refine_image(image: Pixels, probabilities: np.ndarray) -> np.ndarray:
     room = _room(np.asarray(_numbered(cells[0], valid)), valid)
     found = _mean_field(cells, filled, valid, setting, room)
     return np.asarray(found)[:height, :width, :count]
+
+
+def _missing(count: int, step: int) -> int:
+    """How many more there are in the next power of two, or multiple of `step`."""
+    return -count % min(1 << (count - 1).bit_length(), step)
 
 
 def _room(numbers: np.ndarray, valid: jax.Array) -> int:
@@ -173,14 +182,13 @@ def _sigmas(xy: Any, rgb: Any) -> list[Any]:
 def _refine(
     images: jax.Array, probabilities: jax.Array, valid: jax.Array, setting: tuple
 ) -> jax.Array:
-    return jax.vmap(partial(_refine_one, setting=setting))(images, probabilities, valid)
+    def one(arrays: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        image, probabilities, valid = arrays
+        room = _most_points(valid)
+        return _mean_field(_cells_of(image, setting), probabilities, valid, setting, room)
 
-
-def _refine_one(
-    image: jax.Array, probabilities: jax.Array, valid: jax.Array, setting: tuple
-) -> jax.Array:
-    cells = _cells_of(image, setting)
-    return _mean_field(cells, probabilities, valid, setting, _most_points(valid))
+    # One image after the other: the lattices of a batch are gigabytes.
+    return jax.lax.map(one, (images, probabilities, valid))
 
 
 @partial(jax.jit, static_argnames='room')
