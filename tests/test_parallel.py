@@ -297,6 +297,18 @@ def check_devices(kind):
 
     found = devices.gather(moved(copies, shards[1], shards[0]))
     np.testing.assert_array_equal(found['sum'], rows[:, 0] + rows[:, 1] + rows[0, 1])
+    seen = []
+
+    def doubled(own):
+        seen.append(own.shape)
+        return 2 * own
+
+    def step(state, x):
+        return state, devices.total(devices.alone(doubled)(x).sum())
+
+    state = devices.replicate(np.zeros(1), donated=True)
+    assert devices.one(devices.step(step)(state, shards[0])[1]) == 2 * rows.sum()
+    assert seen == [(2, 3)]
 
     @devices.step
     def step(weights, x):

@@ -115,6 +115,13 @@ class Devices(ABC):
         """Inside a step: sums over the batch become sums over all devices."""
         return jax.lax.psum(tree, self.axis) if self.axis else tree
 
+    def alone(self, function: Callable) -> Callable:
+        """Inside a step: a function of arrays [B, ...] that each device calls with its own images.
+
+        A loop over the images of a batch needs it: all devices would go through all of them.
+        """
+        return function
+
     def _put(self, tree: Any, spec: PartitionSpec, *, donated: bool = False) -> Any:
         if donated:  # one array under two names, as a moving average starts, cannot be given twice
             tree = jax.tree.map(np.array, jax.device_get(tree))
@@ -138,6 +145,12 @@ class _Jit(Devices):
 
     def step(self, step: Callable) -> Callable:
         return jax.jit(step, donate_argnums=0)
+
+    def alone(self, function: Callable) -> Callable:
+        split = PartitionSpec(AXIS)
+        return jax.shard_map(
+            function, mesh=self._mesh, in_specs=split, out_specs=split, check_vma=False
+        )
 
     def shard(self, tree: Any) -> Any:
         return self._put(tree, PartitionSpec(AXIS))

@@ -23,10 +23,9 @@ import numpy as np
 from wsol_jax.data.records import Pixels
 
 _FLOOR = 1e-5  # of probabilities, so that their logarithms are finite
-_STEP = (
-    64  # pixels: sides of single images are filled up to a power of two, or to multiples of this
-)
-_CLASSES = 8  # they are filled up to a power of two, or to multiples of this
+# Single images are filled up to a power of two, or to multiples of this:
+_STEP = 64  # pixels of a side
+_CLASSES = 8
 _NOWHERE = np.iinfo(np.int32).max
 _AXES = 5  # of the lattice: x, y, red, green, blue
 _CORNERS = _AXES + 1  # of one of its cells

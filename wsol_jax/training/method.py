@@ -64,11 +64,14 @@ class Update(NamedTuple):
         average: what the network gives for the same images with the moving average of its weights,
             in inference mode, without a gradient; computed where it is called. None without
             `train.ema`.
+        alone: a function of arrays [B,...] of images -> the same, which each device calls with its
+            own; for loops over images, which no device should go through for the others.
     """
 
     step: jax.Array
     total: Callable[[Any], Any]
     average: Callable[[], Outputs] | None = None
+    alone: Callable[[Callable], Callable] = lambda function: function
 
 
 # (config, network in training, val) -> network -> {name: value}: what is looked at after an epoch

@@ -156,7 +156,7 @@ def _loss(
     average = (
         partial(_outputs, thaw, nnx.State.merge(ema, stats), inputs, shard.targets) if ema else None
     )
-    update = Update(step, devices.total, average)
+    update = Update(step, devices.total, average, devices.alone)
     _, losses, values = _measured(method, module, inputs, shard, update)
     sums = {n: jnp.sum(jnp.where(shard.valid, v, 0)) for n, v in values.items()}
     return jnp.sum(losses * shard.valid) / count, (split_module(module)[2], sums)

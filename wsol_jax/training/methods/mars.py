@@ -79,7 +79,7 @@ class MARS(Segmenter):
         logits, label_map = self.aligned(outputs, batch)
         taught, _ = self.aligned(update.average(), batch)
         probabilities = jax.nn.softmax(taught)
-        refined = _refined(probabilities, batch) if self.crf else probabilities
+        refined = _refined(probabilities, batch, update) if self.crf else probabilities
         missing = label_map == MISSING
         certain = certainty(probabilities, batch.targets['labels'])
         completed = jnp.where(missing, jnp.argmax(refined, axis=-1), label_map)
@@ -102,10 +102,11 @@ class _WithPadding:
         return {**self.targets(record), _PADDING: np.zeros((1, 1), np.uint8)}
 
 
-def _refined(probabilities: jax.Array, batch: Shard) -> jax.Array:
+def _refined(probabilities: jax.Array, batch: Shard, update: Update) -> jax.Array:
     """Those of the CRF, in which padding, as like as one pixel to another, has no say."""
     inside = batch.targets[_PADDING] != IGNORED
-    return dense_crf(batch.images, probabilities, valid=inside)
+    refine = update.alone(lambda images, p, valid: dense_crf(images, p, valid=valid))
+    return refine(batch.images, probabilities, inside)
 
 
 def certainty(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
