@@ -9,11 +9,10 @@ from wsol_jax.grounding.words import (
     SIZE,
     WordVectors,
     glove_size,
-    nearest_class,
+    nearest_classes,
     phrases_of,
     random_vectors,
     read_glove,
-    vocabulary,
     words_of,
 )
 
@@ -58,9 +57,21 @@ def test_a_phrase_is_the_mean_of_its_words(file):
 
 def test_the_nearest_class(file):
     vectors = WordVectors(read_glove(file, {'dog', 'red', 'puppy'}))
-    assert nearest_class('puppy', ('red', 'dog'), vectors) == 1
-    assert nearest_class('zebra', ('dog', 'red', 'zebra'), vectors) == 2
-    assert nearest_class('red', ('dog red', 'red red'), vectors) == 1
+    assert nearest_classes(('puppy', 'red'), ('red', 'dog'), vectors) == {'puppy': 1, 'red': 0}
+    assert nearest_classes(['zebra'], ('dog', 'red', 'zebra'), vectors) == {'zebra': 2}
+    assert nearest_classes(['red'], ('dog red', 'red red'), vectors) == {'red': 1}
+
+
+def test_the_vector_of_a_class_is_made_once(file):
+    asked = []
+    vectors = WordVectors(read_glove(file, {'dog', 'red', 'puppy'}))
+
+    def counted(phrase):
+        asked.append(phrase)
+        return vectors(phrase)
+
+    assert nearest_classes(['puppy', 'zebra', 'dog red'], ('red', 'dog'), counted)['puppy'] == 1
+    assert (asked.count('red'), asked.count('dog')) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -92,12 +103,9 @@ def test_a_file_without_the_words_is_named(file):
         read_glove(file.parent / 'none.txt', {'dog'})
 
 
-def test_the_vocabulary_of_a_source():
+def test_the_words_of_a_source():
     assert phrases_of(source()) == ('dog', 'left of', 'red disc')
     assert words_of(source()) == {'dog', 'left', 'of', 'red', 'disc', 'hot', 'no', 'relation'}
-    known = vocabulary(source())
-    assert known == {'no relation': 1, 'dog': 2, 'left of': 3, 'red disc': 4}
-    assert known.get('zebra', 0) == 0
 
 
 def test_the_length_of_vectors_is_told_by_the_first_line(file, tmp_path):

@@ -10,7 +10,7 @@ from wsol_jax.data import DataError, Record, Source, stored_size
 from wsol_jax.data.expressions import Expression
 from wsol_jax.data.records import filled
 from wsol_jax.evaluation.boxes import box_iou
-from wsol_jax.grounding.words import NO_RELATION, Words, nearest_class
+from wsol_jax.grounding.words import NO_RELATION, Words, nearest_classes
 
 RIGHT = 0.5  # IoU with the true box from which on a proposal is right
 
@@ -92,7 +92,7 @@ def sentences_of(
     return Sentences(
         words,
         names,
-        {subject: nearest_class(subject, names, words) for subject in sorted(subjects)},
+        nearest_classes(sorted(subjects), names, words),
         max(len(record.boxes) for record in records),
         max(map(len, said)),
         by_class,

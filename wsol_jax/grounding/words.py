@@ -1,7 +1,7 @@
-"""Words as numbers: vectors of GloVe for phrases, and a vocabulary for a learned embedding."""
+"""Words as numbers: vectors of GloVe for phrases, and the classes that are nearest to them."""
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +65,12 @@ def read_glove(path: str | Path, words: Collection[str]) -> dict[str, NDArray[np
         with open_file(path) as lines:
             size = 0
             for number, line in enumerate(lines, 1):
+                size = size or len(line.split()) - 1
+                # Most lines are of other words: their numbers are not looked at.
+                if not wanted.issuperset(line.split(None, 1)[:1]):
+                    continue
                 fields = line.split()
-                size = size or len(fields) - 1
-                if fields and fields[0] in wanted and _is_one_word(fields, size):
+                if fields and _is_one_word(fields, size):
                     where = f'{printable(str(path))}:{number}'
                     found.setdefault(fields[0].decode(), _vector(fields[1:], size, where))
     except OSError as error:
@@ -139,23 +142,27 @@ def _vector(fields: Sequence[bytes], size: int, where: str) -> NDArray[np.float3
     return vector
 
 
-def nearest_class(word: str, class_names: Sequence[str], vectors: Words) -> int:
-    """The class whose name has the highest cosine with a word, of equal ones the first.
+def nearest_classes(
+    words: Iterable[str], class_names: Sequence[str], vectors: Words
+) -> dict[str, int]:
+    """The class whose name has the highest cosine with each word, of equal ones the first.
 
     A name that is the word itself is the nearest, also where the word is unknown.
 
     Args:
-        word: a word or phrase, such as the subject of an expression.
+        words: words or phrases, such as the subjects of expressions.
         class_names: of the data set, at least one.
         vectors: of words and phrases.
 
     Returns:
-        its index.
+        {word: the index of its class}.
     """
-    if word in class_names:
-        return list(class_names).index(word)
+    known = {name: i for i, name in reversed(list(enumerate(class_names)))}
     names = np.stack([_unit(vectors(name)) for name in class_names])
-    return int(np.argmax(names @ _unit(vectors(word))))
+    return {
+        word: known[word] if word in known else int(np.argmax(names @ _unit(vectors(word))))
+        for word in words
+    }
 
 
 def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -176,15 +183,6 @@ def words_of(source: Source) -> set[str]:
     """What is to be read for a source: the words of its phrases, classes and `NO_RELATION`."""
     phrases = (*phrases_of(source), *source.class_names, NO_RELATION)
     return {word for phrase in phrases for word in tokens(phrase)}
-
-
-def vocabulary(source: Source) -> dict[str, int]:
-    """{phrase: its index 1..n} of a source, of a learned embedding with n + 1 rows.
-
-    0 is for what is unknown: `vocabulary(source).get(phrase, 0)`. `NO_RELATION` has an index of its
-    own.
-    """
-    return {phrase: k for k, phrase in enumerate((NO_RELATION, *phrases_of(source)), 1)}
 
 
 def _expressions(source: Source, index: int) -> tuple[Expression, ...]:
