@@ -11,13 +11,13 @@ Published: nothing on these 30 classes. Measured on 801 test images (checkpoint,
 chosen on val), GT-known Loc in % of CAM or its own map, DGL, LayerCAM, and top-1, mean and standard
 deviation of three seeds: plain 37.3 ± 1.9, 81.1 ± 0.7 (pw_9), 83.7 ± 0.9 (pw_10), 64.2 ± 3.2; acol
 45.8 ± 1.9, 82.4 ± 0.6 (pw_10), 82.7 ± 0.9 (pw_11), 67.3 ± 6.2; bas 86.4 ± 2.9, 77.2 ± 3.4, 81.1 ±
-4.3, 68.8 ± 8.5. With seed 0 alone, less than 3 apart says nothing: adl 36.0, 81.4 (pw_9), 83.3
-(pw_11), 56.3; has 31.7, 74.0 (pw_10), 71.0 (pw_11), 31.0; cutmix 26.6, 52.3, 61.0 (both pw_10),
-23.2: eight epochs are too few for what is hidden and mixed. spg diverged in its second epoch (loss
-2.0, then 8.7; accuracy 60, then 3 %), with `--config.train.head=1` in its fourth. Before B2 is sure
-of background its mask has foreground alone, and AdamW, which takes small gradients for large ones,
-drives the logits of B1 and C on without end (5 to 29 and 3 to 121 on val images after the third
-epoch, a loss of 5.5 for B1).
+4.3, 68.8 ± 8.5; adl 38.4 ± 2.2, 82.6 ± 1.7 (pw_9), 84.9 ± 1.6 (pw_11), 62.0 ± 4.9; has 27.7 ± 4.1,
+67.4 ± 10.4, 68.7 ± 7.0, 30.0 ± 10.6; cutmix 30.5 ± 3.4, 68.5 ± 14.1, 71.9 ± 10.3, 34.3 ± 9.7: eight
+epochs are too few for what is hidden and mixed. With seed 0 alone spg 41.7, 81.3, 83.1 (both
+pw_10), 58.1, with the rates of its paper; with those of the others it diverged in its second epoch
+(loss 2.0, then 8.7; accuracy 60, then 3 %). Before B2 is sure of background its mask has foreground
+alone, and AdamW, which takes small gradients for large ones, drives the logits of B1 and C on
+without end (5 to 29 and 3 to 121 on val images after the third epoch, a loss of 5.5 for B1).
 
 ORNet's stages start from each other: --config.train.init_from=WORKDIR of the one before, where one
 is run alone. Measured with `--config.localize.methods="('ornet',)"` (the plain training that they
