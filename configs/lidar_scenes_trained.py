@@ -17,7 +17,9 @@ Measured on test (160 frames, 921 boxes; seed 0, about 15 minutes each on a load
 mATE of nuScenes, and mean IoU in rings from 0, 10, 20 and 30 m: teacher 98.9 %, 17 cm, 55, 56, 54,
 55 %; teacher_lidar 98.8 %, 17 cm, 56, 57, 56, 55 %; teacher_random 11.7 %, 93 cm, 16, 13, 12, 12 %.
 So points are worth what they tell, the camera nothing here. Headings are not learnt: mAOE 1.3, 1.2
-and 1.5 rad, where guessing has 1.6. Students: not measured.
+and 1.5 rad, where guessing has 1.6. Students, which get no points: student_alone 56.7 %, 22 cm, 46,
+48, 46, 41 %; student, of the teacher's boxes, too, 81.9 %, 17 cm, 54, 54, 50, 45 %; student_truth
+83.5 %, 15 cm, 55, 55, 52, 44 %.
 """
 
 from ml_collections import ConfigDict
