@@ -13,7 +13,7 @@ learns of the known ones; `student_alone` does without the comparison of two vie
 `student_truth` knows all boxes. Those that learn of known boxes alone go through the frames that
 have some, and more often. `experiments/points.py` goes through all of it.
 
-Measured on test (160 frames, 921 boxes; seed 0, about 15 minutes each on a loaded machine), mAP and
+Measured on test (160 frames, 921 boxes; seed 0, 15 to 55 minutes each on a loaded machine), mAP and
 mATE of nuScenes, and mean IoU in rings from 0, 10, 20 and 30 m: teacher 98.9 %, 17 cm, 55, 56, 54,
 55 %; teacher_lidar 98.8 %, 17 cm, 56, 57, 56, 55 %; teacher_random 11.7 %, 93 cm, 16, 13, 12, 12 %.
 So points are worth what they tell, the camera nothing here. Headings are not learnt: mAOE 1.3, 1.2

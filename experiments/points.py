@@ -30,11 +30,10 @@ from typing import Any
 
 from absl import flags, logging
 
-from experiments.seeds import SEEDS, scores_of, spread
+from experiments.seeds import SEEDS, chosen, scores_of, spread
 from wsol_jax.command_line import WORKDIR, run_command
-from wsol_jax.config import Config, ConfigError, read_config
+from wsol_jax.config import Config, read_config
 from wsol_jax.configs import lidar_scenes_trained
-from wsol_jax.names import unknown_name
 from wsol_jax.points.pseudo_labels import FOLDER
 from wsol_jax.report.table import markdown
 from wsol_jax.workdir import write_text
@@ -109,10 +108,7 @@ def main(_: Sequence[str]) -> None:
     """Runs what is missing, then prints and writes the table."""
     logging.set_verbosity(logging.WARNING)
     folder, found = Path(WORKDIR.value), []
-    asked = _STEPS.value or list(STEPS)
-    for step in asked:
-        if step not in STEPS:
-            raise ConfigError(unknown_name('step in --steps', step, STEPS))
+    asked = chosen('step in --steps', _STEPS.value, STEPS)
     for seed in range(SEEDS.value):
         own = folder / f'seed_{seed}'
         runs = {step: scores_of(config_of(own, step, seed), own / step) for step in asked}

@@ -9,7 +9,7 @@ val, anew for each seed. The seed also draws the generated images of the source 
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,30 @@ from absl import flags, logging
 
 from wsol_jax.command_line import CONFIG, WORKDIR, run_command
 from wsol_jax.config import Config, ConfigError, read_config
+from wsol_jax.names import unknown_name
 from wsol_jax.report.table import columns, heading, markdown
 from wsol_jax.run import run
 from wsol_jax.workdir import locked, open_workdir, read_json, write_text
 
 SEEDS = flags.DEFINE_integer('seeds', 3, 'How many seeds: 0, 1, ...', lower_bound=1)
 _RESULTS = ('metrics.json', 'report.html')
+
+
+def chosen(what: str, names: Sequence[str], known: Collection[str]) -> list[str]:
+    """The names that a flag has, or all of the known ones.
+
+    Args:
+        what: these are called, with the flag.
+        names: of the flag.
+        known: those that there are.
+
+    Raises:
+        ConfigError: there is no such one.
+    """
+    for name in names:
+        if name not in known:
+            raise ConfigError(unknown_name(what, name, known))
+    return list(names or known)
 
 
 def scores_of(config: Config, workdir: Path) -> dict[str, Any]:

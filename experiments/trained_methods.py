@@ -20,10 +20,9 @@ from typing import Any
 from absl import flags, logging
 from matplotlib.figure import Figure
 
-from experiments.seeds import SEEDS, scores_of, spread
+from experiments.seeds import SEEDS, chosen, scores_of, spread
 from wsol_jax.command_line import WORKDIR, run_command
 from wsol_jax.config import Config, ConfigError, read_config
-from wsol_jax.names import unknown_name
 from wsol_jax.presets import config_file
 from wsol_jax.report.table import heading, markdown
 from wsol_jax.workdir import write_text
@@ -61,10 +60,7 @@ def asked() -> dict[str, tuple[Config, str]]:
         ConfigError: there is no such variant.
     """
     known = experiments_of(_CONFIGS.value)
-    for name in _VARIANTS.value:
-        if name not in known:
-            raise ConfigError(unknown_name('variant in --variants', name, known))
-    return {name: known[name] for name in _VARIANTS.value or known}
+    return {name: known[name] for name in chosen('variant in --variants', _VARIANTS.value, known)}
 
 
 def config_of_seed(config: Config, start: str, folder: Path, seed: int) -> Config:

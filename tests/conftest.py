@@ -76,6 +76,19 @@ def fully_optimized():
     jax.config.update('jax_disable_most_optimizations', True)
 
 
+def failing_at_first(read, number, times):
+    """`read` after so many errors of the system, and a list that grows with each try."""
+    tried = []
+
+    def failing(*arguments):
+        tried.append(0)
+        if len(tried) <= times:
+            raise OSError(number, os.strerror(number))
+        return read(*arguments)
+
+    return failing, tried
+
+
 @pytest.fixture(scope='session')
 def resnet():
     """A random residual network; its strides make it blind to no mirror symmetry."""

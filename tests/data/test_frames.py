@@ -1,11 +1,11 @@
 import errno
-import os
 import pickle
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+from conftest import failing_at_first
 
 from wsol_jax.data.augment import AugmentConfig
 from wsol_jax.data.boxes_3d import in_box_frame
@@ -216,15 +216,10 @@ def test_where_no_sweep_can_be_read_the_first_is_named(tmp_path):
 
 @pytest.mark.parametrize(('number', 'fails'), [(errno.EIO, 2), (errno.ESTALE, 3), (errno.EIO, 9)])
 def test_a_sweep_that_the_disk_fails_to_read_is_tried_again(tmp_path, monkeypatch, number, fails):
-    file, tried = tmp_path / '7.bin', []
+    file = tmp_path / '7.bin'
     file.write_bytes(np.ones(4, np.float32).tobytes())
 
-    def failing(*arguments):
-        tried.append(0)
-        if len(tried) <= fails:
-            raise OSError(number, os.strerror(number))
-        return read_file(*arguments)
-
+    failing, tried = failing_at_first(read_file, number, fails)
     monkeypatch.setattr('wsol_jax.data.sweeps.read_file', failing)
     monkeypatch.setattr('wsol_jax.data.loader._PAUSES', (0, 0, 0))
     source = [record(frame(sweeps=(Sweep(file),)))]

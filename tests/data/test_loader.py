@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import Listed
+from conftest import Listed, failing_at_first
 
 from wsol_jax.data import (
     DataError,
@@ -361,15 +361,10 @@ def test_augmentation_is_a_crop_and_a_flip_of_the_squashed_image(source):
 )
 def test_a_read_that_fails_is_tried_again(tmp_path, monkeypatch, number, fails, tries):
     """An error of the disk says nothing of the image; a lasting one skips it."""
-    file, tried = tmp_path / 'a.png', []
+    file = tmp_path / 'a.png'
     file.write_bytes(Shapes('train', 1, size=48)[0].image)
 
-    def failing(*arguments):
-        tried.append(0)
-        if len(tried) <= fails:
-            raise OSError(number, os.strerror(number))
-        return open_file(*arguments)
-
+    failing, tried = failing_at_first(open_file, number, fails)
     monkeypatch.setattr('wsol_jax.data.decode.open_file', failing)
     monkeypatch.setattr('wsol_jax.data.loader._PAUSES', (0, 0, 0))
     batches = evaluation_batches(Listed([Record('a', file, (0,), None)]), 8, 1)

@@ -128,8 +128,8 @@ class StudentTargets:
         """
         found = self.frames(record)
         found['point_classes'] = found['box_classes']
-        known = frame_of(record).labelled or record.image_id in self.without
-        if self.labels and not known:
+        taught = self.labels and record.image_id not in self.without
+        if taught and not frame_of(record).labelled:
             found['labelled'] = np.array(True)
             if self.labels != TRUTH:
                 found |= self._pseudo(record)

@@ -18,6 +18,8 @@ from wsol_jax.models import Network
 from wsol_jax.models.heads import Heads, Outputs
 from wsol_jax.names import unknown_name
 
+ALL_BUT_HEADS = r'(?!heads\.)'  # of `TrainedMethod.freeze`: the network keeps its weights
+
 
 class Shard(NamedTuple):
     """What a step takes of a batch of B images.

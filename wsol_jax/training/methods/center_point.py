@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from wsol_jax.points.pseudo_labels import TRUTH, StudentTargets, without_pseudo_
 from wsol_jax.points.views import drawn_view, moved
 from wsol_jax.training.matching import BOX_WEIGHT
 from wsol_jax.training.method import Shard, Update
-from wsol_jax.training.methods.frames import Boxes, FrameMethod
+from wsol_jax.training.methods.frames import Boxes, FrameMethod, frames_of
 
 _SIZE = (5.0, 5.0)  # metres: l and w of a class whose mean is not known
 
@@ -90,7 +90,7 @@ class CenterPoint3D(FrameMethod):
         """
         frames, without = self.frame_targets(source), frozenset[str]()
         if self.labels not in ('', TRUTH):
-            without = self._without_labels(cast(FrameSource, source))
+            without = self._without_labels(frames_of(source))
         if without and required:  # told once: it is not required where sources are checked
             said = (
                 '%s: has no boxes of %d frames that their teacher could not read: no box is learnt'

@@ -22,7 +22,13 @@ from wsol_jax.grounding.words import (
 from wsol_jax.models import Network
 from wsol_jax.models.grounding import ATTENTIONS, CLASS, FACTORS, OBJECT, RELATION, GroundingHeads
 from wsol_jax.models.heads import Heads, Outputs
-from wsol_jax.training.method import Shard, TrainedMethod, Update, known_endpoint
+from wsol_jax.training.method import (
+    ALL_BUT_HEADS,
+    Shard,
+    TrainedMethod,
+    Update,
+    known_endpoint,
+)
 
 _FACTOR = Range(0, 1000)
 _TOLD = {'subject': CLASS, 'object': OBJECT, 'relation': RELATION}  # what must be told again
@@ -93,7 +99,7 @@ class DTMR(TrainedMethod):
     @property
     def freeze(self) -> tuple[str, ...]:
         """All but the heads."""
-        return (r'(?!heads\.)',) if self.frozen else ()
+        return (ALL_BUT_HEADS,) if self.frozen else ()
 
     def num_logits(self, train: Source) -> int:
         """Nobody reads them: one a class, or one."""

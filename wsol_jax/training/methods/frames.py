@@ -12,7 +12,7 @@ from wsol_jax.data.frames import FrameSource, FrameTargets, SomeFrames
 from wsol_jax.data.records import Source, Targets
 from wsol_jax.fields import Range, documented, setting
 from wsol_jax.models.pillars import Grid
-from wsol_jax.training.method import TrainedMethod
+from wsol_jax.training.method import ALL_BUT_HEADS, TrainedMethod
 
 _COUNT = Range(1, 1_000_000)
 
@@ -98,7 +98,7 @@ class FrameMethod(TrainedMethod):
     @property
     def freeze(self) -> tuple[str, ...]:
         """The network that nobody looks at: unchanging, it is not even computed."""
-        return () if self.reads_images else (r'(?!heads\.)',)
+        return () if self.reads_images else (ALL_BUT_HEADS,)
 
     @property
     def needs_boxes(self) -> bool:
@@ -113,7 +113,7 @@ class FrameMethod(TrainedMethod):
         """
         if not self.needs_boxes:
             return train
-        frames = _frames_of(train)
+        frames = frames_of(train)
         known = np.flatnonzero(frames.labelled)
         if not known.size:
             raise ConfigError('training needs frames whose boxes are known, and train has none')
@@ -130,7 +130,7 @@ class FrameMethod(TrainedMethod):
 
     def frame_targets(self, source: Source) -> FrameTargets:
         """See `targets`."""
-        return FrameTargets(self.points, _frames_of(source).most_boxes, region=self.limits)
+        return FrameTargets(self.points, frames_of(source).most_boxes, region=self.limits)
 
     def most_found(self, source: Source) -> int:
         """How many boxes `boxes` gives of each frame."""
@@ -146,7 +146,7 @@ class FrameMethod(TrainedMethod):
         raise NotImplementedError
 
 
-def _frames_of(source: Source) -> FrameSource:
+def frames_of(source: Source) -> FrameSource:
     """A source as one of frames.
 
     Raises:

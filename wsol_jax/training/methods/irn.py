@@ -20,7 +20,13 @@ from wsol_jax.maps.paths import framed, moved, path_affinity, straight_paths
 from wsol_jax.models import Network
 from wsol_jax.models.heads import Heads, Outputs, Trunk, of_each_class
 from wsol_jax.models.layers import conv
-from wsol_jax.training.method import Shard, TrainedMethod, Update, known_endpoint
+from wsol_jax.training.method import (
+    ALL_BUT_HEADS,
+    Shard,
+    TrainedMethod,
+    Update,
+    known_endpoint,
+)
 from wsol_jax.training.methods.segmenter import Segmenter
 
 BOUNDARY = 'irn'  # the name of the map
@@ -78,7 +84,7 @@ class IRN(TrainedMethod):
     @property
     def freeze(self) -> tuple[str, ...]:
         """All but the branches."""
-        return (r'(?!heads\.)',)
+        return (ALL_BUT_HEADS,)
 
     def heads(self, network: Network, rngs: nnx.Rngs) -> Heads:
         """Both branches.
